@@ -1,0 +1,57 @@
+"""The errors a user can meet, each with what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class ReLAError(Exception):
+    """Base class of every error this package raises on purpose.
+
+    Args:
+        problem: One sentence that says what went wrong.
+        expected: What would have been accepted.
+        found: What was met instead.
+        exists: The names that do exist (submodules, models, keys), listed for the reader.
+        do: The step that mends it.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        expected: object = None,
+        found: object = None,
+        exists: Iterable[object] | None = None,
+        do: str | None = None,
+    ) -> None:
+        lines = [problem]
+        if expected is not None:
+            lines.append(f"  expected: {expected}")
+        if found is not None:
+            lines.append(f"  found:    {found}")
+        if exists is not None:
+            lines.append(f"  exists:   {', '.join(str(name) for name in exists) or '(nothing)'}")
+        if do is not None:
+            lines.append(f"  to do:    {do}")
+        super().__init__("\n".join(lines))
+
+
+class ConfigError(ReLAError, ValueError):
+    """An option has a value that cannot work, alone or beside another option."""
+
+
+class PriorError(ReLAError, ValueError):
+    """A prior cannot be built, loaded or applied."""
+
+
+class DataError(ReLAError, ValueError):
+    """A data set, a loader or an item of it is not what training or labelling needs."""
+
+
+class TargetError(ReLAError, ValueError):
+    """Targets cannot be built, are stale, or belong to other data or another prior."""
+
+
+class InjectionError(ReLAError, RuntimeError):
+    """The callback cannot attach to this module, trainer or strategy."""

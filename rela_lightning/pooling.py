@@ -1,0 +1,72 @@
+"""One vector per image from whatever a vision network returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import Tensor
+
+from rela_lightning.errors import ConfigError
+
+Pooling = Literal["auto", "avg", "cls", "none"]
+POOLINGS: tuple[str, ...] = ("auto", "avg", "cls", "none")
+_KEYS = ("pooler_output", "x_norm_clstoken", "features", "last_hidden_state", "out")
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The feature tensor inside a model output (tensor, tuple, dict or Hugging Face style object)."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        for key in _KEYS:
+            if isinstance(output.get(key), Tensor):
+                return first_tensor(output[key])
+        return first_tensor(list(output.values()))
+    if isinstance(output, Sequence) and not isinstance(output, str):
+        for item in output:
+            if isinstance(item, (Tensor, Mapping, Sequence)) and not isinstance(item, str):
+                return first_tensor(item)
+    raise ConfigError(
+        "The network's output holds no tensor to read features from.",
+        expected="a tensor, or a tuple, list or dict that holds one",
+        found=type(output).__name__,
+        do="name the layer to read with `feature_layer`, or wrap the network so that it returns a tensor",
+    )
+
+
+def pool(output: Any, mode: Pooling = "auto", *, has_cls_token: bool = True) -> Tensor:
+    """Reduce a network's output to one feature vector per image.
+
+    Args:
+        output: Tensor `[B, F]` (kept), feature map `[B, F, H, W]` or token sequence `[B, N, F]`,
+            or a tuple, list or dict that holds one.
+        mode: `auto` averages maps and takes the class token of sequences (their mean without one);
+            `avg` averages maps and sequences; `cls` takes the first token; `none` flattens.
+        has_cls_token: Whether the first token of a sequence is a class token; read by `auto`.
+
+    Returns:
+        Float tensor `[B, F]`.
+
+    Raises:
+        ConfigError: For an unknown mode, or an output of any other rank.
+    """
+    if mode not in POOLINGS:
+        raise ConfigError("Unknown pooling.", expected="one of the names below", found=mode, exists=POOLINGS)
+    features = first_tensor(output)
+    if features.ndim == 2:
+        return features
+    if mode == "none" and features.ndim > 2:
+        return features.flatten(1)
+    if features.ndim == 4:
+        return features.mean(dim=(2, 3))
+    if features.ndim == 3:
+        if mode == "cls" or (mode == "auto" and has_cls_token):
+            return features[:, 0]
+        return features.mean(dim=1)
+    raise ConfigError(
+        "Features of this shape cannot be pooled.",
+        expected="[B, F], [B, F, H, W] or [B, N, F]",
+        found=list(features.shape),
+        do="choose another layer with `feature_layer`",
+    )
