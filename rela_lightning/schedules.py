@@ -1,0 +1,193 @@
+"""When and how much: from the share of the budget spent to the weights of the two losses.
+
+A schedule is all there is to "how ReLA is used". `(0, w)` is the cheap phase: the user's training
+step is not run. `(s, w)`, both positive, adds the transport loss to the user's own. `(1, 0)` leaves
+the user's run alone.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rela_lightning.errors import ConfigError
+
+
+class Weights(NamedTuple):
+    """Weights of the SSL objective and of the transport loss, each >= 0."""
+
+    ssl: float
+    transport: float
+
+    @property
+    def transport_only(self) -> bool:
+        """Whether the user's training step is not run."""
+        return self.ssl == 0.0
+
+
+SSL_ONLY = Weights(1.0, 0.0)
+TRANSPORT_ONLY = Weights(0.0, 1.0)
+
+
+def _share(name: str, value: float) -> float:
+    if not 0.0 < value <= 1.0:
+        raise ConfigError(
+            f"`{name}` is a share of the budget.",
+            expected="a number in (0, 1]",
+            found=value,
+            do="pass 0.4 for 40%; leave the callback out to use no transport at all",
+        )
+    return value
+
+
+class Schedule:
+    """Base class: two weights from the progress and, for adaptive schedules, from the losses seen."""
+
+    adaptive = False
+    """Whether `update` matters; only then are losses averaged over ranks and handed over."""
+
+    def weights(self, progress: float) -> Weights:
+        """Weights of the next optimizer step.
+
+        Args:
+            progress: Share of the planned budget already spent, in `[0, 1]`.
+
+        Returns:
+            `(ssl, transport)`.
+        """
+        raise NotImplementedError
+
+    def update(self, loss: Tensor) -> None:
+        """Take in the transport loss of an optimizer step: a scalar, equal on all ranks."""
+
+    @property
+    def lets_go(self) -> bool:
+        """Whether the transport loss is off by the end of the budget, as far as can be known."""
+        return self.adaptive or self.weights(1.0).transport == 0.0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """State as tensors; empty for schedules that depend on progress alone."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+
+
+class Switch(Schedule):
+    """Transport alone for the first share `at` of the budget, then SSL alone.
+
+    The authors' static rule (Fig. 4b of the paper, `conlam` in their code).
+
+    Args:
+        at: Share of the budget given to transport, in `(0, 1]`.
+    """
+
+    def __init__(self, at: float = 0.4) -> None:
+        self.at = _share("at", at)
+
+    def weights(self, progress: float) -> Weights:
+        """`(0, 1)` before `at`, `(1, 0)` from there on."""
+        return TRANSPORT_ONLY if progress < self.at else SSL_ONLY
+
+
+class TransportOnly(Schedule):
+    """Transport alone, to the end: distillation without an SSL objective."""
+
+    def weights(self, progress: float) -> Weights:
+        """Always `(0, 1)`."""
+        return TRANSPORT_ONLY
+
+
+class Mix(Schedule):
+    """The user's own objective plus `weight` times the transport loss, to the end.
+
+    Args:
+        weight: Weight of the transport loss, >= 0.
+    """
+
+    def __init__(self, weight: float = 1.0) -> None:
+        if not (weight >= 0.0 and math.isfinite(weight)):
+            raise ConfigError("`weight` of the transport loss.", expected="a finite number >= 0", found=weight)
+        self.weight = float(weight)
+
+    def weights(self, progress: float) -> Weights:
+        """Always `(1, weight)`."""
+        return Weights(1.0, self.weight)
+
+
+class Blend(Schedule):
+    """Transport fades out while SSL fades in.
+
+    Args:
+        curve: `linear`, or `cosine` (half a cosine wave: slow at both ends).
+        until: Share of the budget at which only SSL is left, in `(0, 1]`.
+    """
+
+    def __init__(self, curve: Literal["cosine", "linear"] = "cosine", until: float = 1.0) -> None:
+        if curve not in ("cosine", "linear"):
+            raise ConfigError("Unknown curve.", found=curve, exists=("cosine", "linear"))
+        self.curve = curve
+        self.until = _share("until", until)
+
+    def weights(self, progress: float) -> Weights:
+        """`(s, 1 - s)` with s rising from 0 to 1."""
+        share = min(max(progress / self.until, 0.0), 1.0)
+        ssl = share if self.curve == "linear" else 0.5 * (1.0 - math.cos(math.pi * share))
+        return Weights(ssl, 1.0 - ssl)
+
+
+class AuthorsRule(Schedule):
+    """The authors' adaptive rule, for comparison: transport alone until two averages meet.
+
+    Once per optimizer step: `rho = exp(-max(slow - fast, 0))`, then `fast <- .999 fast + .001 loss`
+    and `slow <- .99 slow + .01 fast`, from slow = 2 and fast = 1; SSL takes over for good when
+    `rho >= .995`. It counts steps, not budget, and mostly times its own start-up: a constant loss of 1
+    fires it at step 528. (LINs-lab/ReLA, January 2025.)
+
+    Args:
+        poll: Look at the losses every `poll` steps. Each look waits for the device; with 1 the rule
+            fires at the authors' step, with more up to `poll - 1` steps later.
+    """
+
+    adaptive = True
+
+    def __init__(self, poll: int = 1) -> None:
+        if poll < 1:
+            raise ConfigError("`poll` counts steps.", expected="an integer >= 1", found=poll)
+        self.poll = poll
+        self.slow, self.fast, self.fired = 2.0, 1.0, False
+        self._unread: list[Tensor] = []
+
+    def weights(self, progress: float) -> Weights:
+        """`(0, 1)` until the rule has fired, `(1, 0)` from the next step on."""
+        return SSL_ONLY if self.fired else TRANSPORT_ONLY
+
+    def update(self, loss: Tensor) -> None:
+        """Advance both averages by one step."""
+        self._unread.append(loss.detach().reshape(()))
+        if len(self._unread) >= self.poll:
+            self._read()
+
+    def _read(self) -> None:
+        if not self._unread:
+            return
+        for loss in torch.stack(self._unread).double().tolist():
+            self.fired = self.fired or math.exp(-max(self.slow - self.fast, 0.0)) >= 0.995
+            self.fast = 0.999 * self.fast + 0.001 * loss
+            self.slow = 0.99 * self.slow + 0.01 * self.fast
+        self._unread.clear()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Both averages, the flag and the losses not yet looked at."""
+        unread = torch.stack(self._unread).double().cpu() if self._unread else torch.zeros(0, dtype=torch.double)
+        averages = torch.tensor([self.slow, self.fast], dtype=torch.double)
+        return {"averages": averages, "fired": torch.tensor(self.fired), "unread": unread}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore both averages, the flag and the unread losses."""
+        self.slow, self.fast = state["averages"].tolist()
+        self.fired = bool(state["fired"])
+        self._unread = list(state["unread"].unbind())

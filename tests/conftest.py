@@ -1,0 +1,46 @@
+"""Real images, real modules, small enough for two cores."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import logging
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.parts import make_digits
+
+torch.set_num_threads(1)
+for name in ("lightning.pytorch", "pytorch_lightning"):
+    logging.getLogger(name).setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", message=".*lightning.*")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip GPU tests where there is no GPU."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def digits64():
+    """The first 64 training digits, no transform, as `(image, label)`."""
+    return make_digits(64)
+
+
+@pytest.fixture(scope="session")
+def targets64(tmp_path_factory: pytest.TempPathFactory, digits64) -> Path:
+    """Targets of `digits64` by an untrained prior."""
+    from rela_lightning import build_targets, load_prior
+
+    prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=[0.5] * 3, std=[0.5] * 3, seed=1)
+    path = tmp_path_factory.mktemp("targets") / "digits64"
+    build_targets(prior, digits64, path, storage_dtype=torch.float32)
+    return path

@@ -1,0 +1,58 @@
+"""Small real parts that several tests share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+
+
+class TinyBackbone(nn.Module):
+    """A small convolutional network with batch norm: `[B, 3, H, W]` to `[B, 16]`."""
+
+    def __init__(self, width: int = 16) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, width, 3, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images).mean(dim=(2, 3))
+
+
+class TwoViews:
+    """Two random views of a PIL image, normalised."""
+
+    def __init__(self, size: int = 16, views: int = 2) -> None:
+        self.views = views
+        self.view = v2.Compose([
+            v2.ToImage(), v2.RandomResizedCrop(size, scale=(0.4, 1.0), antialias=True), v2.RandomHorizontalFlip(),
+            v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.3] * 3, [0.4] * 3),
+        ])  # fmt: skip
+
+    def __call__(self, image: object) -> list[Tensor]:
+        return [self.view(image) for _ in range(self.views)]
+
+
+def make_digits(count: int, transform: object = None):
+    """A map-style data set of `count` digits with a `transform` attribute that works."""
+    from rela_lightning.data import Digits
+
+    digits = Digits("train", transform=transform)
+    return Head(digits, count)
+
+
+class Head(torch.utils.data.Dataset):
+    """The first rows of a data set."""
+
+    def __init__(self, dataset: torch.utils.data.Dataset, count: int) -> None:
+        self.dataset, self.count = dataset, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> object:
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        return self.dataset[index]

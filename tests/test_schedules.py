@@ -1,0 +1,93 @@
+import itertools
+import math
+
+import pytest
+import torch
+
+from rela_lightning.errors import ConfigError
+from rela_lightning.schedules import AuthorsRule, Blend, Mix, Switch, TransportOnly
+
+
+def restated_rule(losses: list[float]) -> int | None:
+    """The authors' rule as paper.md states it; the 1-based update at which it fires."""
+    slow, fast = 2.0, 1.0
+    for step, loss in enumerate(losses, start=1):
+        if math.exp(-max(slow - fast, 0.0)) >= 0.995:
+            return step
+        fast = 0.999 * fast + 0.001 * loss
+        slow = 0.99 * slow + 0.01 * fast
+    return None
+
+
+def fired_at(losses: list[float], poll: int = 1) -> int | None:
+    rule = AuthorsRule(poll)
+    for step, loss in enumerate(losses, start=1):
+        assert rule.weights(0.99) == (0.0, 1.0)
+        rule.update(torch.tensor(loss, dtype=torch.float64))
+        if rule.weights(0.0) == (1.0, 0.0):
+            return step
+    return None
+
+
+CURVES = {
+    "constant 1": ([1.0] * 4000, 528),
+    "constant .3": ([0.3] * 4000, 2732),
+    "slow fall": ([1.0 - 6e-5 * i for i in range(4000)], None),
+    "1 to .5": ([0.5 + 0.5 * math.exp(-i / 2000) for i in range(6000)], None),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_authors_rule_fires_at_the_authors_step(name: str) -> None:
+    losses, known = CURVES[name]
+    expected = restated_rule(losses)
+    assert expected is not None and (known is None or expected == known)
+    assert fired_at(losses) == expected
+
+
+def test_authors_rule_polled_rarely_fires_late_but_never_elsewhere() -> None:
+    losses, step = CURVES["constant 1"]
+    assert step <= fired_at(losses, poll=16) < step + 16
+
+
+@pytest.mark.parametrize("poll", [1, 7])
+def test_authors_rule_survives_its_state(poll: int) -> None:
+    losses = CURVES["constant 1"][0][:600]
+    whole, first = AuthorsRule(poll), AuthorsRule(poll)
+    for loss in losses:
+        whole.update(torch.tensor(loss))
+    for loss in losses[:300]:
+        first.update(torch.tensor(loss))
+    second = AuthorsRule(poll)
+    second.load_state_dict(first.state_dict())
+    for loss in losses[300:]:
+        second.update(torch.tensor(loss))
+    assert second.fired and (second.slow, second.fast) == (whole.slow, whole.fast)
+    assert all(isinstance(value, torch.Tensor) for value in whole.state_dict().values())
+
+
+def test_switch_mix_transport_only() -> None:
+    assert [Switch(0.4).weights(p) for p in (0, 0.39, 0.4, 1.0)] == [(0, 1), (0, 1), (1, 0), (1, 0)]
+    assert Mix(0.7).weights(0.5) == (1.0, 0.7)
+    assert TransportOnly().weights(1.0) == (0.0, 1.0)
+    assert [s.lets_go for s in (Switch(), Blend(), AuthorsRule(), Mix(), TransportOnly())] == [True] * 3 + [False] * 2
+
+
+@pytest.mark.parametrize("curve", ["linear", "cosine"])
+def test_blend_goes_from_transport_to_ssl(curve: str) -> None:
+    blend = Blend(curve, until=0.5)
+    weights = [blend.weights(p / 100) for p in range(101)]
+    assert weights[0] == (0.0, 1.0) and weights[50] == weights[100] == (1.0, 0.0)
+    assert weights[25].ssl == pytest.approx(0.5)
+    assert all(a.ssl <= b.ssl and a.ssl + a.transport == pytest.approx(1) for a, b in itertools.pairwise(weights))
+    expected = 0.2 if curve == "linear" else (1 - math.cos(0.2 * math.pi)) / 2
+    assert weights[10].ssl == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: Switch(0), lambda: Switch(1.1), lambda: Blend(until=0), lambda: Blend("square"),
+              lambda: Mix(-1), lambda: Mix(float("nan")), lambda: AuthorsRule(0)],
+)  # fmt: skip
+def test_options_out_of_range_are_refused(build) -> None:
+    with pytest.raises(ConfigError):
+        build()
