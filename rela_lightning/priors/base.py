@@ -1,0 +1,214 @@
+"""A prior: a frozen network together with the preprocessing it was trained with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rela_lightning.errors import PriorError
+from rela_lightning.pooling import Pooling, pool
+from rela_lightning.priors.identity import describe, fingerprint_module, version_of
+from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
+
+_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls_embedding")
+
+
+class Prior(nn.Module):
+    """A frozen network that turns preprocessed images into one feature vector each.
+
+    Always in eval mode, without gradients; `train()` changes nothing.
+
+    Args:
+        network: Any module from images `[B, C, H, W]` to features, maps or tokens.
+        preprocess: Callable from a PIL image or uint8 tensor `[C, H, W]` to a float tensor.
+        pooling: How maps and token sequences become one vector, see `rela_lightning.pooling.pool`.
+        name: What to call it in messages and reports.
+
+    Attributes:
+        preprocess: The callable above.
+        feature_dim: Width of the features.
+        name: The name above.
+
+    Raises:
+        PriorError: If preprocessing does not give a tensor `[C, H, W]` or the network does not take
+            it. One blank image is sent through both.
+    """
+
+    preprocess: Callable[[Any], Any]
+    feature_dim: int
+    name: str
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preprocess: Callable[[Any], Any],
+        *,
+        pooling: Pooling = "auto",
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.preprocess = preprocess
+        self.pooling: Pooling = pooling
+        self.name = name or type(network).__name__
+        self.has_cls_token = has_cls_token(network)
+        self._cached_identity: tuple[object, str] | None = None
+        self.requires_grad_(False)
+        self.eval()
+        self.input_shape = _input_shape(preprocess)
+        self.feature_dim = self._measure()
+
+    def forward(self, images: Any) -> Tensor:
+        """Embed a batch.
+
+        Args:
+            images: Float tensor `[B, C, H, W]` of preprocessed images; for a fusion the tuple of
+                tensors that collating its preprocessed images gives.
+
+        Returns:
+            Float32 features `[B, feature_dim]`, without gradient.
+
+        Raises:
+            PriorError: If the batch is not of the size that preprocessing gives.
+        """
+        self._check(images)
+        with torch.no_grad():
+            return self._encode(images)
+
+    def train(self, mode: bool = True) -> Prior:
+        """Stay in eval mode, whatever is asked."""
+        super().train(False)
+        return self
+
+    @property
+    def identity(self) -> str:
+        """SHA-256 (64 hexadecimal digits) over the weights and the preprocessing."""
+        version = version_of(self)
+        if self._cached_identity is None or self._cached_identity[0] != version:
+            self._cached_identity = (version, fingerprint_module(self.network, self.description))
+        return self._cached_identity[1]
+
+    @property
+    def description(self) -> str:
+        """The preprocessing and the pooling in words; a part of the identity."""
+        return f"{describe(self.preprocess)} pooling={self.pooling}"
+
+    def extra_repr(self) -> str:
+        """Name, width and preprocessing for `print(prior)`."""
+        return f"{self.name}, feature_dim={self.feature_dim}, preprocess={describe(self.preprocess)}"
+
+    def _encode(self, images: Tensor) -> Tensor:
+        dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), images.dtype)
+        output = self.network(images.to(dtype))
+        return pool(output, self.pooling, has_cls_token=self.has_cls_token).float()
+
+    def _check(self, images: Any) -> None:
+        fits = isinstance(images, Tensor) and images.is_floating_point()
+        if not fits or images.ndim != 4 or tuple(images.shape[1:]) != self.input_shape:
+            found = f"{list(images.shape)}, {images.dtype}" if isinstance(images, Tensor) else type(images).__name__
+            channels, height, width = self.input_shape
+            raise PriorError(
+                f"The prior {self.name} was given a batch it was not made for.",
+                expected=f"a float tensor [B, {channels}, {height}, {width}]",
+                found=found,
+                do="apply `prior.preprocess` to each image, or load the prior with `image_size=`",
+            )
+
+    def _measure(self) -> int:
+        try:
+            blank = torch.zeros(1, *self.input_shape, device=_device(self.network))
+            return int(self(blank).shape[1])
+        except PriorError:
+            raise
+        except Exception as error:  # whatever the network raises for images it was not made for
+            raise PriorError(
+                f"The network {self.name} cannot take the images its preprocessing gives.",
+                expected=f"a network for [B, {', '.join(map(str, self.input_shape))}]",
+                found=f"{type(error).__name__}: {error}",
+                do="give the `image_size` and the number of `mean` values it was trained with",
+            ) from error
+
+
+class FusedPrior(Prior):
+    """Several priors as one: features side by side, in the given order.
+
+    Each keeps its own preprocessing: `preprocess` gives a tuple of tensors, and `forward` takes the
+    tuple (or list) of batches that collating gives.
+
+    Args:
+        priors: Two priors or more.
+    """
+
+    def __init__(self, priors: Sequence[Prior]) -> None:
+        nn.Module.__init__(self)
+        if not priors:
+            raise PriorError("A fusion needs priors.", expected="a list of at least one", found="an empty list")
+        self.network = nn.ModuleList(priors)
+        self.preprocess = EachPreprocess(tuple(prior.preprocess for prior in priors))
+        self.feature_dim = sum(prior.feature_dim for prior in priors)
+        self.name = " + ".join(prior.name for prior in priors)
+        self.pooling = "auto"
+        self._cached_identity = None
+        self.eval()
+
+    @property
+    def description(self) -> str:
+        """The parts' descriptions, in order."""
+        return " | ".join(prior.description for prior in self._priors)
+
+    @property
+    def _priors(self) -> list[Prior]:
+        return [module for module in self.network.children() if isinstance(module, Prior)]
+
+    def _check(self, images: Any) -> None:
+        if not isinstance(images, (tuple, list)) or len(images) != len(self._priors):
+            raise PriorError(
+                "A fusion of priors takes one batch for each of them.",
+                expected=f"a tuple of {len(self._priors)} tensors",
+                found=f"{len(images)} of them" if isinstance(images, (tuple, list)) else type(images).__name__,
+                do="collate what `prior.preprocess` gives",
+            )
+
+    def _encode(self, images: Any) -> Tensor:
+        return torch.cat([prior(part) for prior, part in zip(self._priors, images, strict=True)], dim=1)
+
+
+def has_cls_token(network: nn.Module) -> bool:
+    """Whether a network's token sequence starts with a class token."""
+    if getattr(network, "num_prefix_tokens", None) == 0:
+        return False
+    return any(name.rsplit(".", maxsplit=1)[-1] in _CLASS_TOKENS for name, _ in network.named_parameters())
+
+
+def _device(network: nn.Module) -> torch.device | None:
+    return next((p.device for p in network.parameters()), None)
+
+
+def _input_shape(preprocess: Callable[[Any], Any]) -> tuple[int, int, int]:
+    """Shape `[C, H, W]` that preprocessing gives, from a blank image."""
+    if isinstance(preprocess, Preprocess):
+        return len(preprocess.mean), *preprocess.image_size
+    from PIL import Image
+
+    try:
+        try:
+            result = preprocess(Image.new("RGB", (64, 64)))
+        except Exception:  # made for tensors
+            result = preprocess(torch.zeros(3, 64, 64, dtype=torch.uint8))
+    except Exception as error:
+        raise PriorError(
+            "`preprocess` failed on a blank image, as a PIL image and as a uint8 tensor.",
+            expected="a callable from one image to a float tensor [C, H, W]",
+            found=f"{type(error).__name__}: {error}",
+        ) from error
+    if not isinstance(result, Tensor) or result.ndim != 3 or not result.is_floating_point():
+        raise PriorError(
+            "`preprocess` does not give what a prior can take.",
+            expected="a float tensor [C, H, W]",
+            found=f"{list(result.shape)}, {result.dtype}" if isinstance(result, Tensor) else type(result).__name__,
+        )
+    channels, height, width = result.shape
+    return channels, height, width

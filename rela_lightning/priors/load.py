@@ -1,0 +1,128 @@
+"""One function for every prior there is."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import nn
+
+from rela_lightning.errors import PriorError
+from rela_lightning.pooling import Pooling
+from rela_lightning.priors import checkpoint, random
+from rela_lightning.priors.architectures import Architecture, build_architecture
+from rela_lightning.priors.base import FusedPrior, Prior
+from rela_lightning.priors.preprocess import Preprocess, customised
+
+SCHEMES: tuple[str, ...] = (
+    "open_clip:<arch>/<tag>",
+    "timm:<model>",
+    "torchvision:<model>/<weights>",
+    "checkpoint:<file> with arch=",
+    "random:<open_clip:..., timm:..., torchvision:... or lightly:...> with seed=",
+)
+_PRETRAINED = ("open_clip", "timm", "torchvision")
+
+
+def load_prior(
+    spec: str | nn.Module | Sequence[Any],
+    *,
+    image_size: int | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
+    preprocess: Callable[[Any], Any] | None = None,
+    pooling: Pooling = "auto",
+    **kwargs: Any,
+) -> Prior:
+    """Load a frozen prior with its preprocessing.
+
+    Args:
+        spec: One of `open_clip:<arch>/<tag>`, `timm:<model>`, `torchvision:<model>/<weights>`,
+            `checkpoint:<file>` (with `arch=`), `random:<zoo>:<model>` (with `seed=`); any module
+            (copied, yours stays as it is); or a list of these, whose features are put side by side.
+        image_size: Side in pixels. The shorter side of an image is resized to exactly this
+            (bicubic, antialias) and the centre is cropped. Overrides the prior's own geometry.
+        mean: Channel means on the [0, 1] scale, over the prior's own.
+        std: Channel standard deviations on the [0, 1] scale, over the prior's own.
+        preprocess: Callable from a PIL image or uint8 tensor `[C, H, W]` to a float tensor, in place
+            of all of the above.
+        pooling: How feature maps and tokens become one vector: `auto`, `avg`, `cls` or `none`.
+        kwargs: For the source: `arch`, `prefix` (checkpoint), `seed` (random), `cache_dir`, `width`, ...
+            With a list, every option goes to each part that is not a `Prior` yet.
+
+    Returns:
+        The prior: `prior(images [B, C, H, W]) -> [B, feature_dim]`.
+
+    Raises:
+        PriorError: If there is no such prior, it cannot be loaded, or its preprocessing is not known.
+
+    Example:
+        >>> prior = load_prior("random:lightly:resnet-9", image_size=32, mean=0.5, std=0.5, seed=1)
+        >>> prior.feature_dim
+        512
+    """
+    options: dict[str, Any] = {"image_size": image_size, "mean": mean, "std": std, "preprocess": preprocess}
+    if preprocess is not None and (image_size, mean, std) != (None, None, None):
+        raise PriorError(
+            "`preprocess` takes the place of `image_size`, `mean` and `std`.",
+            expected="one or the other",
+            found="both",
+        )
+    if isinstance(spec, (list, tuple)):
+        return FusedPrior(
+            [p if isinstance(p, Prior) else load_prior(p, pooling=pooling, **options, **kwargs) for p in spec]
+        )
+    if isinstance(spec, Prior):
+        return _changed(spec, pooling, options, kwargs)
+    name, network, own = _network(spec, image_size, kwargs)
+    if preprocess is None:
+        preprocess = customised(own, network, image_size=image_size, mean=mean, std=std)
+    return Prior(network, preprocess, pooling=pooling, name=name)
+
+
+def _network(spec: object, image_size: int | None, kwargs: dict[str, Any]) -> tuple[str, nn.Module, Preprocess | None]:
+    """Name, network and own preprocessing (or `None`) of a single spec."""
+    if isinstance(spec, nn.Module):
+        _no_more(kwargs)
+        return type(spec).__name__, copy.deepcopy(spec), None
+    scheme, _, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    built: Architecture
+    if scheme == "checkpoint" and rest:
+        built = checkpoint.build(rest, image_size=image_size, **kwargs)
+    elif scheme == "random" and rest:
+        built = random.build(rest, image_size=image_size, **kwargs)
+    elif scheme in _PRETRAINED and rest:
+        built = build_architecture(f"{scheme}:{rest}", pretrained=True, image_size=image_size, **kwargs)
+    else:
+        raise PriorError(
+            "There is no such prior.",
+            expected="a string of one of the forms below, an nn.Module, or a list of these",
+            found=spec,
+            exists=SCHEMES,
+            do="for example load_prior('open_clip:ViT-B-16/openai')",
+        )
+    return str(spec), built.network, built.preprocess
+
+
+def _changed(prior: Prior, pooling: Pooling, options: dict[str, Any], kwargs: dict[str, Any]) -> Prior:
+    """The prior itself, or its network under other settings."""
+    _no_more(kwargs)
+    if all(value is None for value in options.values()) and pooling in ("auto", prior.pooling):
+        return prior
+    if isinstance(prior, FusedPrior):
+        raise PriorError("A fusion is changed in its parts.", do="load the parts with these options, then fuse")
+    preprocess = options.pop("preprocess")
+    if preprocess is None:
+        own = prior.preprocess if isinstance(prior.preprocess, Preprocess) else None
+        preprocess = customised(own, prior.network, **options)
+    return Prior(prior.network, preprocess, pooling=pooling, name=prior.name)
+
+
+def _no_more(kwargs: dict[str, Any]) -> None:
+    if kwargs:
+        raise PriorError(
+            "A module takes no options for building it.",
+            expected="image_size, mean, std, preprocess or pooling",
+            found=", ".join(kwargs),
+        )

@@ -1,0 +1,195 @@
+"""What happens to an image before a prior sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from rela_lightning.errors import DataError, PriorError
+
+Fit = Literal["shortest", "squash", "longest"]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Resize, centre crop, scale to [0, 1] and normalise one image.
+
+    A PIL image goes through PIL's resize and a tensor through torch's, both with antialiasing, as in
+    the libraries the priors come from; the two differ by a few of 255 levels at most.
+
+    Args:
+        image_size: Height and width of the result, in pixels.
+        mean: Mean of each channel, on the [0, 1] scale; their number is the number of channels.
+        std: Standard deviation of each channel, on the [0, 1] scale.
+        resize: Height and width to resize to before the crop; `None` for `image_size`.
+        interpolation: `bicubic`, `bilinear`, `nearest` or another name that torchvision knows.
+        fit: `shortest` keeps the aspect ratio and covers `resize`, `longest` keeps it and stays
+            inside (the rest is black), `squash` gives it up.
+    """
+
+    image_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    resize: tuple[int, int] | None = None
+    interpolation: str = "bicubic"
+    fit: Fit = "shortest"
+
+    def __call__(self, image: Any) -> Tensor:
+        """Preprocess one image.
+
+        Args:
+            image: PIL image, or tensor `[..., C, H, W]`, uint8 or float in [0, 1]. Gray becomes
+                colour, colour becomes gray and an alpha channel is dropped, as the prior needs it.
+
+        Returns:
+            Float32 tensor `[..., len(mean), *image_size]`.
+
+        Raises:
+            DataError: If it is no such image.
+        """
+        import torchvision.transforms.v2.functional as F
+
+        image = self._resized(with_channels(image, len(self.mean)), F)
+        image = F.center_crop(image, list(self.image_size))
+        tensor = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+        tensor = F.to_dtype(tensor, torch.float32, scale=True).clamp(0.0, 1.0)  # bicubic overshoots
+        normalised: Tensor = F.normalize(tensor, list(self.mean), list(self.std), inplace=True)
+        return normalised
+
+    def _resized(self, image: Any, F: ModuleType) -> Any:
+        from torchvision.transforms import InterpolationMode
+
+        height, width = F.get_size(image)
+        target = self.resize or self.image_size
+        if self.fit == "squash":
+            size = list(target)
+        elif self.fit == "shortest" and target[0] == target[1]:
+            size = [target[0]]  # torchvision's own rounding of the longer side
+        else:
+            pick = max if self.fit == "shortest" else min
+            ratio = pick(target[0] / height, target[1] / width)
+            size = [max(1, round(height * ratio)), max(1, round(width * ratio))]
+        return F.resize(image, size, interpolation=InterpolationMode(self.interpolation), antialias=True)
+
+
+def with_channels(image: Any, channels: int) -> Any:
+    """The same image with that many channels, in the form (PIL or tensor) it came in."""
+    if isinstance(image, Tensor):
+        return _tensor_with_channels(image, channels)
+    mode = getattr(image, "mode", None)
+    if mode is None:
+        raise DataError(
+            "A prior cannot read this as an image.",
+            expected="a PIL image, or a tensor [C, H, W], uint8 or float in [0, 1]",
+            found=type(image).__name__,
+        )
+    if mode.startswith(("I", "F")) or channels not in (1, 3):
+        raise DataError(
+            "The image's mode does not fit this prior.",
+            expected=f"an 8-bit image that can be given {channels} channels",
+            found=f"PIL mode {mode}",
+            do="convert it to 8 bits (mode L or RGB), or hand over tensors [C, H, W]",
+        )
+    wanted = "L" if channels == 1 else "RGB"
+    return image if mode == wanted else image.convert(wanted)
+
+
+def _tensor_with_channels(image: Tensor, channels: int) -> Tensor:
+    import torchvision.transforms.v2.functional as F
+
+    if image.ndim < 3 or not (image.dtype == torch.uint8 or image.is_floating_point()):
+        raise DataError(
+            "A prior cannot read this tensor as an image.",
+            expected="[..., C, H, W], uint8 or float in [0, 1]",
+            found=f"{list(image.shape)}, {image.dtype}",
+        )
+    found = image.shape[-3]
+    if found == channels:
+        return image
+    if found == 1:
+        return image.expand(*image.shape[:-3], channels, -1, -1)
+    if found == 4 and channels in (1, 3):
+        return _tensor_with_channels(image[..., :3, :, :], channels)
+    if found == 3 and channels == 1:
+        gray: Tensor = F.rgb_to_grayscale(image)
+        return gray
+    raise DataError(
+        "The image's channels do not fit this prior.",
+        expected=f"a tensor [{channels}, H, W], or one gray channel",
+        found=list(image.shape),
+        do="put the channels first",
+    )
+
+
+@dataclass(frozen=True)
+class EachPreprocess:
+    """Several preprocessings of one image side by side, for a fusion of priors; gives a tuple."""
+
+    parts: tuple[Any, ...]
+
+    def __call__(self, image: Any) -> tuple[Tensor, ...]:
+        """One float32 tensor `[..., C, H, W]` for each part."""
+        return tuple(part(image) for part in self.parts)
+
+
+def customised(
+    own: Preprocess | None,
+    network: nn.Module,
+    *,
+    image_size: int | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
+) -> Preprocess:
+    """The prior's own preprocessing with the user's settings over it.
+
+    With `image_size` the shorter side is resized to exactly that and the centre is cropped; without
+    an own preprocessing all three settings are needed.
+    """
+    if image_size is not None and (not isinstance(image_size, int) or image_size < 1):
+        raise PriorError("`image_size` is a number of pixels.", expected="an int above 0", found=image_size)
+    channels = first_channels(network) or (len(own.mean) if own else None)
+    if own is None:
+        if image_size is None or mean is None or std is None:
+            raise PriorError(
+                "This prior carries no preprocessing of its own.",
+                expected="`preprocess=`, or `image_size=`, `mean=` and `std=`",
+                found=f"image_size={image_size}, mean={mean}, std={std}",
+                do="say what it was trained on, e.g. image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3",
+            )
+        own = Preprocess((image_size, image_size), (), ())
+    elif image_size is not None:
+        own = Preprocess((image_size, image_size), own.mean, own.std)
+    return replace(
+        own,
+        mean=per_channel("mean", own.mean if mean is None else mean, channels),
+        std=per_channel("std", own.std if std is None else std, channels),
+    )
+
+
+def per_channel(name: str, values: float | Sequence[float], channels: int | None) -> tuple[float, ...]:
+    """One float for each channel; a single value is repeated, a gray prior gets the average."""
+    given = tuple(float(v) for v in (values if isinstance(values, Sequence) else (values,)))
+    if channels is None or len(given) == channels:
+        return given
+    if len(given) == 1:
+        return given * channels
+    if channels == 1:
+        return (sum(given) / len(given),)
+    raise PriorError(
+        f"`{name}` does not fit the network's channels.",
+        expected=f"{channels} values",
+        found=values,
+    )
+
+
+def first_channels(network: nn.Module) -> int | None:
+    """Input channels of the network's first convolution; `None` without one."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            return module.in_channels
+    return None
