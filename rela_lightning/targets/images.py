@@ -1,0 +1,185 @@
+"""Raw images out of any map-style data set, with its own transform set aside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
+
+from rela_lightning.data.swap import swapped_transform
+from rela_lightning.errors import DataError
+
+_KEYS = ("image", "img", "pixel_values")
+_WANTED = "a PIL image, a uint8 tensor [C, H, W] or a float tensor in [0, 1], alone or first in a tuple or dict"
+
+
+def unchanged(*images: Any, **named: Any) -> Any:
+    """The transform that stands in while a data set's own is set aside: hands back what it gets."""
+    if named:
+        return named
+    return images[0] if len(images) == 1 else images
+
+
+def has_transform(dataset: Any, row: int = 0) -> bool:
+    """Whether the data set has a `transform` that its samples go through. Reads one, without applying it."""
+    calls = 0
+
+    def counting(*images: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return unchanged(*images, **named)
+
+    _read(dataset, row, counting)
+    return calls > 0
+
+
+def raw_image(dataset: Any, row: int) -> Any:
+    """One image of a data set as it was before its `transform`.
+
+    Args:
+        dataset: Map-style; its `transform`, also inside wrappers, is put back afterwards.
+        row: Index of the sample.
+
+    Returns:
+        A PIL image, or a tensor `[C, H, W]`, uint8 or float in [0, 1].
+
+    Raises:
+        DataError: If the sample holds no such image.
+    """
+    item = _read(dataset, row, unchanged)
+    image = _find(item)
+    if image is None:
+        raise DataError(
+            f"Row {row} of the data set holds no image.",
+            expected=_WANTED,
+            found=_kind(item),
+            do="wrap the data set so that dataset[i] is the image or starts with it",
+        )
+    return _checked(image, row)
+
+
+def _read(dataset: Any, row: int, transform: Any) -> Any:
+    try:
+        with swapped_transform(dataset, transform):
+            return dataset[row]
+    except Exception as error:
+        if hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(f"while reading row {row} of the data set for labelling")
+        raise
+
+
+def pixels(image: Any) -> np.ndarray:
+    """Pixels of a PIL image or tensor as an array `[C, H, W]`, the same for both forms of an image."""
+    if isinstance(image, Tensor):
+        return np.ascontiguousarray(image.cpu().numpy())
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    array = np.asarray(image)
+    return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
+
+
+def check_length(dataset: Any) -> int:
+    """Length of a data set that can be labelled.
+
+    Raises:
+        DataError: If it is iterable only, has no length, or has fewer than two rows.
+    """
+    length = getattr(dataset, "__len__", None)
+    if isinstance(dataset, IterableDataset) or length is None or not hasattr(dataset, "__getitem__"):
+        raise DataError(
+            "Targets are found by the index of a sample, so the data set needs a length and indices.",
+            expected="a map-style data set: len(dataset) and dataset[i]",
+            found=type(dataset).__name__,
+            do="for iterable data compute targets on the fly: ReLACallback(prior=...)",
+        )
+    rows = int(length())
+    if rows < 2:
+        raise DataError(
+            "The data set is empty." if rows == 0 else "One row has no variance to learn a projection from.",
+            expected="at least 2 rows",
+            found=f"{rows} in {type(dataset).__name__}",
+            do="check its path and split",
+        )
+    return rows
+
+
+class LabelView(Dataset[tuple[int, Any]]):
+    """A data set as labelling sees it: `(row, preprocessed image)`, own transform set aside.
+
+    Args:
+        dataset: The user's data set; nothing in it is changed.
+        preprocess: The prior's preprocessing.
+        rows: Rows of `dataset` to go over, int64 `[R]`, in this order.
+    """
+
+    def __init__(self, dataset: Any, preprocess: Any, rows: np.ndarray) -> None:
+        self.dataset = dataset
+        self.preprocess = preprocess
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, position: int) -> tuple[int, Any]:
+        row = int(self.rows[position])
+        return row, self.preprocess(raw_image(self.dataset, row))
+
+
+def _find(item: Any) -> Any:
+    """The first image in a sample, or `None`."""
+    if _is_image(item):
+        return item
+    if isinstance(item, Mapping):
+        named = [item[key] for key in _KEYS if key in item]
+        return next((image for value in named or item.values() if (image := _find(value)) is not None), None)
+    if isinstance(item, Sequence) and not isinstance(item, (str, bytes)) and len(item):
+        return next((image for value in item if (image := _find(value)) is not None), None)
+    return None
+
+
+def _is_image(item: Any) -> bool:
+    from PIL.Image import Image
+
+    if isinstance(item, (Tensor, np.ndarray)):
+        return item.ndim in (2, 3)
+    return isinstance(item, Image)
+
+
+def _checked(image: Any, row: int) -> Any:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8:
+            raise _unusable(image, row)
+        # arrays of images are [H, W] or [H, W, C] by custom
+        image = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 2 else image.transpose(2, 0, 1)))
+    if not isinstance(image, Tensor):
+        return image
+    image = image[None] if image.ndim == 2 else image
+    in_range = image.is_floating_point() and image.numel() > 0 and bool(image.min() >= 0.0) and bool(image.max() <= 1.0)
+    if image.dtype != torch.uint8 and not in_range:
+        raise _unusable(image, row)
+    return image
+
+
+def _unusable(image: Any, row: int) -> DataError:
+    return DataError(
+        f"Row {row} of the data set is not a raw image.",
+        expected=_WANTED,
+        found=_kind(image),
+        do="label the images before normalisation: the prior brings its own preprocessing",
+    )
+
+
+def _kind(item: Any) -> str:
+    if isinstance(item, (Tensor, np.ndarray)):
+        real = item.dtype not in (torch.complex64, torch.complex128) and 0 not in item.shape
+        values = f", values {float(item.min()):.3g} to {float(item.max()):.3g}" if real else ""
+        return f"{type(item).__name__} {list(item.shape)}, {item.dtype}{values}"
+    if isinstance(item, Mapping):
+        return f"dict of {', '.join(f'{key}: {_kind(value)}' for key, value in list(item.items())[:6])}"
+    if isinstance(item, (tuple, list)):
+        return f"{type(item).__name__} of {', '.join(_kind(value) for value in item[:6])}"
+    return type(item).__name__

@@ -1,0 +1,131 @@
+"""Where a step's targets come from: a store, by data set index, or the prior itself, on the fly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rela_lightning.data.transforms import find_normalisation
+from rela_lightning.errors import TargetError
+from rela_lightning.priors.base import Prior
+from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
+from rela_lightning.targets.reduce import Moments, Projection, merge, moments, pca, project, projection
+from rela_lightning.targets.store import TargetStore
+
+
+class StoredTargets:
+    """Targets of a store, looked up by data set index.
+
+    Args:
+        store: The store.
+        prior: Prior that the targets must have been made with, to verify them; None to trust the manifest.
+        num_samples: Samples that `check` compares; 0 checks the length only.
+    """
+
+    indexed = True
+
+    def __init__(self, store: TargetStore, *, prior: Prior | None = None, num_samples: int = 16) -> None:
+        self._store, self._prior, self._num_samples = store, prior, num_samples
+        self.fingerprint = store.fingerprint
+
+    def check(self, dataset: Any) -> None:
+        """Refuse a training data set that the targets do not belong to."""
+        self._store.verify(dataset, self._prior, self._num_samples)
+
+    def __call__(self, indices: Tensor, view: Tensor, trainer: Any) -> Tensor | None:
+        """Targets float32 `[B, D]`, on the CPU, of data set rows int64 `[B]`."""
+        return self._store[indices]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty: the store is on disk."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""
+
+
+class PriorTargets:
+    """Targets on the fly, `y = project(prior(view))`, one forward of the prior a step.
+
+    The projection (PCA, standardised per dimension) is learnt from the first batches: until
+    `4 * feature_dim` images have passed, calls only collect and return None.
+
+    Args:
+        prior: The prior; it is moved to the views' device and is no part of the trained module.
+    """
+
+    indexed = False
+
+    def __init__(self, prior: Prior) -> None:
+        self.prior = prior
+        self.fingerprint = prior.identity
+        self._normalisation: tuple[list[float], list[float]] | None = None
+        self._needed = 4 * prior.feature_dim
+        self._moments: Moments | None = None
+        self._projection: Projection | None = None
+
+    def check(self, dataset: Any) -> None:
+        """Learn how the training views are normalised; views without a `Normalize` are taken to be in `[0, 1]`."""
+        self._normalisation = find_normalisation(dataset)
+
+    def __call__(self, indices: Tensor, view: Tensor, trainer: Any) -> Tensor | None:
+        """Targets of a view.
+
+        Args:
+            indices: Not used: the view itself is embedded.
+            view: Normalised images `[B, C, H, W]`, float.
+            trainer: For its strategy: ranks learn the projection together.
+
+        Returns:
+            Float32 `[B, D]`, or None while images are being collected.
+        """
+        self.prior.to(view.device)
+        features = self.prior(self._inputs(view))
+        if self._projection is None:
+            self._collect(features, trainer)
+            return None
+        return project(features, self._projection)
+
+    def _inputs(self, view: Tensor) -> Any:
+        images = view.detach().float()
+        if self._normalisation is not None:
+            mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in self._normalisation)
+            images = images * std + mean
+        images = images.clamp(0.0, 1.0)
+        if isinstance(self.prior.preprocess, (Preprocess, EachPreprocess)):
+            return self.prior.preprocess(images)  # takes whole batches
+        return torch.stack([self.prior.preprocess(image) for image in images])
+
+    def _collect(self, features: Tensor, trainer: Any) -> None:
+        if trainer.world_size > 1:
+            features = trainer.strategy.all_gather(features).flatten(0, 1)
+        if not bool(features.isfinite().all()):
+            raise TargetError(
+                "The prior gave NaN or infinity.",
+                expected="finite features",
+                found=f"{self.prior.name} on a training batch",
+                do="check the prior's weights and preprocessing",
+            )
+        part = moments(features.cpu())
+        self._moments = part if self._moments is None else merge(self._moments, part)
+        if self._moments.count >= self._needed:
+            learnt = projection(pca(self._moments))
+            if trainer.world_size > 1:
+                learnt = Projection(*trainer.strategy.broadcast(tuple(learnt)))
+            self._projection = learnt.to(features.device, torch.float32)
+            self._moments = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The projection, or what was collected for it."""
+        if self._projection is not None:
+            return {"projection": [tensor.cpu() for tensor in self._projection]}
+        return {"moments": list(self._moments)} if self._moments is not None else {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if "projection" in state:
+            self._projection = Projection(*state["projection"])
+        if "moments" in state:
+            self._moments = Moments(*state["moments"])

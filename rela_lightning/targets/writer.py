@@ -1,0 +1,213 @@
+"""The labelling pass: `Trainer.predict` over the data set, rows to disk by their index."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
+
+from rela_lightning.errors import TargetError
+from rela_lightning.priors.base import Prior
+from rela_lightning.targets.images import LabelView
+from rela_lightning.targets.partial import claimed, prepare, read_seconds, write_seconds
+from rela_lightning.targets.shards import ShardWriter, missing_rows
+
+
+@dataclass(frozen=True)
+class LabellingPlan:
+    """What one pass does.
+
+    Attributes:
+        dataset: The user's data set.
+        length: Number of its rows.
+        folder: Where the shards go.
+        fields: What decides the features, see `rela_lightning.targets.fields`.
+        lock: Whether rank 0 has to claim the folder first.
+        batch_size: Rows in one forward of the prior.
+        num_workers: Worker processes of the loader.
+        started: `time.time()` when labelling began.
+    """
+
+    dataset: Any
+    length: int
+    folder: Path
+    fields: dict[str, Any]
+    lock: bool
+    batch_size: int
+    num_workers: int
+    started: float
+
+
+class LabellingSteps:
+    """What the labelling module of either Lightning tree does. Mixed into its LightningModule."""
+
+    trainer: Any
+    allow_zero_length_dataloader_with_multiple_devices = True  # fewer rows left than ranks
+
+    def __init__(self, prior: Prior, plan: LabellingPlan) -> None:
+        super().__init__()
+        self.prior = prior
+        self.plan = plan
+        self.claim = ExitStack()
+
+    def setup(self, stage: str) -> None:
+        """Let rank 0 make the folder ready before anybody reads it."""
+        on_rank_zero(self.trainer, self._prepare)
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the folder."""
+        self.claim.close()
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """This rank's share of the rows that no shard holds yet."""
+        plan, trainer = self.plan, self.trainer
+        rows = missing_rows(plan.folder, plan.length, self.prior.feature_dim)
+        split = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
+        view = LabelView(
+            plan.dataset,
+            self.prior.preprocess,
+            rows[split.get("rank", 0) :: split.get("num_replicas", 1)],
+        )
+        # the rows are split already: a sampler of one replica keeps Lightning from splitting them again
+        whole: DistributedSampler[Any] = DistributedSampler(view, num_replicas=1, rank=0, shuffle=False)
+        return DataLoader(
+            view,
+            batch_size=plan.batch_size,
+            sampler=whole,
+            num_workers=plan.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
+        """Row indices `[B]` and features `[B, F]`."""
+        rows, images = batch
+        return rows, self.prior(images)
+
+    def _prepare(self) -> None:
+        if self.plan.lock:
+            self.claim.enter_context(claimed(self.plan.folder, wait=False))
+        prepare(self.plan.folder, self.plan.fields)
+
+
+class ShardSteps:
+    """What the writer of either Lightning tree does. Mixed into its BasePredictionWriter.
+
+    A batch is written while the next one is being computed, so that the device never waits.
+    """
+
+    def __init__(self, plan: LabellingPlan) -> None:
+        super().__init__(write_interval="batch")  # type: ignore[call-arg]  # of the BasePredictionWriter
+        self.plan = plan
+        self._writer: ShardWriter | None = None
+        self._pending: tuple[Tensor, Tensor, Any] | None = None
+        self._clock = 0.0
+        self._earlier = 0.0
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        """Open this rank's shard."""
+        self._writer = ShardWriter(self.plan.folder, trainer.global_rank, pl_module.prior.feature_dim)
+        self._earlier = read_seconds(self.plan.folder)
+
+    def write_on_batch_end(  # noqa: PLR0917
+        self,
+        trainer: Any,
+        pl_module: Any,
+        prediction: Any,
+        batch_indices: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Start copying this batch to the CPU and write the one before."""
+        rows, features = prediction
+        copies, event = [value.to("cpu", non_blocking=True) for value in (rows, features)], None
+        if features.is_cuda:
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+        self._flush()
+        self._pending = (copies[0], copies[1], event)
+        if trainer.is_global_zero and time.time() - self._clock > 1.0:
+            self._clock = time.time()
+            write_seconds(self.plan.folder, self._earlier + self._clock - self.plan.started)
+
+    def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write the last batch; wait until all ranks have."""
+        self._flush()
+        if trainer.is_global_zero:
+            write_seconds(self.plan.folder, self._earlier + time.time() - self.plan.started)
+        trainer.strategy.barrier("rela targets")
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Close the shard."""
+        self._close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Keep what is whole."""
+        if not isinstance(exception, TargetError):
+            self._flush()
+        self._close()
+
+    def _flush(self) -> None:
+        if self._pending is None or self._writer is None:
+            return
+        rows, features, event = self._pending
+        self._pending = None
+        if event is not None:
+            event.synchronize()
+        bad = ~torch.isfinite(features).all(dim=1)
+        if bad.any():
+            raise TargetError(
+                "The prior gives NaN or infinite features.",
+                expected="finite features for every image",
+                found=f"rows {rows[bad].tolist()[:20]} of the data set",
+                do="look at these images, check the prior's weights, or label in 32-bit precision",
+            )
+        self._writer.append(rows.numpy(), features.float().numpy())
+
+    def _close(self) -> None:
+        self._pending = None
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+class LabellingModule(LabellingSteps, L.LightningModule):
+    """Labelling module for `lightning.pytorch`."""
+
+
+class TargetWriter(ShardSteps, BasePredictionWriter):
+    """Prediction writer for `lightning.pytorch`."""
+
+
+def steps_for(trainer: Any) -> tuple[type[Any], type[Any]]:
+    """Labelling module and writer of the trainer's own Lightning tree."""
+    if any(kind.__module__.startswith("pytorch_lightning.") for kind in type(trainer).__mro__):
+        from rela_lightning.targets import writer_pl
+
+        return writer_pl.LabellingModule, writer_pl.TargetWriter
+    return LabellingModule, TargetWriter
+
+
+def on_rank_zero(trainer: Any, work: Callable[[], None]) -> None:
+    """Run `work` on rank 0 while the other ranks wait; if it fails, it fails on all of them."""
+    problem: Exception | None = None
+    if trainer.is_global_zero:
+        try:
+            work()
+        except Exception as error:  # the others must not wait for ever
+            problem = error
+    message = trainer.strategy.broadcast("" if problem is None else str(problem) or repr(problem), src=0)
+    if problem is not None:
+        raise problem
+    if message:
+        raise TargetError(message)

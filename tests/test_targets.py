@@ -1,0 +1,462 @@
+"""Building targets: once, exactly, resumably, and never for the wrong data."""
+
+from __future__ import annotations
+
+import logging
+import random as python_random
+from pathlib import Path
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import pytorch_lightning as pl
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from torch import nn
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
+
+from rela_lightning import build_targets, load_prior
+from rela_lightning.errors import ConfigError, DataError, TargetError
+from rela_lightning.targets import TargetStore, project
+from rela_lightning.targets.partial import claimed, partial_folder
+
+DIGITS = (load_digits().images * 15.9375).astype(np.uint8)
+
+
+class Digits(Dataset):
+    """The first digits as `(image, label)`, images in a form of choice, with a working `transform`."""
+
+    def __init__(self, count=40, form="pil", transform=None, start=0):
+        self.images, self.form, self.transform = DIGITS[start : start + count], form, transform
+        self.reads, self.fail_at = [], None
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, row):
+        if row == self.fail_at:
+            raise KeyError("the disk went away")
+        self.reads.append(row)
+        array = self.images[row]
+        image = {
+            "pil": lambda: Image.fromarray(array),
+            "uint8": lambda: torch.from_numpy(array)[None],
+            "plane": lambda: torch.from_numpy(array),
+            "float": lambda: torch.from_numpy(array / 255.0).float()[None],
+            "numpy": lambda: np.stack([array] * 3, axis=-1),
+        }[self.form]()
+        return (image if self.transform is None else self.transform(image)), 0
+
+
+class Bare(Dataset):
+    """`dataset[i]` as the function says, without a transform."""
+
+    def __init__(self, count, item):
+        self.count, self.item = count, item
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, row):
+        return self.item(row)
+
+
+class Pixels(nn.Module):
+    """A prior whose features can be worked out by hand: the pixels, through one linear map."""
+
+    def __init__(self, width=20):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.map = nn.Linear(64, width, bias=False)
+        self.map.weight.data = torch.randn(width, 64, generator=generator)
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += len(images)
+        return self.map(images.flatten(1))
+
+
+def pixel_prior(width=20, **options):
+    prior = load_prior(Pixels(width), **{"image_size": 8, "mean": [0.0], "std": [1.0], **options})
+    prior.network.calls = 0
+    return prior
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return pixel_prior()
+
+
+def features_by_hand(prior, images):
+    return (images.reshape(len(images), -1) / 255.0) @ prior.network.map.weight.double().numpy().T
+
+
+def expected_targets(prior, images, columns=None):
+    """Whitened PCA of scikit-learn."""
+    return PCA(columns, whiten=True, svd_solver="full").fit_transform(features_by_hand(prior, images))
+
+
+def same_up_to_sign(found, expected, atol):
+    found = found.double().numpy()
+    signs = np.sign((found * expected).sum(axis=0))
+    np.testing.assert_allclose(found, expected * signs, atol=atol)
+
+
+def images_as(form):
+    if form == "dict":
+        return Bare(40, lambda row: {"label": 1, "image": Image.fromarray(DIGITS[row])})
+    if form == "bare":
+        return Bare(40, lambda row: Image.fromarray(DIGITS[row]))
+    return Digits(form=form)
+
+
+@pytest.mark.parametrize("form", ["pil", "uint8", "plane", "float", "numpy", "dict", "bare"])
+def test_targets_are_the_whitened_features_of_each_row(tmp_path, prior, form):
+    store = build_targets(prior, images_as(form), tmp_path / "t", batch_size=16, storage_dtype=torch.float32)
+    assert len(store) == 40 and store.dim == 20
+    # three equal channels turned to gray again may be off by one level
+    atol = 0.2 if form == "numpy" else 1e-3
+    same_up_to_sign(store[torch.arange(40)], expected_targets(prior, DIGITS[:40]), atol)
+
+
+@pytest.mark.parametrize("options", [{"target_dim": 5}, {"standardise": "isotropic"}, {"standardise": "none"}])
+def test_options_shape_the_targets(tmp_path, prior, options):
+    store = build_targets(prior, Digits(), tmp_path / "t", **options)
+    targets = store[torch.arange(40)].double()
+    oracle = PCA(svd_solver="full").fit(features_by_hand(prior, DIGITS[:40]))
+    variance = oracle.explained_variance_
+    expected = {
+        "target_dim": np.ones(5),
+        "isotropic": variance / variance.mean(),
+        "none": variance,
+    }[options.get("standardise", "target_dim")]
+    np.testing.assert_allclose(targets.var(dim=0).numpy(), expected, rtol=5e-3)
+    shares = oracle.explained_variance_ratio_[: store.dim]
+    np.testing.assert_allclose(store.manifest["explained_variance"], shares, rtol=1e-4)
+
+
+def test_files_hold_what_they_say(tmp_path, prior):
+    store = build_targets(prior, Digits(), tmp_path / "deep" / "t")
+    assert sorted(p.name for p in store.path.iterdir()) == ["manifest.json", "projection.safetensors", "targets.npy"]
+    assert np.load(store.path / "targets.npy").dtype == np.float16
+    assert not partial_folder(store.path).exists()
+    assert store.manifest["labelling_seconds"] > 0
+    images = torch.stack([prior.preprocess(Digits()[row][0]) for row in range(40)])
+    again = project(prior(images), store.projection)
+    torch.testing.assert_close(again, store[torch.arange(40)], atol=5e-3, rtol=5e-3)
+
+
+def test_dead_features_are_dropped_and_reported(tmp_path, caplog):
+    prior = pixel_prior()
+    with torch.no_grad():
+        prior.network.map.weight[3:5] = 0.0
+        prior.network.map.weight[7] = prior.network.map.weight[8]
+    store = build_targets(prior, Digits(), tmp_path / "t")
+    assert store.dim == 17 and store.manifest["dropped_dimensions"] == 3
+    assert store[torch.arange(40)].isfinite().all()
+    assert "3 of 20 dimensions carry no variance" in caplog.text
+
+
+def scramble(image):
+    raise AssertionError("the data set's own transform was run")
+
+
+def test_the_data_sets_transform_is_set_aside_and_put_back(tmp_path, prior):
+    inner = Digits(transform=scramble)
+    wrapped = Subset(ConcatDataset([inner, Digits(transform=scramble)]), list(range(60, 20, -1)))
+    store = build_targets(prior, wrapped, tmp_path / "t", storage_dtype=torch.float32)
+    assert inner.transform is scramble
+    rows = np.concatenate([DIGITS[:40], DIGITS[:40]])[list(range(60, 20, -1))]
+    same_up_to_sign(store[torch.arange(40)], expected_targets(prior, rows, 20), 1e-3)
+
+
+@pytest.mark.slow
+def test_workers_set_the_transform_aside_too(tmp_path, prior):
+    dataset = Digits(transform=scramble)
+    with_workers = build_targets(prior, dataset, tmp_path / "a", num_workers=2, batch_size=8)
+    alone = build_targets(prior, dataset, tmp_path / "b", batch_size=8)
+    assert torch.equal(with_workers[torch.arange(40)], alone[torch.arange(40)])
+    assert dataset.transform is scramble
+
+
+def test_a_second_call_returns_without_a_forward_and_reads_only_the_sample(tmp_path):
+    prior, dataset = pixel_prior(), Digits(200)
+    first = build_targets(prior, dataset, tmp_path / "t")
+    assert prior.network.calls == 200
+    stamp = (first.path / "targets.npy").stat().st_mtime_ns
+    dataset.reads.clear()
+    again = build_targets(prior, dataset, tmp_path / "t")
+    assert prior.network.calls == 200 and len(set(dataset.reads)) == 64
+    assert again.fingerprint == first.fingerprint
+    assert (again.path / "targets.npy").stat().st_mtime_ns == stamp
+
+
+def changed_images(dataset):
+    dataset.images = dataset.images.copy()
+    dataset.images[17] += 1
+    return dataset
+
+
+class OtherDigits(Digits):
+    """The same images under another name."""
+
+
+OTHERS = {
+    "prior": (lambda: (pixel_prior(21), Digits(), {}), "another prior"),
+    "preprocessing": (lambda: (pixel_prior(mean=[0.1]), Digits(), {}), r"mean=\(0.1,\)"),
+    "length": (lambda: (pixel_prior(), Digits(41), {}), r"expected: data set length 40[\s\S]*length 41"),
+    "content": (lambda: (pixel_prior(), changed_images(Digits()), {}), "another data set content"),
+    "type": (lambda: (pixel_prior(), OtherDigits(), {}), r"another data set type[\s\S]*tests.test_targets.OtherDigits"),
+    "order": (lambda: (pixel_prior(), Subset(Digits(), range(40)), {}), "another data set order"),
+    "target_dim": (lambda: (pixel_prior(), Digits(), {"target_dim": 3}), r"target_dim None[\s\S]*target_dim 3"),
+    "standardise": (lambda: (pixel_prior(), Digits(), {"standardise": "none"}), "per_dim[\\s\\S]*none"),
+    "dtype": (lambda: (pixel_prior(), Digits(), {"storage_dtype": torch.float32}), "float16[\\s\\S]*float32"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_targets_built_for_something_else_are_refused_by_name(tmp_path, prior, name):
+    store = build_targets(prior, Digits(), tmp_path / "t")
+    make, message = OTHERS[name]
+    other, dataset, options = make()
+    before = (store.path / "manifest.json").read_bytes()
+    with pytest.raises(TargetError, match=message) as refused:
+        build_targets(other, dataset, tmp_path / "t", **options)
+    assert "overwrite=True" in str(refused.value)
+    assert other.network.calls == 0 or other is prior
+    assert (store.path / "manifest.json").read_bytes() == before
+
+
+def test_order_beyond_the_sample_is_seen_in_subsets_and_folders(tmp_path, prior):
+    data = Digits(300)
+    swapped = list(range(300))
+    swapped[1], swapped[2] = 2, 1  # neither row is among the 64 that are sampled
+    build_targets(prior, Subset(data, range(300)), tmp_path / "t")
+    with pytest.raises(TargetError, match=r"built with another data set order\."):
+        build_targets(prior, Subset(data, swapped), tmp_path / "t")
+
+
+def test_overwrite_keeps_the_old_targets_until_the_new_are_done(tmp_path, prior):
+    old = build_targets(prior, Digits(), tmp_path / "t")
+    failing = Digits(200)
+    failing.fail_at = 191  # not in the sample that is read before the pass
+    with pytest.raises(KeyError):
+        build_targets(prior, failing, tmp_path / "t", overwrite=True)
+    assert TargetStore(tmp_path / "t").fingerprint == old.fingerprint
+    assert partial_folder(tmp_path / "t").exists()
+    new = build_targets(prior, Digits(200), tmp_path / "t", overwrite=True)
+    assert len(new) == 200
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+
+
+class Fragile(Digits):
+    """Fails once, in the middle of the pass."""
+
+    def __getitem__(self, row):
+        if self.fail_at is not None and len(self.reads) > self.fail_at:
+            raise RuntimeError("interrupted")
+        return super().__getitem__(row)
+
+
+@pytest.mark.parametrize("after", [90, 140, 231])
+def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, after):
+    prior, whole = pixel_prior(), build_targets(pixel_prior(), Fragile(200), tmp_path / "whole", batch_size=16)
+    dataset = Fragile(200)
+    dataset.fail_at = after  # 73 reads are the sample
+    with pytest.raises(RuntimeError, match="interrupted"):
+        build_targets(prior, dataset, tmp_path / "t", batch_size=16)
+    assert prior.network.calls < 200
+    assert not (tmp_path / "t").exists()
+    with pytest.raises(TargetError, match="incomplete"):
+        TargetStore(tmp_path / "t")
+    written = np.fromfile(partial_folder(tmp_path / "t") / "index-00000.bin", np.int64)
+    assert len(written) == prior.network.calls
+    dataset.fail_at = None
+    store = build_targets(prior, dataset, tmp_path / "t", batch_size=16)
+    assert prior.network.calls == 200  # every row exactly once
+    assert (store.path / "targets.npy").read_bytes() == (whole.path / "targets.npy").read_bytes()
+    assert store.fingerprint == whole.fingerprint
+
+
+def test_a_torn_row_is_embedded_again(tmp_path):
+    prior, dataset = pixel_prior(), Fragile(200)
+    dataset.fail_at = 140
+    with pytest.raises(RuntimeError):
+        build_targets(prior, dataset, tmp_path / "t", batch_size=16)
+    partial = partial_folder(tmp_path / "t")
+    with (partial / "rows-00000.bin").open("ab") as rows, (partial / "index-00000.bin").open("ab") as index:
+        rows.write(b"\1" * 37)  # killed in the middle of a row
+        index.write(b"\1\0\0")
+    dataset.fail_at = None
+    store = build_targets(prior, dataset, tmp_path / "t", batch_size=16)
+    whole = build_targets(pixel_prior(), Fragile(200), tmp_path / "whole", batch_size=16)
+    assert torch.equal(store[torch.arange(200)], whole[torch.arange(200)])
+
+
+def test_rows_of_another_prior_are_not_gone_on_with(tmp_path):
+    dataset, other = Fragile(200), pixel_prior(mean=[0.3])
+    dataset.fail_at = 140
+    with pytest.raises(RuntimeError):
+        build_targets(pixel_prior(), dataset, tmp_path / "t", batch_size=16)
+    dataset.fail_at = None
+    store = build_targets(other, dataset, tmp_path / "t", batch_size=16)
+    assert other.network.calls == 200 and store.prior_identity == other.identity
+
+
+def test_other_output_settings_reuse_the_rows_of_an_interrupted_pass(tmp_path):
+    prior, dataset = pixel_prior(), Fragile(200)
+    dataset.fail_at = 140
+    with pytest.raises(RuntimeError):
+        build_targets(prior, dataset, tmp_path / "t", batch_size=16)
+    dataset.fail_at = None
+    assert build_targets(prior, dataset, tmp_path / "t", target_dim=4, batch_size=16).dim == 4
+    assert prior.network.calls == 200
+
+
+def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, prior):
+    store = build_targets(prior, Digits(), tmp_path / "t")
+    store.path.rename(tmp_path / "t.old")
+    assert build_targets(prior, Digits(), tmp_path / "t").fingerprint == store.fingerprint
+
+
+def test_a_second_job_is_kept_off_the_folder(tmp_path, prior):
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    with claimed(partial_folder(tmp_path / "t"), wait=False), pytest.raises(TargetError, match="Another job"):
+        build_targets(prior, Digits(), tmp_path / "t", trainer=trainer)
+    assert len(build_targets(prior, Digits(), tmp_path / "t", trainer=trainer)) == 40
+
+
+@pytest.mark.parametrize("tree", [L, pl])
+def test_a_given_trainer_of_either_tree_keeps_its_callbacks(tmp_path, prior, tree):
+    class Loud(tree.Callback):
+        def setup(self, trainer, pl_module, stage):
+            raise AssertionError("a callback of the user's training ran while labelling")
+
+    trainer = tree.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False, callbacks=[Loud()]
+    )
+    before = list(trainer.callbacks)
+    store = build_targets(prior, Digits(), tmp_path / "t", trainer=trainer, batch_size=16)
+    alone = build_targets(prior, Digits(), tmp_path / "u", batch_size=16)
+    assert trainer.callbacks == before
+    assert torch.equal(store[torch.arange(40)], alone[torch.arange(40)])
+
+
+def test_a_trainer_that_stops_early_is_refused_and_gone_on_with(tmp_path):
+    prior = pixel_prior()
+    options = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_checkpointing": False}
+    with pytest.raises(TargetError, match=r"40 rows[\s\S]*found:    16; the first missing row is 16"):
+        build_targets(
+            prior, Digits(), tmp_path / "t", trainer=L.Trainer(limit_predict_batches=1, **options), batch_size=16
+        )
+    build_targets(prior, Digits(), tmp_path / "t", batch_size=16)
+    assert prior.network.calls == 40
+    with pytest.raises(ConfigError, match="bf16-mixed"):
+        build_targets(prior, Digits(), tmp_path / "u", trainer=L.Trainer(precision="bf16-true", **options))
+
+
+def test_the_random_state_is_left_as_it_was(tmp_path, prior):
+    def draw():
+        return torch.rand(1).item(), np.random.rand(), python_random.random()
+
+    torch.manual_seed(3), np.random.seed(3), python_random.seed(3)
+    expected = draw()
+    torch.manual_seed(3), np.random.seed(3), python_random.seed(3)
+    build_targets(prior, Digits(), tmp_path / "t")
+    assert draw() == expected
+
+
+def test_lightning_is_quiet_during_the_pass_and_itself_afterwards(tmp_path, prior, recwarn, capfd):
+    logger = logging.getLogger("lightning.pytorch")
+    logger.setLevel(logging.INFO)
+    build_targets(prior, Digits(), tmp_path / "t")
+    assert logger.level == logging.INFO
+    logger.setLevel(logging.ERROR)
+    assert not [w for w in recwarn if "workers" in str(w.message)]
+    assert "available" not in "".join(capfd.readouterr())
+
+
+def test_fusions_are_labelled(tmp_path):
+    fused = load_prior([pixel_prior(6), pixel_prior(5, image_size=8, mean=[0.5])])
+    store = build_targets(fused, Digits(), tmp_path / "t", batch_size=16, storage_dtype=torch.float32)
+    assert store.manifest["feature_dim"] == 11
+    features = np.concatenate([features_by_hand(part, DIGITS[:40]) for part in fused.network], axis=1)
+    oracle = PCA(store.dim, whiten=True, svd_solver="full").fit_transform(features)
+    same_up_to_sign(store[torch.arange(40)], oracle, 1e-2)
+
+
+class Stream(IterableDataset):
+    """No length, no index."""
+
+    def __iter__(self):
+        return iter(Digits())
+
+
+def noisy(row):
+    return torch.rand(1, 8, 8)
+
+
+BAD_DATA = {
+    "iterable": (Stream(), DataError, r"len\(dataset\) and dataset\[i\][\s\S]*Stream[\s\S]*prior="),
+    "empty": (Bare(0, lambda row: None), DataError, "is empty"),
+    "one row": (Digits(1), DataError, "at least 2 rows"),
+    "labels": (Bare(9, lambda row: ("a", 3)), DataError, r"Row 0[\s\S]*found:    tuple of str, int"),
+    "normalised": (Bare(9, lambda row: torch.ones(3, 8, 8) * 2.5), DataError, r"values 2.5 to 2.5[\s\S]*before normal"),
+    "channels last": (Bare(9, lambda row: torch.ones(8, 8, 3, dtype=torch.uint8)), DataError, "channels first"),
+    "late": (Bare(9, lambda row: Image.fromarray(DIGITS[row]) if row < 8 else None), DataError, "Row 8"),
+    "random": (Bare(9, noisy), DataError, "other pixels each time"),
+    "constant": (Bare(9, lambda row: torch.ones(1, 8, 8)), TargetError, "every image the same features"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_data_that_cannot_be_labelled_is_refused(tmp_path, prior, name):
+    dataset, kind, message = BAD_DATA[name]
+    with pytest.raises(kind, match=message):
+        build_targets(prior, dataset, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
+class Sometimes(Pixels):
+    """Not a number where an image is bright."""
+
+    def forward(self, images):
+        return torch.where(images.amax((1, 2, 3)).gt(0.999)[:, None], torch.nan, super().forward(images))
+
+
+def test_features_that_are_not_finite_are_refused_by_row(tmp_path):
+    images = np.minimum(DIGITS[:40], 200)
+    images[23, 0, 0] = 255
+    dataset = Digits()
+    dataset.images = images
+    prior = load_prior(Sometimes(), image_size=8, mean=[0.0], std=[1.0])
+    with pytest.raises(TargetError, match=r"NaN or infinite[\s\S]*rows \[23\] of the data set"):
+        build_targets(prior, dataset, tmp_path / "t", batch_size=16)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"target_dim": 21}, r"expected: 1 to 20[\s\S]*found:    21"),
+        ({"target_dim": 0}, "not a width"),
+        ({"standardise": "white"}, "per_dim, isotropic, none"),
+        ({"storage_dtype": torch.int8}, "float16 or torch.float32"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_read(tmp_path, prior, options, message):
+    dataset = Digits()
+    with pytest.raises(ConfigError, match=message):
+        build_targets(prior, dataset, tmp_path / "t", **options)
+    assert not dataset.reads and not list(Path(tmp_path).iterdir())
+
+
+def test_targets_too_large_for_half_precision_are_refused(tmp_path):
+    prior = pixel_prior()
+    with torch.no_grad():
+        prior.network.map.weight *= 1e6
+    with pytest.raises(TargetError, match=r"storage_dtype=torch\.float32"):
+        build_targets(prior, Digits(), tmp_path / "t", standardise="none")
+    assert build_targets(prior, Digits(), tmp_path / "t").dim == 20

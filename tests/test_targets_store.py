@@ -1,0 +1,215 @@
+"""Reading targets, and telling whether they belong to a data set."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, Subset
+
+from rela_lightning import TargetStore, build_targets
+from rela_lightning.errors import TargetError
+from tests.test_targets import Digits, changed_images, pixel_prior
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return pixel_prior()
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, prior):
+    return build_targets(prior, Digits(), tmp_path_factory.mktemp("store") / "t")
+
+
+def test_rows_come_by_index_in_any_order(store):
+    stored = np.load(store.path / "targets.npy").astype(np.float32)
+    index = torch.tensor([39, 0, 7, 7])
+    assert store[index].dtype == torch.float32
+    np.testing.assert_array_equal(store[index].numpy(), stored[index.numpy()])
+    np.testing.assert_array_equal(store[3].numpy(), stored[3])
+    assert store[[1, 2]].shape == (2, store.dim) and store[torch.tensor([], dtype=torch.int64)].shape == (0, store.dim)
+    assert len(list(store)) == len(store) == 40
+
+
+def test_what_comes_out_can_be_written_to_without_touching_the_store(store):
+    rows = store[torch.arange(2)]
+    before = rows.clone()
+    rows.zero_()
+    assert torch.equal(store[torch.arange(2)], before)
+
+
+@pytest.mark.parametrize(
+    "index, message",
+    [
+        (torch.tensor([3, 40]), r"indices 0 to 39[\s\S]*found:    \[40\]"),
+        (torch.tensor([-1]), r"found:    \[-1\]"),
+        (torch.tensor([0.5]), "int64 tensor"),
+        (torch.zeros(40, dtype=torch.bool), "int64 tensor"),
+        (torch.zeros(2, 2, dtype=torch.int64), r"int64 \[2, 2\]"),
+    ],
+)
+def test_indices_that_are_not_there_are_refused(store, index, message):
+    with pytest.raises(TargetError, match=message):
+        store[index]
+
+
+def test_a_store_is_pickled_without_its_rows(store):
+    store[torch.arange(3)], store.projection
+    packed = pickle.dumps(store)
+    assert len(packed) < 20_000
+    assert torch.equal(pickle.loads(packed)[torch.arange(40)], store[torch.arange(40)])
+
+
+def test_identities(store, prior):
+    assert store.prior_identity == prior.identity
+    assert TargetStore(store.path).fingerprint == store.fingerprint and len(store.fingerprint) == 64
+
+
+def test_what_is_no_store_is_refused(store, tmp_path):
+    with pytest.raises(TargetError, match="no target store here"):
+        TargetStore(tmp_path)
+    with pytest.raises(TargetError, match="no target store here"):
+        TargetStore(tmp_path / "nothing")
+    copy = shutil.copytree(store.path, tmp_path / "t")
+    rows = (copy / "targets.npy").read_bytes()
+    (copy / "targets.npy").write_bytes(rows[: len(rows) // 2])
+    with pytest.raises(TargetError, match="incomplete"):
+        TargetStore(copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["settings"]["format_version"] = 99
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(TargetError, match="expected: version 1"):
+        TargetStore(copy)
+    (copy / "manifest.json").write_text("{}")
+    with pytest.raises(TargetError, match="not a manifest"):
+        TargetStore(copy)
+
+
+def fresh(store):
+    return TargetStore(store.path)
+
+
+def test_the_labelled_data_set_passes_in_silence(store, prior):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fresh(store).verify(Digits())
+        fresh(store).verify(Digits(transform=lambda image: torch.rand(3)), prior)  # its views may be anything
+        fresh(store).verify(Digits(), prior, num_samples=1)
+
+
+def test_another_length_is_refused_always(store):
+    with pytest.raises(TargetError, match=r"40 rows \(targets[\s\S]*found:    41 rows \(Digits\)"):
+        fresh(store).verify(Digits(41), num_samples=0)
+
+
+def test_other_images_are_refused_by_row(store):
+    with pytest.raises(TargetError, match=r"other pixels in rows \[17\]"):
+        fresh(store).verify(changed_images(Digits()), num_samples=40)
+    reversed_rows = Subset(Digits(transform=lambda image: image), range(39, -1, -1))
+    with pytest.raises(TargetError, match=r"rows \[0, 13, 26, 39\]"):
+        fresh(store).verify(reversed_rows, num_samples=4)
+    fresh(store).verify(changed_images(Digits()), num_samples=0)
+
+
+class Views(Dataset):
+    """Random views of the digits, without a transform to set aside."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, row):
+        return torch.randn(2, 3, 8, 8), 0
+
+
+class Noisy(Digits):
+    """The digits with an augmentation of its own."""
+
+    def __getitem__(self, row):
+        return super().__getitem__(row)[0].point(lambda value: value * np.random.rand()), 0
+
+
+def test_what_cannot_be_compared_is_said_once(store, prior):
+    opened = fresh(store)
+    with pytest.warns(UserWarning, match="Only the length") as caught:
+        opened.verify(Views())
+        opened.verify(Views())
+    assert len([w for w in caught if "Only the length" in str(w.message)]) == 1
+    with pytest.warns(
+        UserWarning, match="tests.test_targets_store.Views, the labelled one a tests.test_targets.Digits"
+    ):
+        fresh(store).verify(Views())
+    with pytest.warns(UserWarning, match="Only the length"):
+        fresh(store).verify(Noisy())
+
+
+def test_augmentation_within_the_labelled_type_is_a_warning(tmp_path, prior):
+    noise = {"on": False}
+
+    class Own(Dataset):
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, row):
+            image = Digits()[row][0]
+            return image.point(lambda value: value * np.random.rand()) if noise["on"] else image
+
+    store = build_targets(prior, Own(), tmp_path / "t")
+    noise["on"] = True
+    with pytest.warns(UserWarning, match="before augmentation"):
+        store.verify(Own())
+
+
+def test_a_prior_finds_other_images_under_any_type(store, prior):
+    class Same(Dataset):
+        images = Digits().images
+
+        def __len__(self):
+            return 40
+
+        def __getitem__(self, row):
+            return torch.from_numpy(self.images[row])[None]
+
+    same = Same()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        fresh(store).verify(same, prior)
+    same.images = np.roll(same.images, 1, axis=0)
+    with pytest.raises(TargetError, match=r"sees other images there[\s\S]*rows \[0, 3, 5"):
+        fresh(store).verify(same, prior)
+
+
+def test_another_prior_is_refused(store):
+    with pytest.raises(TargetError, match="made by another prior"):
+        fresh(store).verify(Digits(), pixel_prior(mean=[0.2]))
+
+
+def test_verifying_leaves_the_random_state_and_the_transform_alone(store):
+    def augment(image):
+        return torch.rand(3)
+
+    dataset = Digits(transform=augment)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    fresh(store).verify(dataset)
+    assert torch.equal(torch.rand(1), expected) and dataset.transform is augment
+
+
+def test_a_store_of_ten_million_rows_opens_at_once(store, tmp_path):
+    """The rows are a sparse file: opening must not read them."""
+    copy = shutil.copytree(store.path, tmp_path / "t")
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["length"] = 10_000_000
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    rows = np.lib.format.open_memmap(copy / "targets.npy", mode="w+", dtype=np.float16, shape=(10_000_000, store.dim))
+    rows[9_999_999] = 3.0
+    del rows
+    opened = TargetStore(copy)
+    assert "_rows" not in vars(opened)  # not even mapped yet
+    assert opened[torch.tensor([9_999_999])].unique().tolist() == [3.0]
