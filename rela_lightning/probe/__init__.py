@@ -1,0 +1,43 @@
+"""How good are the features? Linear probes, kNN, few labels; in a run, after it, or on cached features.
+
+Names are imported when first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rela_lightning.probe.features import extract_features
+    from rela_lightning.probe.knn import knn_predict
+    from rela_lightning.probe.knn_online import KNNProbe
+    from rela_lightning.probe.linear import LinearProbe
+    from rela_lightning.probe.offline import few_label_evaluation, linear_evaluation
+    from rela_lightning.probe.online import OnlineLinearProbe
+
+_EXPORTS = {
+    "KNNProbe": "knn_online",
+    "LinearProbe": "linear",
+    "OnlineLinearProbe": "online",
+    "extract_features": "features",
+    "few_label_evaluation": "offline",
+    "knn_predict": "knn",
+    "linear_evaluation": "offline",
+}
+
+__all__ = [
+    "KNNProbe",
+    "LinearProbe",
+    "OnlineLinearProbe",
+    "extract_features",
+    "few_label_evaluation",
+    "knn_predict",
+    "linear_evaluation",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
