@@ -1,0 +1,341 @@
+"""`ReLACallback`: three lines that accelerate any Lightning SSL module."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+from torch.optim import AdamW
+
+from rela_lightning.data.swap import Transform
+from rela_lightning.errors import ConfigError, TargetError
+from rela_lightning.injection.loading import RowTracker
+from rela_lightning.injection.optim import OptimizerFactory, TransportMap
+from rela_lightning.injection.patch import Patches
+from rela_lightning.injection.phases import Phase, Phases
+from rela_lightning.injection.rows import RowLayout
+from rela_lightning.injection.step import StepEngine
+from rela_lightning.injection.support import check_monitors, check_step, check_strategy
+from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
+from rela_lightning.namespaces import DualCallback
+from rela_lightning.pooling import Pooling
+from rela_lightning.priors import Prior, load_prior
+from rela_lightning.schedules import Schedule, Switch, Weights
+from rela_lightning.targets import TargetStore
+from rela_lightning.targets.source import PriorTargets, StoredTargets
+
+
+class ReLACallback(DualCallback):
+    """Pulls the backbone's features to cached targets early in training, then lets go.
+
+    Works with any module of `lightning.pytorch` or `pytorch_lightning` whose training step calls a
+    backbone on images. Nothing of the module, its optimizer or its checkpoint changes; everything is
+    taken off again after `fit`.
+
+    Logs `rela/loss`, `rela/weight`, `rela/ssl_weight` and `rela/phase` (0 transport, 1 mixed, 2 SSL).
+
+    Args:
+        targets: Folder written by `build_targets`, or an open `TargetStore`.
+        prior: Prior, or its spec. Beside `targets` it must be the one they were made with, and re-embeds samples
+            to verify that. Alone it embeds every batch on the fly, for data without an index: one forward of the
+            prior a step, after a few batches in which the projection is learnt.
+        schedule: When and how much; None for `Switch(0.4)`.
+        backbone: What is called on images: dotted path of a submodule, or of a method
+            (`"backbone.encode"`); `auto` goes by usual names, then by the calls of the first step.
+        feature_layer: Dotted path of the layer that is read; None reads what the call returns.
+        pooling: `auto`, `avg`, `cls` or `none`, for feature maps and tokens.
+        views: Dotted paths of the image views in the batch; None takes all float image tensors.
+        num_views: Views per image in the transport phase.
+        row_layout: Order of rows where views are concatenated and changed inside the step: `cat`,
+            `interleaved`; `auto` matches them by content.
+        step: `replace` leaves the user's step out in the transport phase, `swap_loss` runs it and
+            substitutes its loss; `auto` replaces, except under manual optimization.
+        transform: Transform of one image for the transport phase; `default` gives gentler views like
+            the data set's own; None keeps the data set's.
+        data_ratio: Share of the data set drawn afresh each epoch, in `(0, 1]`.
+        transport_optimizer: Builds the optimizer of the map W; None keeps W frozen (the authors' code).
+        teachers: EMA pairs `[[student, teacher], ...]` by name; `auto` finds them; `[]` for none.
+        head_warmup: Share of the budget before the end of the transport phase during which the user's step
+            already runs on detached features, so that projector and predictor are warm at the switch; in
+            `[0, 1)`. Needs a schedule that goes by progress.
+        teacher_momentum: EMA momentum of teachers in the transport phase, in `[0, 1)`.
+        verify_targets: Samples compared with the stored targets before training; 0 checks the length only.
+        seed: Seed of W and of the `data_ratio` draw.
+        allow_untested_strategy: Try strategies nobody has tried.
+
+    Raises:
+        ConfigError: For options outside their range.
+        TargetError: In `setup`, if the targets do not belong to the training data.
+    """
+
+    def __init__(
+        self,
+        targets: str | Path | TargetStore | None = None,
+        *,
+        prior: str | Prior | nn.Module | None = None,
+        schedule: Schedule | None = None,
+        backbone: str = "auto",
+        feature_layer: str | None = None,
+        pooling: Pooling = "auto",
+        views: Sequence[str] | None = None,
+        num_views: int = 2,
+        row_layout: RowLayout = "auto",
+        step: Literal["auto", "replace", "swap_loss"] = "auto",
+        transform: Transform | Literal["default"] | None = "default",
+        data_ratio: float = 1.0,
+        transport_optimizer: OptimizerFactory | None = functools.partial(AdamW, lr=1e-3),
+        teachers: Literal["auto"] | Sequence[Sequence[str]] = "auto",
+        teacher_momentum: float = 0.99,
+        head_warmup: float = 0.0,
+        verify_targets: int = 16,
+        seed: int = 0,
+        allow_untested_strategy: bool = False,
+    ) -> None:
+        super().__init__()
+        _check("data_ratio", data_ratio, "a share in (0, 1]", 0.0 < data_ratio <= 1.0)
+        _check("num_views", num_views, "an integer >= 1", num_views >= 1)
+        _check("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
+        _check("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
+        _check("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
+        _check("step", step, "auto, replace or swap_loss", step in ("auto", "replace", "swap_loss"))
+        if targets is None and prior is None:
+            raise ConfigError(
+                "ReLACallback needs targets.",
+                expected="the folder that build_targets(prior, images, path) wrote, or a prior to embed on the fly",
+                found="neither `targets` nor `prior`",
+                do='ReLACallback("targets/clip-b16"), or for iterable data ReLACallback(prior="timm:...")',
+            )
+        self.targets, self.prior = targets, prior
+        self.schedule = schedule if schedule is not None else Switch(0.4)
+        self.backbone, self.feature_layer, self.pooling = backbone, feature_layer, pooling
+        self.views, self.num_views, self.row_layout, self.step = views, num_views, row_layout, step
+        self.transform, self.data_ratio = transform, data_ratio
+        self.transport_optimizer = transport_optimizer
+        self.teachers, self.teacher_momentum, self.head_warmup = teachers, teacher_momentum, head_warmup
+        self.verify_targets, self.seed = verify_targets, seed
+        self.allow_untested_strategy = allow_untested_strategy
+        self._fresh = self.schedule.state_dict()
+        self._loaded: dict[str, Any] = {}  # state given to us before setup
+        self._left: dict[str, Any] = {}  # state at the end of the last fit
+        self._reset()
+
+    def _reset(self) -> None:
+        self._patches = Patches()
+        self._trainer: Any = None
+        self._source: StoredTargets | PriorTargets | None = None
+        self._map: TransportMap | None = None
+        self._rows: RowTracker | None = None
+        self._engine: StepEngine | None = None
+        self._phases: Phases | None = None
+        self._teachers: Teachers | None = None
+
+    # ---- set up and undo -------------------------------------------------------------------------
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Attach to the trainer and the module; refuses what cannot work."""
+        if stage != "fit":
+            return
+        self._undo()
+        check_strategy(trainer.strategy, allow_untested=self.allow_untested_strategy)
+        check_step(pl_module)
+        replace = pl_module.automatic_optimization if self.step == "auto" else self.step == "replace"
+        if replace and self.schedule.weights(0.0).transport_only:
+            check_monitors(trainer, pl_module)
+        self.schedule.load_state_dict(self._fresh)
+        self._trainer = trainer
+        self._source = source = self._open_targets()
+        self._map = TransportMap(self.transport_optimizer, self.seed)
+        self._engine = engine = StepEngine(
+            pl_module,
+            lambda indices, view: source(indices, view, trainer),
+            self._map,
+            backbone=self.backbone,
+            feature_layer=self.feature_layer,
+            pooling=self.pooling,
+            views=self.views,
+            num_views=self.num_views,
+            row_layout=self.row_layout,
+            replace=replace,
+        )
+        self._rows = rows = RowTracker(
+            self._before_loading,
+            indexed=source.indexed,
+            transform=self.transform if replace else None,
+            num_views=self.num_views,
+            data_ratio=self.data_ratio,
+            seed=self.seed,
+        )
+        self._phases = Phases(self.schedule, self.head_warmup, trainer, lambda: engine.may_replace, rows.ask_for)
+        state = self._loaded or (self._left if trainer.global_step > 0 else {})
+        if state:  # a second fit of the same trainer goes on where the first ended
+            self.load_state_dict(state)
+        rows.attach(self._patches, trainer, pl_module)
+        self._patches.wrap(pl_module, "training_step", self._training_step)
+        self._patches.wrap(pl_module, "manual_backward", self._manual_backward)
+
+    def _open_targets(self) -> StoredTargets | PriorTargets:
+        prior = load_prior(self.prior) if self.prior is not None else None
+        if self.targets is None and prior is not None:
+            return PriorTargets(prior)
+        store = self.targets if isinstance(self.targets, TargetStore) else TargetStore(str(self.targets))
+        return StoredTargets(store, prior=prior, num_samples=self.verify_targets)
+
+    def _before_loading(self, dataset: Any) -> None:
+        if self._phases is not None and self._source is not None:
+            self._source.check(dataset)
+            self._phases.ask()
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Take everything off again."""
+        if stage == "fit":
+            self._undo()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Take everything off, also after a failure."""
+        self._undo()
+
+    def _undo(self) -> None:
+        if self._map is not None:
+            self._left, self._loaded = self.state_dict(), {}
+        if self._engine is not None:
+            self._engine.remove()
+        if self._rows is not None:
+            self._rows.detach()
+        self._patches.undo()
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {k: v for k, v in vars(self).items() if k not in ("log", "log_dict")}
+        if self._map is not None:  # pickled or copied during fit: options and progress go, attachments stay
+            state["_loaded"] = self.state_dict()
+        blank = type(self).__new__(type(self))
+        blank._reset()
+        return {**state, **vars(blank)}
+
+    # ---- hooks ---------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Read the plan of the run."""
+        if self._phases is not None:
+            self._phases.start()
+        if not self.schedule.lets_go:
+            warnings.warn(
+                f"The schedule {type(self.schedule).__name__} keeps the transport loss to the end of training. "
+                "Cached targets help early and hold back late; Switch or Blend let go.",
+                stacklevel=2,
+            )
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Decide before the epoch's first batch is fetched, so that views change without lag."""
+        if self._phases is not None:
+            self._phases.decide()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Decide once per optimizer step; see whether somebody else moves the teachers."""
+        if self._phases is not None:
+            self._phases.decide()
+            if self._phases.light:
+                self._find_teachers(pl_module).before_step()
+
+    def _find_teachers(self, module: Any) -> Teachers:
+        if self._teachers is None:
+            pairs = find_pairs(module) if self.teachers == "auto" else named_pairs(module, self.teachers)
+            self._teachers = Teachers(module, pairs, self.teacher_momentum)
+        return self._teachers
+
+    def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        trainer, engine, phases = self._trainer, self._engine, self._phases
+        if engine is None or phases is None or self._rows is None or self not in trainer.callbacks:
+            return original(*args, **kwargs)  # the learning-rate and batch-size finders set callbacks aside
+        rows = self._rows.take()
+        phase = phases.of_batch(rows.transport_views)
+        output = engine.run(original, args, kwargs, rows.indices, phase, distributed=trainer.world_size > 1)
+        log = functools.partial(trainer.lightning_module.log, batch_size=engine.samples)
+        if engine.loss is not None:
+            log("rela/loss", engine.loss)
+        log("rela/weight", phase.weights.transport)
+        log("rela/ssl_weight", 1.0 if phase.warm_heads else phase.weights.ssl)
+        log("rela/phase", phase.number)
+        return output
+
+    def _manual_backward(self, original: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(loss if self._engine is None else self._engine.backward(loss), *args, **kwargs)
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Step W; keep parameters that took no part out of the user's optimizer step."""
+        engine, phases = self._engine, self._phases
+        if engine is None or phases is None or self._map is None:
+            return
+        for parameter in engine.idle:
+            parameter.grad = None
+        if engine.loss is not None and not phases.stepped:
+            loss = self._map.step(trainer, engine.loss)
+            if self.schedule.adaptive:
+                self.schedule.update(loss)
+        phases.after_step()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Let the teachers follow in the transport phase."""
+        if self._engine is not None and self._engine.replaced and self._phases is not None and self._phases.stepped:
+            self._find_teachers(pl_module).follow()
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Look for values that were not finite."""
+        if self._engine is not None:
+            self._engine.guard.look()
+
+    # ---- state -----------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """W, its optimizer, the schedule and the targets' fingerprint: tensors and primitives only."""
+        if self._map is None or self._source is None or self._phases is None:
+            return self._loaded or self._left
+        return {
+            "transport": self._map.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "weights": list(self._phases.now.weights),
+            "targets": self._source.fingerprint,
+            "source": self._source.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            TargetError: If the run that is resumed used other targets.
+        """
+        self._loaded = state_dict
+        if self._map is None or self._source is None or self._phases is None or not state_dict:
+            return
+        if state_dict["targets"] != self._source.fingerprint:
+            raise TargetError(
+                "The checkpoint was trained on other targets.",
+                expected=f"targets with fingerprint {state_dict['targets']}",
+                found=self._source.fingerprint,
+                do="pass the targets of that run, or start afresh",
+            )
+        self._map.load_state_dict(state_dict["transport"])
+        self._source.load_state_dict(state_dict["source"])
+        self.schedule.load_state_dict(state_dict["schedule"])
+        self._phases.now = Phase(Weights(*state_dict["weights"]))
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Note the epoch a resumed run stands at; say so if the checkpoint knows nothing of ReLA."""
+        loops = checkpoint.get("loops", {}).get("fit_loop", {})
+        if self._rows is not None:
+            self._rows.resume_at(loops.get("epoch_progress", {}).get("current", {}).get("processed", 0))
+        if self.state_key not in checkpoint.get("callbacks", {}):
+            warnings.warn(
+                "The checkpoint was written without ReLACallback: the transport map starts afresh, "
+                "and the schedule goes by the budget already spent.",
+                stacklevel=2,
+            )
+
+
+def _check(name: str, value: Any, expected: str, ok: bool) -> None:
+    if not ok:
+        raise ConfigError(f"ReLACallback: `{name}` is out of range.", expected=expected, found=value)

@@ -1,0 +1,67 @@
+"""How much of the planned budget is spent."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from rela_lightning.errors import ConfigError
+
+
+class Budget:
+    """Share of the budget spent: the largest of steps, epochs and seconds, each over its plan.
+
+    Resuming needs no state: Lightning restores the counters (and its Timer) itself.
+
+    Args:
+        trainer: The Trainer, after its data are set up.
+        refresh: With several ranks, seconds are agreed on every `refresh` batches.
+
+    Raises:
+        ConfigError: If the Trainer plans no end.
+    """
+
+    def __init__(self, trainer: Any, refresh: int = 20) -> None:
+        self._trainer = trainer
+        self._refresh = refresh
+        self._asked = 0
+        self._elapsed = 0.0
+        self._timer = next((c for c in trainer.callbacks if getattr(c, "_duration", None) is not None), None)
+        if not any(math.isfinite(limit) for limit in (self._max_steps(), self._max_batches())) and not self._timer:
+            raise ConfigError(
+                "A schedule needs to know how long training will last.",
+                expected="a Trainer with max_epochs, max_steps or max_time",
+                found="none of them finite",
+                do="pass Trainer(max_epochs=...)",
+            )
+
+    def _max_steps(self) -> float:
+        steps = self._trainer.max_steps
+        return math.inf if steps is None or steps < 0 else float(steps)
+
+    def _max_batches(self) -> float:
+        epochs = self._trainer.max_epochs
+        if epochs is None or epochs < 0:
+            return math.inf
+        return float(epochs) * float(self._trainer.num_training_batches)
+
+    def _time_share(self) -> float:
+        if self._timer is None:
+            return 0.0
+        if self._trainer.world_size == 1 or self._asked % self._refresh == 0:
+            elapsed = float(self._timer.time_elapsed("train"))
+            if self._trainer.world_size > 1:
+                elapsed = float(self._trainer.strategy.broadcast(elapsed))
+            self._elapsed = elapsed
+        self._asked += 1
+        return float(self._elapsed / max(self._timer._duration, 1e-9))
+
+    def progress(self) -> float:
+        """Share of the budget spent, in `[0, 1]`; the same on all ranks."""
+        batches = self._trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        shares = (
+            self._trainer.global_step / max(self._max_steps(), 1.0),
+            batches / max(self._max_batches(), 1.0),
+            self._time_share(),
+        )
+        return float(min(max(shares), 1.0))

@@ -1,0 +1,164 @@
+"""From the loader Lightning is about to iterate to the rows of the step: one object, undone at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import Tensor
+
+from rela_lightning.data.sampler import BudgetSampler
+from rela_lightning.data.swap import Transform, swap_has_effect
+from rela_lightning.data.transforms import default_transport_transform
+from rela_lightning.errors import DataError, InjectionError
+from rela_lightning.injection.batches import (
+    TRANSPORT_VIEWS,
+    USER_VIEWS,
+    IndexedBatch,
+    check_loader,
+    check_plain_sampler,
+    has_index,
+    tagged_loader,
+)
+from rela_lightning.injection.patch import Patches
+
+
+class Rows(NamedTuple):
+    """Where the current batch came from."""
+
+    indices: Tensor | None  # int64 [B], on the CPU; None for data without an index
+    transport_views: bool  # made with the transform of the transport phase
+
+
+class RowTracker:
+    """Tags the training loader, and takes the tags off before user code sees the batch.
+
+    Args:
+        check: Called with the training data set before the first batch; raises if targets do not fit.
+        indexed: Whether an index is needed; without the need, iterable data and foreign loaders pass as they are.
+        transform: `"default"`, None to keep the data set's own, or a transform of one image.
+        num_views: Views per image of the default transform.
+        data_ratio: Share of the data set drawn each epoch, in `(0, 1]`.
+        seed: Seed of that draw.
+    """
+
+    def __init__(
+        self,
+        check: Callable[[Any], None],
+        *,
+        indexed: bool = True,
+        transform: Transform | Literal["default"] | None,
+        num_views: int,
+        data_ratio: float,
+        seed: int,
+    ) -> None:
+        self._indexed = indexed
+        self._check, self._transform, self._num_views = check, transform, num_views
+        self._data_ratio, self._seed, self._epoch = data_ratio, seed, 0
+        self._flag = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
+        self._current: Rows | None = None
+        self._replaced: list[tuple[Any, Any]] = []
+        self._trainer: Any = None
+
+    def attach(self, patches: Patches, trainer: Any, module: Any) -> None:
+        """Wrap the strategy's `process_dataloader` and the transfer hooks of module and data module."""
+        self._trainer = trainer
+        patches.wrap(trainer.strategy, "process_dataloader", self._process)
+        for owner in (module, getattr(trainer, "datamodule", None)):
+            if owner is not None:
+                patches.wrap(owner, "on_before_batch_transfer", self._unwrap)
+
+    def ask_for(self, transport_views: bool) -> None:
+        """Which views to make from now on; batches already prefetched keep theirs and say so."""
+        self._flag[0] = TRANSPORT_VIEWS if transport_views else USER_VIEWS
+
+    def resume_at(self, epoch: int) -> None:
+        """Epoch a resumed run stands at."""
+        self._epoch = epoch
+
+    def take(self) -> Rows:
+        """Rows of the batch in the current step.
+
+        Raises:
+            InjectionError: If the batch arrived without them.
+        """
+        if self._current is None:
+            raise InjectionError(
+                "The training batch carries no data set index.",
+                expected="a batch from the loader Lightning processed",
+                found="a batch that bypassed it",
+                do="let Lightning build the loader (fit argument, train_dataloader hook or data module), and "
+                "call super() if you override Trainer or strategy methods",
+            )
+        return self._current
+
+    def detach(self) -> None:
+        """Give a CombinedLoader of the user its own loaders back."""
+        combined = getattr(getattr(self._trainer, "fit_loop", None), "_combined_loader", None)
+        if combined is not None and self._replaced:
+            originals = {id(tagged): loader for tagged, loader in self._replaced}
+            combined.flattened = [originals.get(id(loader), loader) for loader in combined.flattened]
+        self._replaced.clear()
+
+    def _unwrap(self, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(batch, IndexedBatch):
+            self._current = Rows(batch.indices, bool(batch.views.any()))
+            batch = batch.batch
+        elif self._trainer.training:
+            self._current = None if self._indexed else Rows(None, False)
+            _refuse_several(batch)
+        return original(batch, *args, **kwargs)
+
+    def _process(self, original: Callable[[Any], Any], loader: Any) -> Any:
+        if not self._trainer.training:
+            return original(loader)
+        if not self._indexed and not has_index(loader):
+            self._check(getattr(loader, "dataset", loader))
+            return original(loader)
+        check_loader(loader)
+        with isolate_rng():
+            self._check(loader.dataset)
+            transform = self._transport_transform(loader.dataset)
+        tagged = tagged_loader(loader, transform, self._flag, self._budget_sampler(loader))
+        samplers: tuple[Any, ...] = (tagged.sampler, getattr(tagged.batch_sampler, "sampler", None))
+        for sampler in samplers:
+            # With workers, the first batches are drawn before Lightning sets the epoch of a resumed run.
+            if callable(getattr(sampler, "set_epoch", None)):
+                sampler.set_epoch(self._epoch)
+        processed = original(tagged)
+        self._replaced.append((processed, loader))
+        return processed
+
+    def _transport_transform(self, dataset: Any) -> Transform | None:
+        if self._transform is None:
+            return None
+        if self._transform == "default":
+            return default_transport_transform(dataset, self._num_views)
+        if not swap_has_effect(dataset):
+            raise DataError(
+                "`transform` has no effect on this data set.",
+                expected="a data set that applies its `transform` attribute to each image",
+                found=type(dataset).__name__,
+                do="give the data set a `transform` attribute it applies, or leave `transform` out to keep its views",
+            )
+        return self._transform
+
+    def _budget_sampler(self, loader: Any) -> BudgetSampler | None:
+        if self._data_ratio == 1.0:
+            return None
+        check_plain_sampler(loader)
+        replicas, rank = getattr(loader.sampler, "num_replicas", 1), getattr(loader.sampler, "rank", 0)
+        return BudgetSampler(len(loader.dataset), self._data_ratio, seed=self._seed, num_replicas=replicas, rank=rank)
+
+
+def _refuse_several(batch: Any) -> None:
+    parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+    if any(isinstance(part, IndexedBatch) for part in parts):
+        raise DataError(
+            "There are several training loaders, and targets belong to one data set.",
+            expected="one training loader",
+            found=f"{len(list(parts))} loaders",
+            do="train on one loader; torch.utils.data.ConcatDataset joins data sets",
+        )

@@ -1,0 +1,113 @@
+"""The map W and its own optimizer: stepped beside the user's, never inside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rela_lightning.errors import ConfigError
+from rela_lightning.transport import LinearTransport
+
+OptimizerFactory = Callable[[Iterable[torch.nn.Parameter]], torch.optim.Optimizer]
+
+
+class TransportMap:
+    """W, built when the feature width is known, trained by an optimizer of its own.
+
+    It is no submodule of the user's module and adds no parameter group: strict loading, schedulers,
+    resume and DDP of the user's module stay as they were.
+
+    Args:
+        optimizer: Builds the optimizer from parameters; None keeps W frozen, as the authors' code does.
+        seed: Seed of W's initial weights, the same on all ranks.
+    """
+
+    def __init__(self, optimizer: OptimizerFactory | None, seed: int = 0) -> None:
+        self._factory = optimizer
+        self._seed = seed
+        self._restored: dict[str, Any] | None = None
+        self.linear: LinearTransport | None = None
+        self.optimizer: torch.optim.Optimizer | None = None
+
+    def build(self, feature_dim: int, target_dim: int, device: torch.device) -> LinearTransport:
+        """The map for features of this width, built at the first call.
+
+        It maps to the first `min(feature_dim, target_dim)` target columns, the ones of largest variance.
+
+        Raises:
+            ConfigError: If a resumed map was made for another width.
+        """
+        if self.linear is not None:
+            if self.linear.feature_dim != feature_dim:
+                raise _other_width(feature_dim, self.linear.feature_dim)
+            return self.linear
+        linear = LinearTransport(feature_dim, min(feature_dim, target_dim), seed=self._seed)
+        if self._restored is not None:
+            weight = self._restored["map"]["linear.weight"]
+            if tuple(weight.shape) != (linear.target_dim, feature_dim):
+                raise _other_width(feature_dim, weight.shape[1])
+            linear.load_state_dict(self._restored["map"])
+        self.linear = linear.to(device)
+        if self._factory is not None:
+            self.optimizer = self._factory(self.linear.parameters())
+            if self._restored is not None and "optimizer" in self._restored:
+                self.optimizer.load_state_dict(self._restored["optimizer"])
+        else:
+            self.linear.requires_grad_(False)
+        return self.linear
+
+    def step(self, trainer: Any, loss: Tensor) -> Tensor:
+        """One step of W's optimizer, gradients averaged over ranks.
+
+        Args:
+            trainer: For its strategy's reduction and its precision plugin's scaler.
+            loss: Scalar loss of this step.
+
+        Returns:
+            The loss averaged over ranks; it travels with the gradients, in one reduction.
+        """
+        parameters = list(self.linear.parameters()) if self.linear is not None else []
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        loss = loss.detach().float().reshape(1)
+        if trainer.world_size > 1:
+            flat = torch.cat([g.reshape(-1) for g in gradients] + [loss])
+            flat = trainer.strategy.reduce(flat, reduce_op="mean")
+            loss = flat[-1:]
+            start = 0
+            for gradient in gradients:
+                gradient.copy_(flat[start : start + gradient.numel()].view_as(gradient))
+                start += gradient.numel()
+        if self.optimizer is not None and gradients:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            if scaler is not None:
+                scaler.unscale_(self.optimizer)
+                scaler.step(self.optimizer)
+            else:
+                self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+        return loss.reshape(())
+
+    def state_dict(self) -> dict[str, Any]:
+        """W and its optimizer; what was restored, if W has not been needed since; else empty."""
+        if self.linear is None:
+            return self._restored or {}
+        state: dict[str, Any] = {"map": {k: v.detach().cpu().clone() for k, v in self.linear.state_dict().items()}}
+        if self.optimizer is not None:
+            state["optimizer"] = self.optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Keep the state until `build` knows the device."""
+        self._restored = state or None
+
+
+def _other_width(found: int, expected: int) -> ConfigError:
+    return ConfigError(
+        "The backbone's features do not fit the transport map.",
+        expected=f"features of width {expected}, as in the run that is resumed (or in the step before)",
+        found=f"width {found}",
+        do="resume with the backbone, `backbone`, `feature_layer` and `pooling` of that run, or start afresh",
+    )

@@ -1,0 +1,39 @@
+"""Wrap methods of somebody else's object, on the instance, and take every wrapper off again."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+_ABSENT = object()
+
+
+class Patches:
+    """Instance-level wrappers, undone in reverse order."""
+
+    def __init__(self) -> None:
+        self._done: list[tuple[Any, str, Any]] = []
+
+    def wrap(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
+        """Replace `owner.name` by `wrapper(original, *args, **kwargs)`, on this instance alone.
+
+        `functools.update_wrapper` keeps the signature and `__wrapped__`: Lightning reads both to count
+        arguments and to see whether a hook is overridden.
+        """
+        original = getattr(owner, name)
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            return wrapper(original, *args, **kwargs)
+
+        self._done.append((owner, name, vars(owner).get(name, _ABSENT)))
+        setattr(owner, name, functools.update_wrapper(wrapped, original))
+
+    def undo(self) -> None:
+        """Put everything back as it was; safe to call twice."""
+        while self._done:
+            owner, name, before = self._done.pop()
+            if before is _ABSENT:
+                vars(owner).pop(name, None)
+            else:
+                setattr(owner, name, before)

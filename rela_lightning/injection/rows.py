@@ -1,0 +1,102 @@
+"""Which sample each row of the backbone's input came from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rela_lightning.errors import ConfigError, InjectionError
+
+RowLayout = Literal["auto", "cat", "interleaved"]
+ROW_LAYOUTS = ("auto", "cat", "interleaved")
+_SETTLED_AFTER = 3  # steps with one and the same regular layout before it is taken for granted
+
+
+def regular_rows(rows: int, samples: int, layout: str, device: torch.device) -> Tensor:
+    """Sample of each of `rows = k * samples` rows: `cat` counts 0..B-1 k times, `interleaved` repeats each."""
+    order = torch.arange(rows, device=device)
+    return order % samples if layout == "cat" else order // (rows // samples)
+
+
+def fingerprints(images: Tensor) -> Tensor:
+    """One float64 number per image `[N, C, H, W]`: a strided weighted sum of its pixels."""
+    flat = images.detach().flatten(1)
+    stride = max(flat.shape[1] // 1024, 1)
+    sampled = flat[:, ::stride].double()
+    weights = torch.cos(torch.arange(sampled.shape[1], device=flat.device, dtype=torch.float64) * 1.7 + 0.3)
+    return (sampled * weights).sum(dim=1)
+
+
+def match_rows(inputs: Tensor, views: Sequence[Tensor], samples: int, row_layout: RowLayout) -> tuple[str, Tensor]:
+    """Match the rows that entered the backbone to the samples of the batch, by content.
+
+    Args:
+        inputs: What the backbone was called on, `[R, C, H, W]`.
+        views: The batch's views, each `[k B, C, H, W]`.
+        samples: Number B of samples.
+        row_layout: How rows are ordered where content cannot tell; `auto` refuses to guess.
+
+    Returns:
+        The layout's name (`cat`, `interleaved`, `permuted`) and the sample of each row, int64 `[R]`.
+
+    Raises:
+        InjectionError: If the rows cannot be matched and `row_layout` is `auto`.
+    """
+    rows = inputs.shape[0]
+    regular = [name for name in ("cat", "interleaved") if rows % samples == 0]
+    if row_layout != "auto":
+        if not regular:
+            raise _unmatched(inputs, samples)
+        return row_layout, regular_rows(rows, samples, row_layout, inputs.device)
+    same = [view for view in views if view.shape[1:] == inputs.shape[1:] and view.shape[0] == samples]
+    if same:
+        known = torch.stack([fingerprints(view) for view in same])  # [V, B]
+        found = fingerprints(inputs)
+        tolerance = 1e-9 * known.abs().max().clamp(min=1.0)
+        for layout in regular:
+            order = regular_rows(rows, samples, layout, inputs.device)
+            if bool(((found - known[:, order]).abs() <= tolerance).any(dim=0).all()):
+                return layout, order
+        distance, nearest = (found[:, None] - known.flatten()[None]).abs().min(dim=1)
+        if bool((distance <= tolerance).all()):
+            return "permuted", nearest % samples
+    if rows == samples:  # pixels were changed on the way; one view keeps its order
+        return "cat", regular_rows(rows, samples, "cat", inputs.device)
+    raise _unmatched(inputs, samples)
+
+
+def _unmatched(inputs: Tensor, samples: int) -> InjectionError:
+    return InjectionError(
+        "The rows the backbone was called on cannot be matched to the samples of the batch.",
+        expected=f"the batch's own pixels, or one row for each of its {samples} samples",
+        found=f"{inputs.shape[0]} rows of shape {list(inputs.shape[1:])} whose pixels changed inside the step",
+        do='say how views are put together: row_layout="cat" for torch.cat([view1, view2]), '
+        '"interleaved" for a1 a2 b1 b2',
+    )
+
+
+class RowMatcher:
+    """Matches rows to samples, and stops looking once the layout has proved regular.
+
+    Args:
+        row_layout: See `match_rows`.
+    """
+
+    def __init__(self, row_layout: RowLayout = "auto") -> None:
+        if row_layout not in ROW_LAYOUTS:
+            raise ConfigError("Unknown `row_layout`.", found=row_layout, exists=ROW_LAYOUTS)
+        self.row_layout = row_layout
+        self._seen: dict[tuple[int, int, int], tuple[str, int]] = {}
+
+    def __call__(self, call: int, inputs: Tensor, views: Sequence[Tensor], samples: int) -> Tensor:
+        """Sample of each row of the `call`-th backbone call in this step, int64 `[R]`."""
+        key = (call, inputs.shape[0], samples)
+        layout, steps = self._seen.get(key, ("", 0))
+        if steps >= _SETTLED_AFTER and layout != "permuted":
+            return regular_rows(inputs.shape[0], samples, layout, inputs.device)
+        now, order = match_rows(inputs, views, samples, self.row_layout)
+        self._seen[key] = (now, steps + 1 if now == layout else 1)
+        return order

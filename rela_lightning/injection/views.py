@@ -1,0 +1,70 @@
+"""Find the image views inside a batch of any shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from rela_lightning.errors import DataError
+
+
+def _leaves(batch: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(batch, Tensor):
+        yield path, batch
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            yield from _leaves(value, f"{path}.{key}".lstrip("."))
+    elif isinstance(batch, (list, tuple)):
+        for position, value in enumerate(batch):
+            yield from _leaves(value, f"{path}.{position}".lstrip("."))
+    elif hasattr(batch, "__dataclass_fields__"):
+        yield from _leaves(vars(batch), path)
+
+
+def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None) -> list[Tensor]:
+    """All image views in a batch, in order.
+
+    Args:
+        batch: The batch as the training step gets it: tensors in tuples, lists, dicts or dataclasses.
+        rows: Number B of samples in the batch; None takes the shortest view's.
+        names: Dotted paths such as `"0.1"` or `"image"`; None takes every float tensor `[k B, C, H, W]`
+            (and `[B, V, C, H, W]`, as V views).
+
+    Returns:
+        Views, each `[k B, C, H, W]` with k >= 1.
+
+    Raises:
+        DataError: If there is none, listing what the batch holds.
+    """
+    leaves = dict(_leaves(batch))
+    if names is None:
+        chosen = [leaf for leaf in leaves.values() if leaf.is_floating_point() and leaf.ndim in (4, 5)]
+    else:
+        missing = [name for name in names if name not in leaves]
+        if missing:
+            raise DataError(
+                "`views` names parts that the batch does not have.",
+                found=", ".join(missing),
+                exists=_describe(leaves),
+                do="use the dotted paths listed",
+            )
+        chosen = [leaves[name] for name in names]
+    rows = min((len(leaf) for leaf in chosen), default=0) if rows is None else rows
+    views: list[Tensor] = []
+    for leaf in chosen:
+        views.extend(leaf.unbind(1) if leaf.ndim == 5 else [leaf])
+    views = [view for view in views if view.shape[0] and view.shape[0] % rows == 0]
+    if not views:
+        raise DataError(
+            "No image views were found in the training batch.",
+            expected=f"float tensors [B, C, H, W] with B = {rows}, the number of samples drawn",
+            found=", ".join(_describe(leaves)) or "no tensor at all",
+            do='name them, for example views=["0.0", "0.1"]',
+        )
+    return views
+
+
+def _describe(leaves: Mapping[str, Tensor]) -> list[str]:
+    return [f"{path or 'batch'}: {leaf.dtype} {list(leaf.shape)}" for path, leaf in leaves.items()]

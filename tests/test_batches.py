@@ -1,0 +1,154 @@
+import pytest
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    SequentialSampler,
+    Subset,
+    WeightedRandomSampler,
+)
+
+from rela_lightning.data.swap import swap_has_effect, swapped_transform
+from rela_lightning.data.transforms import TransportViews, default_transport_transform, find_normalisation
+from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.injection.batches import check_loader, check_plain_sampler, tagged_loader
+from tests.parts import TwoViews, make_digits
+
+
+class Painted(Dataset):
+    """Sample i is an image whose every pixel is i: the ground truth of an index."""
+
+    def __init__(self, count: int = 50, transform=None) -> None:
+        self.count, self.transform = count, transform
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = torch.full((1, 2, 2), float(index))
+        return image if self.transform is None else self.transform(image)
+
+
+class PaintedBatches(Painted):
+    def __getitems__(self, indices: list[int]) -> list[torch.Tensor]:
+        return [self[i] for i in indices]
+
+
+def spy_collate(samples: list) -> dict:
+    assert isinstance(samples[0], torch.Tensor), "the collate function must see the user's own samples"
+    return {"image": torch.stack(samples)}
+
+
+LOADERS = {
+    "plain": lambda: DataLoader(Painted(), batch_size=8),
+    "shuffled": lambda: DataLoader(Painted(), batch_size=8, shuffle=True, drop_last=True),
+    "workers": lambda: DataLoader(Painted(), batch_size=8, shuffle=True, num_workers=2),
+    "persistent, prefetch 4": lambda: DataLoader(
+        Painted(), batch_size=8, shuffle=True, num_workers=2, persistent_workers=True, prefetch_factor=4
+    ),
+    "out of order": lambda: DataLoader(Painted(), batch_size=4, shuffle=True, num_workers=2, in_order=False),
+    "spawned": lambda: DataLoader(Painted(), batch_size=25, num_workers=1, multiprocessing_context="spawn"),
+    "weighted": lambda: DataLoader(Painted(), batch_size=8, sampler=WeightedRandomSampler(torch.rand(50), 64)),
+    "batch sampler": lambda: DataLoader(
+        Painted(), batch_sampler=BatchSampler(SequentialSampler(range(50)), 7, drop_last=False)
+    ),
+    "whole batches": lambda: DataLoader(
+        Painted(), batch_size=None, sampler=SequentialSampler(range(50)), collate_fn=lambda x: x[None]
+    ),
+    "getitems": lambda: DataLoader(PaintedBatches(), batch_size=8, shuffle=True),
+    "subset": lambda: DataLoader(Subset(Painted(), range(50)), batch_size=8, shuffle=True),
+    "own collate": lambda: DataLoader(Painted(), batch_size=8, shuffle=True, collate_fn=spy_collate),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_index_belongs_to_image(name: str) -> None:
+    loader = LOADERS[name]()
+    before = dict(vars(loader))
+    tagged = tagged_loader(loader, None, torch.zeros(1, dtype=torch.int64))
+    rows = 0
+    for _ in range(2):
+        for batch, indices, views in tagged:
+            image = batch["image"] if isinstance(batch, dict) else batch
+            assert torch.equal(image.flatten(1)[:, 0].long(), indices)
+            assert not views.any()
+            rows += len(indices)
+    assert rows >= 2 * 48
+    assert vars(loader) == before, "the user's loader must not change"
+
+
+@pytest.mark.parametrize("workers, persistent", [(0, False), (2, False), (2, True)])
+def test_views_change_and_every_sample_says_so(workers: int, persistent: bool) -> None:
+    data = Painted(40, transform=lambda image: image)
+    flag = torch.zeros(1, dtype=torch.int64).share_memory_()
+    loader = DataLoader(data, batch_size=4, num_workers=workers, persistent_workers=persistent)
+    tagged = tagged_loader(loader, lambda image: image + 1000, flag)
+    kinds = []
+    for epoch in range(3):
+        flag[0] = int(epoch == 1)  # at an epoch's start there is no lag
+        for image, indices, views in tagged:
+            value = image.flatten(1)[:, 0].long()
+            assert torch.equal(value, indices + 1000 * views), "the tag must tell how the sample was made"
+            kinds.append(int(views[0]))
+    assert kinds == [0] * 10 + [1] * 10 + [0] * 10
+    assert data.transform(7) == 7
+
+
+def test_attributes_are_the_users_own() -> None:
+    data = Painted(10)
+    tagged = tagged_loader(DataLoader(data), None, torch.zeros(1, dtype=torch.int64))
+    tagged.dataset.count = 5
+    assert data.count == 5 and len(tagged.dataset) == 5 and tagged.dataset.transform is None
+    with pytest.raises(AttributeError):
+        tagged.dataset.nothing  # noqa: B018
+
+
+def test_loaders_without_rows_are_refused() -> None:
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield torch.zeros(1)
+
+    with pytest.raises(DataError, match="iterable data set Stream"):
+        check_loader(DataLoader(Stream()))
+    with pytest.raises(DataError, match="found:    list"):
+        check_loader([1, 2])
+
+
+def test_data_ratio_refuses_a_custom_sampler() -> None:
+    check_plain_sampler(DataLoader(Painted(), shuffle=True))
+    with pytest.raises(ConfigError, match="WeightedRandomSampler"):
+        check_plain_sampler(DataLoader(Painted(), sampler=WeightedRandomSampler(torch.rand(50), 10)))
+
+
+def test_default_views_follow_the_data_set() -> None:
+    data = make_digits(8, TwoViews(size=16, views=3))
+    views = default_transport_transform(data, num_views=2)
+    assert isinstance(views, TransportViews)
+    assert find_normalisation(data.dataset.transform) == ([0.3] * 3, [0.4] * 3) == find_normalisation(views)
+    with swapped_transform(data, views):
+        sample, label = data[0]
+    assert len(sample) == 2 and all(view.shape == (3, 16, 16) and view.dtype == torch.float32 for view in sample)
+    assert isinstance(data.dataset.transform, TwoViews) and isinstance(label, int)
+    single = default_transport_transform(make_digits(8, TwoViews(views=2).view), num_views=2)
+    with swapped_transform(data, single):
+        assert data[0][0].shape == (3, 16, 16), "one tensor stays one tensor"
+
+
+def test_default_views_keep_the_random_state_and_stand_back() -> None:
+    state = torch.get_rng_state()
+    assert default_transport_transform(make_digits(8, TwoViews()), 2) is not None
+    assert torch.equal(state, torch.get_rng_state())
+    assert default_transport_transform(make_digits(8), 2) is None, "no transform to replace"
+    assert default_transport_transform(make_digits(8, lambda image: {"a": 1}), 2) is None
+    assert default_transport_transform(torch.utils.data.TensorDataset(torch.zeros(3, 1)), 2) is None
+
+
+def test_a_transform_without_effect_is_noticed() -> None:
+    class OwnTransforms(Painted):  # as torchvision's VOCDetection: `transform` exists, `transforms` is applied
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return torch.zeros(1, 2, 2)
+
+    assert not swap_has_effect(OwnTransforms(3, transform=lambda image: image))
+    assert swap_has_effect(Painted(3, transform=lambda image: image))

@@ -1,0 +1,59 @@
+"""Two gloo processes under plain `ddp`; one launch runs every case of `ddp_cases.py`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ddp_cases import CASES
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def results(targets64: Any, tmp_path_factory: Any) -> dict[str, Any]:
+    out = tmp_path_factory.mktemp("ddp") / "results.json"
+    root = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ddp_cases", str(out), str(targets64)],
+        cwd=root, env=env, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(out.read_text())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_agree(name: str, results: dict[str, Any]) -> None:
+    first, second = results[name]
+    assert "error" not in first and "error" not in second, (first, second)
+    assert first["end"] == second["end"] != first["start"], "parameters are trained and identical on both ranks"
+    assert first["map"] == second["map"]
+    assert first["phases"] == second["phases"], "the switch falls on the same step everywhere"
+    assert not first["heads_moved"], "heads take no part in the transport phase: no decay, no momentum"
+    for mine, theirs in zip(first["rows"], second["rows"], strict=True):
+        assert len(mine) == len(theirs) and not set(mine) & set(theirs), "ranks see different samples"
+
+
+def test_phases_are_what_the_schedule_says(results: dict[str, Any]) -> None:
+    assert results["byol switch"][0]["phases"] == [0.0] * 4 + [2.0] * 4
+    assert results["accumulation"][0]["phases"] == [0.0] * 4 + [2.0] * 4
+    assert results["head warm-up"][0]["phases"] == [0.0] * 4 + [1.0] * 2 + [2.0] * 2
+    assert results["byol mix"][0]["phases"] == [1.0] * 8
+
+
+def test_the_rule_sees_one_loss(results: dict[str, Any]) -> None:
+    first, second = (result["losses"] for result in results["simclr adaptive"])
+    assert first == second and len(first) >= 3
+    assert results["simclr adaptive"][0]["phases"] == [0.0] * 4 + [2.0] * 4, "one batch was on its way"
+
+
+def test_the_subset_is_one_draw(results: dict[str, Any]) -> None:
+    epochs = [set(a) | set(b) for a, b in zip(*(r["rows"] for r in results["data ratio"]), strict=True)]
+    assert [len(rows) for rows in epochs] == [32, 32] and epochs[0] != epochs[1]
