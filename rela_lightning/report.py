@@ -1,0 +1,210 @@
+"""Runs to a report: a table, `report.json`, `report.md` and `curves.png`.
+
+A *run* is a dict. Seconds are wall-clock seconds of training plus labelling and leave probing out, so that
+curves of an accelerated run start where its labelling ends.
+
+| key | value |
+|---|---|
+| `name` | unique, non-empty |
+| `seconds` | training + labelling, >= 0 |
+| `labelling_seconds` | time taken to build the targets, 0 to `seconds` |
+| `steps` | optimizer steps, >= 0 |
+| `linear_top1`, `knn_top1` | top-1 accuracies in `[0, 1]` |
+| `few_label_top1` | `{"mean": 0..1, "std": >= 0}`, or absent |
+| `switch_seconds` | when SSL took over, on the axis of `seconds`; None or absent if it never did |
+| `history` | list of points `{"seconds", "steps", "linear_top1", "knn_top1", "few_label_top1"}` in order of time |
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rela_lightning.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Run = Mapping[str, Any]
+_REPORTED = ("rela-lightning", "torch", "lightning", "lightly", "torchvision", "numpy")
+_HEADER = ("run", "few labels", "linear", "kNN", "seconds", "of them labelling", "steps")
+
+
+def check_runs(runs: Sequence[Run]) -> None:
+    """Refuse runs that a reader would misread.
+
+    Raises:
+        ConfigError: Naming the run and the key that is missing or out of range.
+    """
+    if not runs:
+        raise ConfigError("A report needs runs.", expected="at least one run", found="none")
+    names = [run.get("name") for run in runs]
+    for number, run in enumerate(runs):
+        name = run.get("name")
+        if not isinstance(name, str) or not name:
+            raise ConfigError(f"Run {number} has no `name`.", expected="a non-empty string", found=name)
+        if names.count(name) > 1:
+            raise ConfigError("Two runs share a name.", expected="unique names", found=name, exists=names)
+        for key, ceiling in (("seconds", math.inf), ("steps", math.inf), ("linear_top1", 1), ("knn_top1", 1)):
+            _in_range(name, key, run.get(key), ceiling)
+        _in_range(name, "labelling_seconds", run.get("labelling_seconds"), run["seconds"])
+        if run.get("switch_seconds") is not None:
+            _in_range(name, "switch_seconds", run["switch_seconds"], math.inf)
+        _check_spread(name, run.get("few_label_top1"))
+        _check_history(name, run.get("history"))
+
+
+def _in_range(name: str, key: str, value: Any, ceiling: float) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or not 0 <= value <= ceiling:
+        limit = "a finite number >= 0" if math.isinf(ceiling) else f"a number in [0, {ceiling:g}]"
+        raise ConfigError(f"Run {name!r}: `{key}` is missing or out of range.", expected=limit, found=value)
+
+
+def _check_spread(name: str, spread: Any) -> None:
+    if spread is None:
+        return
+    if not isinstance(spread, Mapping):
+        raise ConfigError(
+            f"Run {name!r}: `few_label_top1` holds a mean and its spread.",
+            expected='{"mean": 0..1, "std": >= 0}',
+            found=spread,
+        )
+    _in_range(name, "few_label_top1.mean", spread.get("mean"), 1)
+    _in_range(name, "few_label_top1.std", spread.get("std"), 1)
+
+
+def _check_history(name: str, history: Any) -> None:
+    if not isinstance(history, Sequence) or isinstance(history, str):
+        raise ConfigError(
+            f"Run {name!r}: `history` is missing.",
+            expected="a list of points, [] for a run without any",
+            found=history,
+        )
+    before = 0.0
+    for number, point in enumerate(history):
+        if not isinstance(point, Mapping):
+            raise ConfigError(f"Run {name!r}: history[{number}] is no point.", expected="a dict", found=point)
+        _in_range(name, f"history[{number}].seconds", point.get("seconds"), math.inf)
+        if point["seconds"] < before:
+            raise ConfigError(
+                f"Run {name!r}: `history` runs backwards at point {number}.",
+                expected=f"seconds >= {before:g}",
+                found=point["seconds"],
+            )
+        before = point["seconds"]
+        for key in ("linear_top1", "knn_top1"):
+            if key in point:
+                _in_range(name, f"history[{number}].{key}", point[key], 1)
+        _check_spread(name, point.get("few_label_top1"))
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package and of the libraries that do the arithmetic."""
+    found = {"python": platform.python_version()}
+    for package in _REPORTED:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _cells(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
+    """One row of text a run: accuracies in percent, times in seconds."""
+    for run in runs:
+        spread = run.get("few_label_top1")
+        yield (
+            run["name"],
+            "-" if spread is None else f"{_percent(spread['mean'])} ± {_percent(spread['std'])}",
+            _percent(run["linear_top1"]),
+            _percent(run["knn_top1"]),
+            f"{run['seconds']:.1f}",
+            f"{run['labelling_seconds']:.1f}",
+            f"{run['steps']:,}",
+        )
+
+
+def to_table(runs: Sequence[Run], *, title: str | None = None) -> Table:
+    """A rich table with one row a run: top-1 in percent, seconds, steps."""
+    from rich.table import Table
+
+    check_runs(runs)
+    table = Table(title=title)
+    for number, heading in enumerate(_HEADER):
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    for row in _cells(runs):
+        table.add_row(*row)
+    return table
+
+
+def to_dict(runs: Sequence[Run], protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """What `report.json` holds: `{"runs", "protocol", "versions"}`.
+
+    Raises:
+        ConfigError: For runs that `check_runs` refuses.
+    """
+    check_runs(runs)
+    return {"runs": [dict(run) for run in runs], "protocol": dict(protocol), "versions": versions()}
+
+
+def to_markdown(runs: Sequence[Run], protocol: Mapping[str, Any], *, title: str, curves: str | None) -> str:
+    """The report as Markdown: table, curves, protocol, versions.
+
+    Args:
+        runs: Runs as described above.
+        protocol: What was done, name to value; printed as a list in this order.
+        title: Heading of the page.
+        curves: File name of the picture, or None without one.
+    """
+    check_runs(runs)
+    lines = [f"# {title}", "", "| " + " | ".join(_HEADER) + " |", "|---" + "|---:" * (len(_HEADER) - 1) + "|"]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _cells(runs)]
+    lines += ["", "Top-1 accuracy in percent. Seconds are training plus labelling; probing is left out.", ""]
+    if curves is not None:
+        lines += [f"![Probe accuracy against seconds]({curves})", ""]
+    lines += ["## Protocol", "", *(f"- **{key}**: {value}" for key, value in protocol.items()), ""]
+    lines += ["## Versions", "", ", ".join(f"{key} {value}" for key, value in versions().items()), ""]
+    return "\n".join(lines)
+
+
+def write_report(
+    runs: Sequence[Run], protocol: Mapping[str, Any], folder: str | Path, *, title: str = "ReLA"
+) -> list[Path]:
+    """Write `report.json`, `report.md` and, where matplotlib is installed, `curves.png`.
+
+    Args:
+        runs: Runs as described in this module.
+        protocol: What was done, name to value; JSON types only.
+        folder: Folder to write into; made if missing.
+        title: Heading of the page and of the picture.
+
+    Returns:
+        The files written, `report.md` first. Without matplotlib (the extra `plot`) there is no
+        `curves.png` among them.
+
+    Raises:
+        ConfigError: For runs that `check_runs` refuses; nothing is written then.
+    """
+    from rela_lightning.plots import draw_curves
+
+    text = json.dumps(to_dict(runs, protocol), indent=2, allow_nan=False)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / "curves.png"
+    picture.unlink(missing_ok=True)  # never an older run's curves beside this run's table
+    drawn = draw_curves(runs, picture, title=title)
+    page = to_markdown(runs, protocol, title=title, curves=picture.name if drawn else None)
+    written = [folder / "report.md", folder / "report.json"]
+    written[0].write_text(page, encoding="utf-8")
+    written[1].write_text(text + "\n", encoding="utf-8")
+    return [*written, picture] if drawn else written

@@ -1,0 +1,168 @@
+"""The report says what the runs say, refuses runs a reader would misread, and draws what it claims."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from rela_lightning.errors import ConfigError, ReLAError
+from rela_lightning.plots import draw_curves, value_at
+from rela_lightning.report import check_runs, to_dict, to_markdown, to_table, write_report
+
+
+def point(seconds: float, top1: float) -> dict:
+    return {
+        "seconds": seconds,
+        "steps": int(10 * seconds),
+        "linear_top1": top1,
+        "knn_top1": top1,
+        "few_label_top1": {"mean": top1 - 0.2, "std": 0.02},
+    }
+
+
+@pytest.fixture
+def runs() -> list[dict]:
+    plain = {
+        "name": "byol",
+        "seconds": 40.0,
+        "labelling_seconds": 0.0,
+        "steps": 400,
+        "linear_top1": 0.912,
+        "knn_top1": 0.8,
+        "few_label_top1": {"mean": 0.7, "std": 0.031},
+        "history": [point(0.0, 0.4), point(20.0, 0.8), point(40.0, 0.9)],
+    }
+    rela = copy.deepcopy(plain) | {
+        "name": "byol+rela",
+        "labelling_seconds": 3.0,
+        "steps": 1500,
+        "switch_seconds": 18.0,
+        "history": [point(3.0, 0.4), point(20.0, 0.9), point(40.0, 0.95)],
+    }
+    untrained = copy.deepcopy(plain) | {"name": "untrained", "seconds": 0.0, "steps": 0, "history": []}
+    del untrained["few_label_top1"]
+    return [untrained, plain, rela]
+
+
+def test_json_holds_the_runs_unchanged(runs, tmp_path):
+    before = copy.deepcopy(runs)
+    files = write_report(runs, {"data": "digits", "seed": 0}, tmp_path / "new" / "folder")
+    report = json.loads((tmp_path / "new" / "folder" / "report.json").read_text())
+    assert report["runs"] == before == runs
+    assert report["protocol"] == {"data": "digits", "seed": 0}
+    assert report["versions"]["torch"] and report["versions"]["python"].startswith("3.")
+    assert [file.name for file in files] == ["report.md", "report.json", "curves.png"]
+
+
+def test_markdown_table_has_a_row_a_run_and_the_protocol(runs):
+    page = to_markdown(runs, {"labels per class": 5}, title="Digits", curves="curves.png")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if "|" in line]
+    assert len({len(row) for row in rows}) == 1
+    assert rows[2] == ["untrained", "-", "91.2", "80.0", "0.0", "0.0", "0"]
+    assert rows[4] == ["byol+rela", "70.0 ± 3.1", "91.2", "80.0", "40.0", "3.0", "1,500"]
+    assert "- **labels per class**: 5" in page
+    assert "(curves.png)" in page
+    assert "curves.png" not in to_markdown(runs, {}, title="Digits", curves=None)
+
+
+def test_terminal_table_prints_every_run(runs):
+    console = Console(width=120, record=True, file=sys.stderr)
+    console.print(to_table(runs, title="Digits"))
+    text = console.export_text()
+    for expected in ("untrained", "byol+rela", "70.0 ± 3.1", "1,500", "of them labelling"):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("linear_top1", 91.2, "`linear_top1`"),
+        ("knn_top1", math.nan, "`knn_top1`"),
+        ("knn_top1", None, "`knn_top1`"),
+        ("steps", -1, "`steps`"),
+        ("steps", True, "`steps`"),
+        ("seconds", math.inf, "`seconds`"),
+        ("labelling_seconds", 41.0, "`labelling_seconds`"),
+        ("switch_seconds", -1.0, "`switch_seconds`"),
+        ("few_label_top1", 0.7, "`few_label_top1`"),
+        ("few_label_top1", {"mean": 0.7}, "`few_label_top1.std`"),
+        ("history", None, "`history`"),
+        ("history", [3.0], "history[0]"),
+        ("history", [{"seconds": 2.0}, {"seconds": 1.0}], "backwards at point 1"),
+        ("history", [{"seconds": 2.0, "linear_top1": 2.0}], "history[0].linear_top1"),
+    ],
+)
+def test_misleading_runs_are_refused_by_name_and_nothing_is_written(runs, tmp_path, key, value, named):
+    runs[1][key] = value
+    with pytest.raises(ReLAError, match="'byol'") as error:
+        write_report(runs, {}, tmp_path / "out")
+    assert named in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_key_no_runs_and_double_names_are_refused(runs):
+    check_runs(runs)
+    with pytest.raises(ConfigError, match="needs runs"):
+        check_runs([])
+    with pytest.raises(ConfigError, match="share a name"):
+        check_runs([runs[0], runs[0]])
+    del runs[2]["steps"]
+    with pytest.raises(ConfigError, match=r"'byol\+rela': `steps`"):
+        to_dict(runs, {})
+
+
+def test_values_that_are_not_json_are_refused_before_anything_is_written(runs, tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        write_report(runs, {"budget": math.nan}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_curves_show_the_runs_the_switch_and_the_labelling(runs, tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    drawn, marked = [], []
+    plot = Axes.plot
+
+    def recording(self, x, y, *args, **kwargs):
+        (marked if args else drawn).append((np.atleast_1d(x).tolist(), np.atleast_1d(y).tolist()))
+        return plot(self, x, y, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, "plot", recording)
+    assert draw_curves(runs, tmp_path / "curves.png")
+    image = np.asarray(Image.open(tmp_path / "curves.png").convert("L"))
+    assert image.min() < 100 < image.mean()
+    assert drawn[0][0] == [0.0, 20.0, 40.0]
+    assert drawn[1][0] == [3.0, 20.0, 40.0]  # the curve of the accelerated run starts after its labelling
+    few_labels_at_switch = np.interp(18.0, [3.0, 20.0], [20.0, 70.0])
+    assert marked[0][0] == [18.0]
+    assert marked[0][1] == pytest.approx([few_labels_at_switch])
+    assert len(marked) == 3  # one a panel, of the one run that switched
+
+
+def test_points_are_read_in_percent():
+    assert value_at({"knn_top1": 0.5}, "knn_top1") == (50.0, 0.0)
+    mean, std = value_at({"few_label_top1": {"mean": 0.25, "std": 0.01}}, "few_label_top1")
+    assert (mean, std) == pytest.approx((25.0, 1.0))
+
+
+def test_without_matplotlib_the_report_is_written_without_curves(runs, tmp_path, monkeypatch):
+    write_report(runs, {}, tmp_path)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    files = write_report(runs, {}, tmp_path)
+    assert [file.name for file in files] == ["report.md", "report.json"]
+    assert not (tmp_path / "curves.png").exists()  # the picture of the former runs is gone
+    assert "curves.png" not in (tmp_path / "report.md").read_text()
+
+
+def test_more_runs_than_colours_are_all_drawn(runs, tmp_path):
+    many = [runs[1] | {"name": f"run {number}"} for number in range(9)]
+    assert draw_curves(many, tmp_path / "many.png")
+    assert not draw_curves([runs[0]], tmp_path / "none.png")
+    assert not (tmp_path / "none.png").exists()
