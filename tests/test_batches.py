@@ -96,6 +96,25 @@ def test_views_change_and_every_sample_says_so(workers: int, persistent: bool) -
     assert data.transform(7) == 7
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_collate_that_reorders_is_an_error(workers: int) -> None:
+    def backwards(samples: list) -> torch.Tensor:
+        return torch.stack(samples[::-1])
+
+    tagged = tagged_loader(
+        DataLoader(Painted(), batch_size=8, num_workers=workers, collate_fn=backwards),
+        None,
+        torch.zeros(1, dtype=torch.int64),
+    )
+    with pytest.raises(DataError, match="Row 0 of a training batch holds the image of sample 7"):
+        next(iter(tagged))
+
+
+def test_a_collate_that_changes_pixels_passes() -> None:
+    loader = DataLoader(Painted(), batch_size=8, collate_fn=lambda samples: torch.stack(samples) * 1.37 + 0.2)
+    assert len(list(tagged_loader(loader, None, torch.zeros(1, dtype=torch.int64)))) == 7
+
+
 def test_attributes_are_the_users_own() -> None:
     data = Painted(10)
     tagged = tagged_loader(DataLoader(data), None, torch.zeros(1, dtype=torch.int64))

@@ -276,7 +276,7 @@ def test_swap_loss_equals_replace(targets64: Any) -> None:
     for module, step in ((replaced, "replace"), (swapped, "swap_loss")):
         fit(module, ReLACallback(targets64, schedule=TransportOnly(), step=step, transform=None))
     for (name, a), b in zip(weights(replaced).items(), weights(swapped).values(), strict=True):
-        if "head" not in name or "running" not in name and "num_batches" not in name:
+        if "head" not in name or ("running" not in name and "num_batches" not in name):
             torch.testing.assert_close(a, b, msg=name)
 
 
@@ -325,6 +325,24 @@ def test_data_ratio_draws_a_fresh_subset_each_epoch(targets64: Any) -> None:
     assert [len(rows) for rows in epochs] == [32, 32] and epochs[0] != epochs[1]
 
 
+def test_teachers_at_the_switch_are_the_moving_average_of_the_students(targets64: Any) -> None:
+    """As in the authors' code: `t <- .99 t + .01 s` after every step of the transport phase."""
+    module = seeded(byol)
+    expected = {name: p.clone() for name, p in module.backbone_momentum.named_parameters()}
+    at_switch: dict[str, torch.Tensor] = {}
+
+    class Follow(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            if trainer.callback_metrics["rela/phase"] == 0.0:
+                for name, student in module.backbone.named_parameters():
+                    expected[name] = 0.99 * expected[name] + 0.01 * student.detach()
+                at_switch.update({n: p.clone() for n, p in module.backbone_momentum.named_parameters()})
+
+    fit(module, ReLACallback(targets64, schedule=Switch(0.5)), Follow())
+    for name, value in expected.items():
+        torch.testing.assert_close(at_switch[name], value)
+
+
 def test_feature_layer_and_method_backbones(targets64: Any) -> None:
     class Encoder(TinyLike):
         def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -365,8 +383,8 @@ ERRORS = {
     "budget": (lambda t: ReLACallback(t, data_ratio=0.0), {}, ConfigError, "data_ratio"),
     "no targets": (lambda t: ReLACallback(), {}, ConfigError, "build_targets"),
     "backbone name": (lambda t: ReLACallback(t, backbone="resnet"), {}, InjectionError, "projection_head_momentum"),
-    "no end": (lambda t: ReLACallback(t), {"max_epochs": -1}, ConfigError, "max_epochs"),
-    "iterable": (lambda t: ReLACallback(t), {"data": [1, 2]}, DataError, "map-style"),
+    "no end": (ReLACallback, {"max_epochs": -1}, ConfigError, "max_epochs"),
+    "iterable": (ReLACallback, {"data": [1, 2]}, DataError, "map-style"),
     "view names": (lambda t: ReLACallback(t, views=["9"]), {}, DataError, "0.0: torch.float32"),
     "layer as backbone": (
         lambda t: ReLACallback(t, backbone="backbone.body.2"), {}, InjectionError, "feature_layer"),

@@ -57,3 +57,37 @@ def test_the_rule_sees_one_loss(results: dict[str, Any]) -> None:
 def test_the_subset_is_one_draw(results: dict[str, Any]) -> None:
     epochs = [set(a) | set(b) for a, b in zip(*(r["rows"] for r in results["data ratio"]), strict=True)]
     assert [len(rows) for rows in epochs] == [32, 32] and epochs[0] != epochs[1]
+
+
+def test_spawned_processes(targets64: Any) -> None:
+    """`ddp_spawn` pickles module and callback, once with the callback and once through `accelerate`."""
+    code = """
+import sys, logging, warnings
+warnings.filterwarnings("ignore")
+from torch.utils.data import DataLoader
+import lightning.pytorch as L
+from rela_lightning import ReLACallback, accelerate
+from rela_lightning.schedules import Switch
+from tests.modules import PlainBYOL
+from tests.parts import TwoViews, make_digits
+
+if __name__ == "__main__":
+    for attach in ("callback", "accelerate"):
+        module, options = PlainBYOL(), {"schedule": Switch(0.5)}
+        callbacks = [ReLACallback(sys.argv[1], **options)] if attach == "callback" else []
+        if attach == "accelerate":
+            accelerate(module, sys.argv[1], **options)
+        trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=2, callbacks=callbacks,
+                            logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        trainer.fit(module, DataLoader(make_digits(64, TwoViews()), batch_size=16))
+        assert float(trainer.callback_metrics["rela/phase"]) == 2.0
+    print("done")
+"""
+    root = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    script = Path(str(targets64)).parent / "spawn.py"
+    script.write_text(code)
+    done = subprocess.run(
+        [sys.executable, str(script), str(targets64)], env=env, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.stdout.strip().endswith("done"), done.stderr[-3000:]

@@ -24,6 +24,7 @@ from torch.utils.data import (
 
 from rela_lightning.data.swap import Transform, swapped_transform
 from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.injection.alignment import check_order
 
 USER_VIEWS, TRANSPORT_VIEWS = 0, 1
 
@@ -87,10 +88,17 @@ class IndexedDataset(Dataset[_Tagged]):
 
 
 class IndexedCollate:
-    """The user's collate function on the samples; the tags are gathered beside it."""
+    """The user's collate function on the samples; the tags are gathered beside it.
 
-    def __init__(self, collate: Callable[[Any], Any]) -> None:
-        self.collate = collate
+    The first batches (of each worker) are checked: row i must hold the image of sample i.
+
+    Args:
+        collate: The user's collate function.
+        checks: Batches to check.
+    """
+
+    def __init__(self, collate: Callable[[Any], Any], checks: int = 2) -> None:
+        self.collate, self.checks = collate, checks
 
     def __call__(self, tagged: Any) -> IndexedBatch:
         """Collate tagged samples: a list of them, or one that holds a whole batch."""
@@ -99,7 +107,12 @@ class IndexedCollate:
             return IndexedBatch(self.collate(tagged.sample), index, torch.full_like(index, tagged.views))
         index = torch.tensor([int(item.index) for item in tagged], dtype=torch.int64)
         views = torch.tensor([item.views for item in tagged], dtype=torch.int64)
-        return IndexedBatch(self.collate([item.sample for item in tagged]), index, views)
+        samples = [item.sample for item in tagged]
+        batch = self.collate(samples)
+        if self.checks:
+            self.checks -= 1
+            check_order(samples, batch)
+        return IndexedBatch(batch, index, views)
 
 
 def has_index(loader: Any) -> bool:

@@ -15,7 +15,7 @@ class Budget:
 
     Args:
         trainer: The Trainer, after its data are set up.
-        refresh: With several ranks, seconds are agreed on every `refresh` batches.
+        refresh: With several ranks, seconds are agreed on every `refresh` decisions.
 
     Raises:
         ConfigError: If the Trainer plans no end.
@@ -27,7 +27,9 @@ class Budget:
         self._asked = 0
         self._elapsed = 0.0
         self._timer = next((c for c in trainer.callbacks if getattr(c, "_duration", None) is not None), None)
-        if not any(math.isfinite(limit) for limit in (self._max_steps(), self._max_batches())) and not self._timer:
+        self._steps = _limit(trainer.max_steps)
+        self._epochs = _limit(trainer.max_epochs)
+        if math.isinf(self._steps) and math.isinf(self._epochs) and self._timer is None:
             raise ConfigError(
                 "A schedule needs to know how long training will last.",
                 expected="a Trainer with max_epochs, max_steps or max_time",
@@ -35,15 +37,12 @@ class Budget:
                 do="pass Trainer(max_epochs=...)",
             )
 
-    def _max_steps(self) -> float:
-        steps = self._trainer.max_steps
-        return math.inf if steps is None or steps < 0 else float(steps)
-
-    def _max_batches(self) -> float:
-        epochs = self._trainer.max_epochs
-        if epochs is None or epochs < 0:
-            return math.inf
-        return float(epochs) * float(self._trainer.num_training_batches)
+    def _epochs_done(self) -> float:
+        """Epochs done, with the share of the current one where an epoch's length is known."""
+        per_epoch = float(self._trainer.num_training_batches)
+        if math.isinf(per_epoch):  # a stream: whole epochs are all there is to go by
+            return float(self._trainer.current_epoch)
+        return float(self._trainer.fit_loop.epoch_loop.batch_progress.total.processed / max(per_epoch, 1.0))
 
     def _time_share(self) -> float:
         if self._timer is None:
@@ -58,10 +57,13 @@ class Budget:
 
     def progress(self) -> float:
         """Share of the budget spent, in `[0, 1]`; the same on all ranks."""
-        batches = self._trainer.fit_loop.epoch_loop.batch_progress.total.processed
         shares = (
-            self._trainer.global_step / max(self._max_steps(), 1.0),
-            batches / max(self._max_batches(), 1.0),
+            self._trainer.global_step / max(self._steps, 1.0),
+            self._epochs_done() / max(self._epochs, 1.0),
             self._time_share(),
         )
         return float(min(max(shares), 1.0))
+
+
+def _limit(value: int | None) -> float:
+    return math.inf if value is None or value < 0 else float(value)

@@ -98,7 +98,7 @@ class Discovery:
         """
         if not self._calls:
             raise never_called(self._module, "auto")
-        name = max(self._calls, key=lambda called: self._sizes[called])
+        name = max(self._calls, key=lambda called: (self._sizes[called], -called.count(".")))
         return name, self._calls[name]
 
 
@@ -107,7 +107,7 @@ def never_called(module: nn.Module, name: str) -> InjectionError:
     return InjectionError(
         f"The backbone ({name}) was never called with gradients on images inside the training step.",
         expected="a submodule called as `self.backbone(images)`",
-        found="no such call; a method such as `self.backbone.encode(images)` bypasses it",
+        found="no such call: `self.backbone.encode(images)` bypasses it, reentrant checkpointing hides it",
         exists=submodule_names(module),
         do='name what is called: backbone="encoder", or a method: backbone="backbone.encode"',
     )
@@ -141,7 +141,8 @@ class Backbone:
                 found=type(network).__name__,
                 do=f'name the network with `backbone` and the layer to read with feature_layer="{name}"',
             )
-        self._has_cls_token = any(hasattr(m, token) for m in network.modules() for token in _CLASS_TOKENS)
+        tokens = (getattr(m, token, None) for m in network.modules() for token in _CLASS_TOKENS)
+        self._has_cls_token = any(token is not None for token in tokens)
         self._calls: list[Call] | None = None
         self._detach = False
         self._layer_output: Any = None

@@ -23,6 +23,11 @@ def _leaves(batch: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
         yield from _leaves(vars(batch), path)
 
 
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors inside a value, in order."""
+    return [leaf for _, leaf in _leaves(value)]
+
+
 def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None) -> list[Tensor]:
     """All image views in a batch, in order.
 

@@ -1,0 +1,61 @@
+"""Progress against a straight restatement, on fake counters."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rela_lightning.errors import ConfigError
+from rela_lightning.injection.budget import Budget
+
+
+def trainer(**options: Any) -> Any:
+    batches = options.pop("processed", 0)
+    base = {"callbacks": [], "max_steps": -1, "max_epochs": -1, "num_training_batches": 10, "global_step": 0,
+            "current_epoch": 0, "world_size": 1}  # fmt: skip
+    loop = SimpleNamespace(
+        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=batches)))
+    )
+    return SimpleNamespace(**{**base, **options}, fit_loop=loop)
+
+
+class Timer:
+    _duration = 100.0
+
+    def time_elapsed(self, stage: str) -> float:
+        return 60.0
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"max_steps": 40, "global_step": 10}, 0.25),
+        ({"max_epochs": 4, "processed": 10}, 0.25),
+        ({"max_epochs": 4, "processed": 5}, 0.125),
+        ({"max_epochs": 4, "processed": 10, "max_steps": 20, "global_step": 10}, 0.5),
+        ({"max_epochs": 4, "processed": 10, "callbacks": [object(), Timer()]}, 0.6),
+        ({"max_epochs": 4, "num_training_batches": math.inf, "current_epoch": 1, "processed": 999}, 0.25),
+        ({"max_steps": 5, "global_step": 9}, 1.0),
+    ],
+)
+def test_progress_is_the_largest_share(options: Any, expected: float) -> None:
+    assert Budget(trainer(**options)).progress() == pytest.approx(expected)
+
+
+def test_ranks_agree_on_seconds_and_ask_rarely() -> None:
+    asked = []
+
+    def broadcast(value: float) -> float:
+        asked.append(value)
+        return 30.0  # rank 0's clock
+
+    budget = Budget(trainer(callbacks=[Timer()], world_size=2, strategy=SimpleNamespace(broadcast=broadcast)))
+    assert {budget.progress() for _ in range(20)} == {0.3} and len(asked) == 1
+
+
+def test_a_run_without_an_end_is_refused() -> None:
+    with pytest.raises(ConfigError, match="max_epochs"):
+        Budget(trainer())

@@ -1,0 +1,107 @@
+"""Targets from the prior itself, for data without an index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from rela_lightning import ReLACallback, load_prior, transport_loss
+from rela_lightning.errors import DataError
+from rela_lightning.schedules import Mix, Switch, TransportOnly
+from rela_lightning.targets.reduce import moments, pca, project, projection
+from rela_lightning.targets.source import PriorTargets
+from tests.modules import NAMESPACES, byol, same, simclr, weights
+from tests.parts import TwoViews, make_digits
+from tests.test_callback import Log, fit, loader, seeded
+
+
+def prior() -> Any:
+    return load_prior("random:lightly:resnet-9", width=0.03125, image_size=16, mean=0.5, std=0.5, seed=1)
+
+
+class Stream(IterableDataset):
+    """Digits one after another, without an index; the transform is an attribute as in map-style sets."""
+
+    def __init__(self, count: int = 96) -> None:
+        self.transform = TwoViews()
+        self.digits = make_digits(count)
+
+    def __iter__(self) -> Any:
+        for index in range(len(self.digits)):
+            image, label = self.digits[index]
+            yield self.transform(image), label
+
+
+def stream() -> DataLoader:
+    return DataLoader(Stream(), batch_size=16)
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+@pytest.mark.parametrize("schedule", [Switch(0.5), Mix(), TransportOnly()])
+def test_iterable_data_get_targets_on_the_fly(schedule: Any, namespace: str) -> None:
+    module, log = seeded(simclr, namespace), Log()
+    fit(module, ReLACallback(prior=prior(), schedule=schedule), log, data=stream(), namespace=namespace, max_epochs=3)
+    warm = [("rela/loss" in entry) for entry in log.seen]
+    assert warm[0] is False and any(warm), "the first batches teach the projection"
+    assert log.seen[-1]["rela/phase"] == (2.0 if isinstance(schedule, Switch) else schedule.weights(1).ssl)
+
+
+def test_a_store_refuses_iterable_data_and_says_what_to_do(targets64: Any) -> None:
+    with pytest.raises(DataError, match=r"(?s)iterable data set Stream.*prior="):
+        fit(seeded(byol), ReLACallback(targets64), data=stream())
+
+
+def test_collecting_moves_nothing_in_the_transport_phase() -> None:
+    module = seeded(byol, weight_decay=0.1, momentum=0.9)
+    before = weights(module)
+    fit(module, ReLACallback(prior=prior(), schedule=TransportOnly()), data=stream(), max_steps=2)
+    after = weights(module)
+    trained = [name for name, p in module.named_parameters() if p.requires_grad]
+    assert all(torch.equal(before[name], after[name]) for name in trained)
+
+
+def test_targets_are_the_projected_features_of_the_denormalised_view() -> None:
+    source, own = PriorTargets(prior()), prior()
+    source.check(Stream())
+    views = [torch.randn(32, 3, 16, 16) * 0.2 for _ in range(4)]
+
+    class OneRank:
+        world_size = 1
+
+    raw = [((view * 0.4 + 0.3).clamp(0, 1) - 0.5) / 0.5 for view in views]
+    assert own.feature_dim * 4 <= 96
+    given = [source(torch.arange(32), view, OneRank()) for view in views]
+    needed = -(-own.feature_dim * 4 // 32)
+    assert [target is None for target in given] == [i < needed for i in range(4)]
+    learnt = projection(pca(moments(torch.cat([own(image) for image in raw[:needed]]))))
+    torch.testing.assert_close(given[-1], project(own(raw[-1]), learnt), rtol=1e-3, atol=1e-3)
+
+
+def test_resume_keeps_the_projection(tmp_path: Any) -> None:
+    class SaveAt(L.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                trainer.save_checkpoint(tmp_path / "mid.ckpt")
+
+    callback = ReLACallback(prior=prior(), schedule=Mix())
+    fit(seeded(byol), callback, SaveAt(), data=stream(), max_epochs=3)
+    state = torch.load(tmp_path / "mid.ckpt", weights_only=True)
+    saved = state["callbacks"]["ReLACallback"]["source"]["projection"]
+    resumed = ReLACallback(prior=prior(), schedule=Mix())
+    L.Trainer(
+        max_epochs=3, accelerator="cpu", callbacks=[resumed], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    ).fit(byol(), stream(), ckpt_path=tmp_path / "mid.ckpt")  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(saved, resumed.state_dict()["source"]["projection"], strict=True))
+
+
+def test_manual_optimization_and_map_style_data() -> None:
+    log = Log()
+    options = {"prior": prior(), "schedule": Switch(0.7)}
+    fit(seeded(simclr, manual=True), ReLACallback(**options), log, data=loader(), max_epochs=3)
+    assert any("rela/loss" in entry for entry in log.seen) and log.seen[-1]["rela/phase"] == 2.0
+    assert not same({}, weights(simclr())) and transport_loss(torch.eye(2), torch.eye(2)) == 0
