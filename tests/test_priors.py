@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import multiprocessing
 import pickle
 import random as python_random
@@ -207,6 +208,35 @@ def test_a_preprocess_of_ones_own_is_used_and_named_in_the_identity(photos):
     )
     assert prior.identity == load_prior(module, preprocess=to_float).identity
     assert prior.identity != load_prior(module, preprocess=to_other_float).identity
+
+
+class Scale:
+    """A preprocessing with a method to use."""
+
+    def apply(self, image, by=255):
+        return as_tensor(image.convert("RGB").resize((8, 8))).float() / by
+
+
+class WithExtra(nn.Conv2d):
+    """State that is no tensor."""
+
+    extra = "first"
+
+    def get_extra_state(self):
+        return self.extra
+
+    def set_extra_state(self, state):
+        self.extra = state
+
+
+def test_identity_tells_partials_methods_and_extra_state_apart():
+    module = WithExtra(3, 4, 3)
+    choices = [functools.partial(Scale().apply, by=2), functools.partial(Scale().apply, by=3), Scale().apply]
+    identities = [load_prior(module, preprocess=choice).identity for choice in choices]
+    assert load_prior(module, preprocess=functools.partial(Scale().apply, by=2)).identity == identities[0]
+    module.extra = "second"
+    identities.append(load_prior(module, preprocess=choices[0]).identity)
+    assert len(set(identities)) == 4
 
 
 def test_random_priors_are_a_matter_of_their_seed_and_leave_the_random_state_alone():

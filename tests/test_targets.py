@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import random as python_random
-from pathlib import Path
 
 import lightning.pytorch as L
 import numpy as np
@@ -15,12 +14,12 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import nn
-from torch.utils.data import ConcatDataset, Dataset, IterableDataset, Subset
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from rela_lightning import build_targets, load_prior
-from rela_lightning.errors import ConfigError, DataError, TargetError
-from rela_lightning.targets import TargetStore, project
-from rela_lightning.targets.partial import claimed, partial_folder
+from rela_lightning.errors import ConfigError, TargetError
+from rela_lightning.targets import project
+from rela_lightning.targets.partial import partial_folder
 
 DIGITS = (load_digits().images * 15.9375).astype(np.uint8)
 
@@ -229,7 +228,7 @@ def test_targets_built_for_something_else_are_refused_by_name(tmp_path, prior, n
     assert (store.path / "manifest.json").read_bytes() == before
 
 
-def test_order_beyond_the_sample_is_seen_in_subsets_and_folders(tmp_path, prior):
+def test_order_beyond_the_sample_is_seen_in_subsets(tmp_path, prior):
     data = Digits(300)
     swapped = list(range(300))
     swapped[1], swapped[2] = 2, 1  # neither row is among the 64 that are sampled
@@ -238,94 +237,27 @@ def test_order_beyond_the_sample_is_seen_in_subsets_and_folders(tmp_path, prior)
         build_targets(prior, Subset(data, swapped), tmp_path / "t")
 
 
-def test_overwrite_keeps_the_old_targets_until_the_new_are_done(tmp_path, prior):
-    old = build_targets(prior, Digits(), tmp_path / "t")
-    failing = Digits(200)
-    failing.fail_at = 191  # not in the sample that is read before the pass
-    with pytest.raises(KeyError):
-        build_targets(prior, failing, tmp_path / "t", overwrite=True)
-    assert TargetStore(tmp_path / "t").fingerprint == old.fingerprint
-    assert partial_folder(tmp_path / "t").exists()
-    new = build_targets(prior, Digits(200), tmp_path / "t", overwrite=True)
-    assert len(new) == 200
-    assert [p.name for p in tmp_path.iterdir()] == ["t"]
+def test_image_folders_are_known_by_their_files(tmp_path, prior):
+    from torchvision.datasets import ImageFolder
+    from torchvision.transforms import RandomResizedCrop
 
-
-class Fragile(Digits):
-    """Fails once, in the middle of the pass."""
-
-    def __getitem__(self, row):
-        if self.fail_at is not None and len(self.reads) > self.fail_at:
-            raise RuntimeError("interrupted")
-        return super().__getitem__(row)
-
-
-@pytest.mark.parametrize("after", [90, 140, 231])
-def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, after):
-    prior, whole = pixel_prior(), build_targets(pixel_prior(), Fragile(200), tmp_path / "whole", batch_size=16)
-    dataset = Fragile(200)
-    dataset.fail_at = after  # 73 reads are the sample
-    with pytest.raises(RuntimeError, match="interrupted"):
-        build_targets(prior, dataset, tmp_path / "t", batch_size=16)
-    assert prior.network.calls < 200
-    assert not (tmp_path / "t").exists()
-    with pytest.raises(TargetError, match="incomplete"):
-        TargetStore(tmp_path / "t")
-    written = np.fromfile(partial_folder(tmp_path / "t") / "index-00000.bin", np.int64)
-    assert len(written) == prior.network.calls
-    dataset.fail_at = None
-    store = build_targets(prior, dataset, tmp_path / "t", batch_size=16)
-    assert prior.network.calls == 200  # every row exactly once
-    assert (store.path / "targets.npy").read_bytes() == (whole.path / "targets.npy").read_bytes()
-    assert store.fingerprint == whole.fingerprint
-
-
-def test_a_torn_row_is_embedded_again(tmp_path):
-    prior, dataset = pixel_prior(), Fragile(200)
-    dataset.fail_at = 140
-    with pytest.raises(RuntimeError):
-        build_targets(prior, dataset, tmp_path / "t", batch_size=16)
-    partial = partial_folder(tmp_path / "t")
-    with (partial / "rows-00000.bin").open("ab") as rows, (partial / "index-00000.bin").open("ab") as index:
-        rows.write(b"\1" * 37)  # killed in the middle of a row
-        index.write(b"\1\0\0")
-    dataset.fail_at = None
-    store = build_targets(prior, dataset, tmp_path / "t", batch_size=16)
-    whole = build_targets(pixel_prior(), Fragile(200), tmp_path / "whole", batch_size=16)
-    assert torch.equal(store[torch.arange(200)], whole[torch.arange(200)])
-
-
-def test_rows_of_another_prior_are_not_gone_on_with(tmp_path):
-    dataset, other = Fragile(200), pixel_prior(mean=[0.3])
-    dataset.fail_at = 140
-    with pytest.raises(RuntimeError):
-        build_targets(pixel_prior(), dataset, tmp_path / "t", batch_size=16)
-    dataset.fail_at = None
-    store = build_targets(other, dataset, tmp_path / "t", batch_size=16)
-    assert other.network.calls == 200 and store.prior_identity == other.identity
-
-
-def test_other_output_settings_reuse_the_rows_of_an_interrupted_pass(tmp_path):
-    prior, dataset = pixel_prior(), Fragile(200)
-    dataset.fail_at = 140
-    with pytest.raises(RuntimeError):
-        build_targets(prior, dataset, tmp_path / "t", batch_size=16)
-    dataset.fail_at = None
-    assert build_targets(prior, dataset, tmp_path / "t", target_dim=4, batch_size=16).dim == 4
-    assert prior.network.calls == 200
-
-
-def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, prior):
-    store = build_targets(prior, Digits(), tmp_path / "t")
-    store.path.rename(tmp_path / "t.old")
-    assert build_targets(prior, Digits(), tmp_path / "t").fingerprint == store.fingerprint
-
-
-def test_a_second_job_is_kept_off_the_folder(tmp_path, prior):
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    with claimed(partial_folder(tmp_path / "t"), wait=False), pytest.raises(TargetError, match="Another job"):
-        build_targets(prior, Digits(), tmp_path / "t", trainer=trainer)
-    assert len(build_targets(prior, Digits(), tmp_path / "t", trainer=trainer)) == 40
+    for row in range(120):
+        folder = tmp_path / "images" / f"class{row % 2}"
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(DIGITS[row]).convert("RGB").save(folder / f"{row:04d}.png")
+    colour = load_prior(pixel_prior(), image_size=8)
+    dataset = ImageFolder(tmp_path / "images", transform=RandomResizedCrop(8))
+    store = build_targets(colour, dataset, tmp_path / "t", storage_dtype=torch.float32)
+    rows = np.concatenate([DIGITS[0:120:2], DIGITS[1:120:2]])
+    same_up_to_sign(store[torch.arange(120)], expected_targets(prior, rows), 1e-2)
+    moved = (tmp_path / "images").rename(tmp_path / "elsewhere")
+    calls = colour.network.calls
+    again = build_targets(colour, ImageFolder(str(moved)), tmp_path / "t", storage_dtype=torch.float32)
+    assert again.fingerprint == store.fingerprint  # a folder may move
+    (moved / "class0" / "0002.png").rename(moved / "class0" / "0003.png")
+    with pytest.raises(TargetError, match="data set order"):
+        build_targets(colour, ImageFolder(moved), tmp_path / "t", storage_dtype=torch.float32)
+    assert colour.network.calls == calls
 
 
 @pytest.mark.parametrize("tree", [L, pl])
@@ -385,78 +317,3 @@ def test_fusions_are_labelled(tmp_path):
     features = np.concatenate([features_by_hand(part, DIGITS[:40]) for part in fused.network], axis=1)
     oracle = PCA(store.dim, whiten=True, svd_solver="full").fit_transform(features)
     same_up_to_sign(store[torch.arange(40)], oracle, 1e-2)
-
-
-class Stream(IterableDataset):
-    """No length, no index."""
-
-    def __iter__(self):
-        return iter(Digits())
-
-
-def noisy(row):
-    return torch.rand(1, 8, 8)
-
-
-BAD_DATA = {
-    "iterable": (Stream(), DataError, r"len\(dataset\) and dataset\[i\][\s\S]*Stream[\s\S]*prior="),
-    "empty": (Bare(0, lambda row: None), DataError, "is empty"),
-    "one row": (Digits(1), DataError, "at least 2 rows"),
-    "labels": (Bare(9, lambda row: ("a", 3)), DataError, r"Row 0[\s\S]*found:    tuple of str, int"),
-    "normalised": (Bare(9, lambda row: torch.ones(3, 8, 8) * 2.5), DataError, r"values 2.5 to 2.5[\s\S]*before normal"),
-    "channels last": (Bare(9, lambda row: torch.ones(8, 8, 3, dtype=torch.uint8)), DataError, "channels first"),
-    "late": (Bare(9, lambda row: Image.fromarray(DIGITS[row]) if row < 8 else None), DataError, "Row 8"),
-    "random": (Bare(9, noisy), DataError, "other pixels each time"),
-    "constant": (Bare(9, lambda row: torch.ones(1, 8, 8)), TargetError, "every image the same features"),
-}
-
-
-@pytest.mark.parametrize("name", BAD_DATA)
-def test_data_that_cannot_be_labelled_is_refused(tmp_path, prior, name):
-    dataset, kind, message = BAD_DATA[name]
-    with pytest.raises(kind, match=message):
-        build_targets(prior, dataset, tmp_path / "t")
-    assert not (tmp_path / "t").exists()
-
-
-class Sometimes(Pixels):
-    """Not a number where an image is bright."""
-
-    def forward(self, images):
-        return torch.where(images.amax((1, 2, 3)).gt(0.999)[:, None], torch.nan, super().forward(images))
-
-
-def test_features_that_are_not_finite_are_refused_by_row(tmp_path):
-    images = np.minimum(DIGITS[:40], 200)
-    images[23, 0, 0] = 255
-    dataset = Digits()
-    dataset.images = images
-    prior = load_prior(Sometimes(), image_size=8, mean=[0.0], std=[1.0])
-    with pytest.raises(TargetError, match=r"NaN or infinite[\s\S]*rows \[23\] of the data set"):
-        build_targets(prior, dataset, tmp_path / "t", batch_size=16)
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"target_dim": 21}, r"expected: 1 to 20[\s\S]*found:    21"),
-        ({"target_dim": 0}, "not a width"),
-        ({"standardise": "white"}, "per_dim, isotropic, none"),
-        ({"storage_dtype": torch.int8}, "float16 or torch.float32"),
-        ({"batch_size": 0}, "batch_size=0"),
-    ],
-)
-def test_options_that_cannot_work_are_refused_before_anything_is_read(tmp_path, prior, options, message):
-    dataset = Digits()
-    with pytest.raises(ConfigError, match=message):
-        build_targets(prior, dataset, tmp_path / "t", **options)
-    assert not dataset.reads and not list(Path(tmp_path).iterdir())
-
-
-def test_targets_too_large_for_half_precision_are_refused(tmp_path):
-    prior = pixel_prior()
-    with torch.no_grad():
-        prior.network.map.weight *= 1e6
-    with pytest.raises(TargetError, match=r"storage_dtype=torch\.float32"):
-        build_targets(prior, Digits(), tmp_path / "t", standardise="none")
-    assert build_targets(prior, Digits(), tmp_path / "t").dim == 20

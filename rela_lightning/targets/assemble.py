@@ -40,7 +40,7 @@ def assemble(
     """Write `targets.npy` and `projection.safetensors`.
 
     Two passes over the rows, in order of their index: moments, then projection. Memory is a few
-    chunks of about 16 MB and a few matrices `[F, F]`, whatever the number of rows.
+    chunks of about 4 MB and a few matrices `[F, F]`, whatever the number of rows.
 
     Args:
         shards: Folder with the shards; every row must be there.

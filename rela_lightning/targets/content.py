@@ -76,8 +76,9 @@ def _leaves(dataset: Any, subsets: tuple[Any, ...] = ()) -> list[tuple[Any, tupl
         subsets = (*subsets, indices)
     inner = getattr(dataset, "datasets", None)
     parts = list(inner) if isinstance(inner, (list, tuple)) else []
-    if not parts and getattr(dataset, "dataset", None) is not None:
-        parts = [dataset.dataset]
+    single = getattr(dataset, "dataset", None)
+    if not parts and hasattr(single, "__getitem__") and not isinstance(single, str):
+        parts = [single]
     if not parts:
         return [(dataset, subsets)]
     return [leaf for part in parts for leaf in _leaves(part, subsets)]

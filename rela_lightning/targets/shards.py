@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-CHUNK_BYTES = 16 * 2**20
-_INDEX_CHUNK = 2**20
+CHUNK_BYTES = 4 * 2**20
+_INDEX_CHUNK = 2**17
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def locate(folder: Path, length: int, dim: int) -> Path:
 
 
 def ordered_chunks(folder: Path, length: int, dim: int, *, rows: int | None = None) -> Iterator[NDArray[np.float32]]:
-    """All rows in order of their index, in chunks `[n, dim]` of about 16 MB; every row must be there.
+    """All rows in order of their index, in chunks `[n, dim]` of about 4 MB; every row must be there.
 
     Args:
         folder: Where the shards are.

@@ -130,8 +130,9 @@ class ShardSteps:
     ) -> None:
         """Start copying this batch to the CPU and write the one before."""
         rows, features = prediction
-        copies, event = [value.to("cpu", non_blocking=True) for value in (rows, features)], None
-        if features.is_cuda:
+        on_gpu, event = features.is_cuda, None
+        copies = [value.to("cpu", non_blocking=on_gpu) for value in (rows, features)]
+        if on_gpu:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._flush()

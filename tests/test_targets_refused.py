@@ -1,0 +1,95 @@
+"""What cannot be labelled is refused before work is lost, and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import IterableDataset
+
+from rela_lightning import build_targets, load_prior
+from rela_lightning.errors import ConfigError, DataError, TargetError
+from tests.test_targets import DIGITS, Bare, Digits, Pixels, pixel_prior
+
+
+@pytest.fixture(scope="module")
+def prior():
+    return pixel_prior()
+
+
+class Stream(IterableDataset):
+    """No length, no index."""
+
+    def __iter__(self):
+        return iter(Digits())
+
+
+def noisy(row):
+    return torch.rand(1, 8, 8)
+
+
+BAD_DATA = {
+    "iterable": (Stream(), DataError, r"len\(dataset\) and dataset\[i\][\s\S]*Stream[\s\S]*prior="),
+    "empty": (Bare(0, lambda row: None), DataError, "is empty"),
+    "one row": (Digits(1), DataError, "at least 2 rows"),
+    "labels": (Bare(9, lambda row: ("a", 3)), DataError, r"Row 0[\s\S]*found:    tuple of str, int"),
+    "normalised": (Bare(9, lambda row: torch.ones(3, 8, 8) * 2.5), DataError, r"values 2.5 to 2.5[\s\S]*before normal"),
+    "channels last": (Bare(9, lambda row: torch.ones(8, 8, 3, dtype=torch.uint8)), DataError, "channels first"),
+    "late": (Bare(9, lambda row: Image.fromarray(DIGITS[row]) if row < 8 else None), DataError, "Row 8"),
+    "random": (Bare(9, noisy), DataError, "other pixels each time"),
+    "constant": (Bare(9, lambda row: torch.ones(1, 8, 8)), TargetError, "every image the same features"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_DATA)
+def test_data_that_cannot_be_labelled_is_refused(tmp_path, prior, name):
+    dataset, kind, message = BAD_DATA[name]
+    with pytest.raises(kind, match=message):
+        build_targets(prior, dataset, tmp_path / "t")
+    assert not (tmp_path / "t").exists()
+
+
+class Sometimes(Pixels):
+    """Not a number where an image is bright."""
+
+    def forward(self, images):
+        return torch.where(images.amax((1, 2, 3)).gt(0.999)[:, None], torch.nan, super().forward(images))
+
+
+def test_features_that_are_not_finite_are_refused_by_row(tmp_path):
+    images = np.minimum(DIGITS[:40], 200)
+    images[23, 0, 0] = 255
+    dataset = Digits()
+    dataset.images = images
+    prior = load_prior(Sometimes(), image_size=8, mean=[0.0], std=[1.0])
+    with pytest.raises(TargetError, match=r"NaN or infinite[\s\S]*rows \[23\] of the data set"):
+        build_targets(prior, dataset, tmp_path / "t", batch_size=16)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"target_dim": 21}, r"expected: 1 to 20[\s\S]*found:    21"),
+        ({"target_dim": 0}, "not a width"),
+        ({"standardise": "white"}, "per_dim, isotropic, none"),
+        ({"storage_dtype": torch.int8}, "float16 or torch.float32"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_options_that_cannot_work_are_refused_before_anything_is_read(tmp_path, prior, options, message):
+    dataset = Digits()
+    with pytest.raises(ConfigError, match=message):
+        build_targets(prior, dataset, tmp_path / "t", **options)
+    assert not dataset.reads and not list(Path(tmp_path).iterdir())
+
+
+def test_targets_too_large_for_half_precision_are_refused(tmp_path):
+    prior = pixel_prior()
+    with torch.no_grad():
+        prior.network.map.weight *= 1e6
+    with pytest.raises(TargetError, match=r"storage_dtype=torch\.float32"):
+        build_targets(prior, Digits(), tmp_path / "t", standardise="none")
+    assert build_targets(prior, Digits(), tmp_path / "t").dim == 20
