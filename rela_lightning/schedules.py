@@ -191,3 +191,68 @@ class AuthorsRule(Schedule):
         self.slow, self.fast = state["averages"].tolist()
         self.fired = bool(state["fired"])
         self._unread = list(state["unread"].unbind())
+
+
+class Plateau(Schedule):
+    """Transport alone until its loss has levelled off, then SSL alone.
+
+    The loss is averaged over windows of the budget; the switch comes for good when one window lies less than
+    `slope` per percent of budget below the one before it, within the bounds `at_least` and `at_most`.
+    A prior that has little to say levels off early, and is let go early.
+
+    Args:
+        slope: Fall of the loss per percent of the budget below which it has levelled off, > 0.
+        window: Share of the budget that is averaged, in `(0, 0.5]`.
+        at_least: No switch before this share of the budget, in `(0, 1]`.
+        at_most: The switch comes here at the latest, in `(0, 1]`.
+    """
+
+    adaptive = True
+
+    def __init__(
+        self, slope: float = 0.002, *, window: float = 0.03, at_least: float = 0.05, at_most: float = 0.6
+    ) -> None:
+        if not slope > 0.0:
+            raise ConfigError("`slope` is a fall of the loss per percent of the budget.", expected="> 0", found=slope)
+        if not 0.0 < window <= 0.5:
+            raise ConfigError("`window` is a share of the budget.", expected="a number in (0, 0.5]", found=window)
+        self.slope, self.window = slope, window
+        self.at_least, self.at_most = _share("at_least", at_least), _share("at_most", at_most)
+        if at_least > at_most:
+            raise ConfigError("`at_least` is above `at_most`.", found=f"{at_least} and {at_most}")
+        self.fired = False
+        self._progress = 0.0
+        self._start = 0.0
+        self._sum: Tensor = torch.zeros(())
+        self._count = 0
+        self._before = math.inf
+
+    def weights(self, progress: float) -> Weights:
+        """`(0, 1)` until the loss has levelled off, `(1, 0)` from then on."""
+        self._progress = progress
+        self.fired = self.fired or progress >= self.at_most
+        return SSL_ONLY if self.fired else TRANSPORT_ONLY
+
+    def update(self, loss: Tensor) -> None:
+        """Add a step's loss to the window, on its device; the device is waited for once a window."""
+        self._sum = self._sum.to(loss.device) + loss.detach()
+        self._count += 1
+        if self._progress - self._start < self.window:
+            return
+        mean = float(self._sum) / self._count
+        percent = 100.0 * (self._progress - self._start)
+        level = math.isfinite(self._before) and (self._before - mean) / percent < self.slope
+        self.fired = self.fired or (level and self._progress >= self.at_least)
+        self._before, self._start = mean, self._progress
+        self._sum, self._count = torch.zeros_like(self._sum), 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The current window, the one before, and whether the switch has come."""
+        numbers = [self._progress, self._start, float(self._sum), float(self._count), self._before]
+        return {"window": torch.tensor(numbers, dtype=torch.double), "fired": torch.tensor(self.fired)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self._progress, self._start, total, count, self._before = state["window"].tolist()
+        self._sum, self._count = torch.tensor(total), int(count)
+        self.fired = bool(state["fired"])

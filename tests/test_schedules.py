@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.schedules import AuthorsRule, Blend, Mix, Switch, TransportOnly
+from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Switch, TransportOnly
 
 
 def restated_rule(losses: list[float]) -> int | None:
@@ -91,3 +91,45 @@ def test_blend_goes_from_transport_to_ssl(curve: str) -> None:
 def test_options_out_of_range_are_refused(build) -> None:
     with pytest.raises(ConfigError):
         build()
+
+
+def run_plateau(plateau: Plateau, curve, steps: int = 1000, start: int = 0) -> float | None:
+    """Share of the budget at which it lets go of a loss curve over progress in [0, 1]."""
+    for step in range(start, steps):
+        if plateau.weights(step / steps) == (1.0, 0.0):
+            return step / steps
+        plateau.update(torch.tensor(curve(step / steps)))
+    return None
+
+
+FALLS_TO_THIRTY_PERCENT = {"falls, then flat": lambda p: 1.0 - 2.0 * min(p, 0.3)}
+
+
+def test_plateau_lets_go_when_the_loss_has_levelled_off() -> None:
+    at = run_plateau(Plateau(0.002, window=0.03), FALLS_TO_THIRTY_PERCENT["falls, then flat"])
+    assert 0.3 <= at <= 0.3 + 3 * 0.03 + 0.01, "two flat windows after the fall ends"
+
+
+def test_plateau_stays_within_its_bounds() -> None:
+    assert run_plateau(Plateau(), lambda p: 1.0) == pytest.approx(0.06, abs=0.04), "a flat loss is let go early"
+    assert run_plateau(Plateau(at_least=0.2), lambda p: 1.0) == pytest.approx(0.2, abs=0.04)
+    assert run_plateau(Plateau(at_most=0.5), lambda p: 1.0 - p) == pytest.approx(0.5, abs=0.002)
+    assert Plateau().lets_go
+
+
+@pytest.mark.parametrize("stop", [100, 317])
+def test_plateau_survives_its_state(stop: int) -> None:
+    curve = FALLS_TO_THIRTY_PERCENT["falls, then flat"]
+    whole = run_plateau(Plateau(), curve)
+    first, second = Plateau(), Plateau()
+    for step in range(stop):
+        first.weights(step / 1000)
+        first.update(torch.tensor(curve(step / 1000)))
+    second.load_state_dict(first.state_dict())
+    assert run_plateau(second, curve, start=stop) == whole
+
+
+@pytest.mark.parametrize("options", [{"slope": 0.0}, {"window": 0.0}, {"at_most": 2.0}, {"at_least": 0.9}])
+def test_plateau_options_out_of_range_are_refused(options) -> None:
+    with pytest.raises(ConfigError):
+        Plateau(**options)
