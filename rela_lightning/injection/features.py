@@ -10,7 +10,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from rela_lightning.errors import InjectionError
+from rela_lightning.errors import ConfigError, InjectionError
 from rela_lightning.injection.patch import Patches
 from rela_lightning.pooling import Pooling, first_tensor, pool
 
@@ -52,11 +52,10 @@ def guess_backbone(module: nn.Module) -> str | None:
         candidate = getattr(module, name, None)
         if not isinstance(candidate, nn.Module) or not any(True for _ in candidate.parameters()):
             continue
-        if _trainable(candidate):
-            return name
-        student = _student_of(module, candidate)
+        student = name if _trainable(candidate) else _student_of(module, candidate)
         if student is not None:
-            return student
+            inner = f"{student}.backbone"  # a network that holds backbone and projector
+            return inner if isinstance(getattr(module.get_submodule(student), "backbone", None), nn.Module) else student
     return None
 
 
@@ -75,7 +74,7 @@ class Discovery:
         for name, sub in self._module.named_modules():
             self._sizes[name] = sum(p.numel() for p in sub.parameters())
             if name and self._sizes[name]:
-                handles.append(sub.register_forward_hook(self._hook(name)))
+                handles.append(sub.register_forward_hook(self._hook(name), with_kwargs=True))
         try:
             yield
         finally:
@@ -83,10 +82,10 @@ class Discovery:
                 handle.remove()
 
     def _hook(self, name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            image = bool(args) and isinstance(args[0], Tensor) and args[0].ndim == 4 and args[0].shape[1] in (1, 3)
-            if image and torch.is_grad_enabled() and first_tensor(output).requires_grad:
-                self._calls.setdefault(name, []).append(Call(args[0], output))
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            images = _images(args, kwargs)
+            if images is not None and images.shape[1] in (1, 3) and torch.is_grad_enabled() and _is_feature(output):
+                self._calls.setdefault(name, []).append(Call(images, output))
 
         return hook
 
@@ -102,6 +101,19 @@ class Discovery:
         return name, self._calls[name]
 
 
+def _images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    return next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim == 4), None)
+
+
+def _is_feature(output: Any) -> bool:
+    """Whether a call returned something to train by: not a loss, not an object of another kind."""
+    try:
+        tensor = first_tensor(output)
+    except ConfigError:
+        return False
+    return tensor.ndim >= 2 and tensor.requires_grad
+
+
 def never_called(module: nn.Module, name: str) -> InjectionError:
     """The error for a backbone that the step did not call with grad."""
     return InjectionError(
@@ -111,6 +123,22 @@ def never_called(module: nn.Module, name: str) -> InjectionError:
         exists=submodule_names(module),
         do='name what is called: backbone="encoder", or a method: backbone="backbone.encode"',
     )
+
+
+class _Hook:
+    """A forward hook that copies of the module do not inherit: theirs stays silent."""
+
+    def __init__(self, listener: Callable[..., Any] | None = None) -> None:
+        self._listener = listener
+
+    def __call__(self, *args: Any) -> Any:
+        return None if self._listener is None else self._listener(*args)
+
+    def __deepcopy__(self, memo: Any) -> _Hook:
+        return _Hook()
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[()]]:
+        return _Hook, ()
 
 
 class Backbone:
@@ -128,7 +156,7 @@ class Backbone:
 
     def __init__(self, module: nn.Module, name: str, *, feature_layer: str | None = None, pooling: Pooling = "auto"):
         self.name, self._pooling = name, pooling
-        self._owner, attribute = module, name
+        self._module, self._owner, attribute = module, module, name
         if "." in name:
             path, attribute = name.rsplit(".", 1)
             self._owner = _find(module, path, name)
@@ -147,13 +175,12 @@ class Backbone:
         self._detach = False
         self._layer_output: Any = None
         self._patches = Patches()
-        self._handles: list[Any] = []
         if feature_layer is not None:
             layer = _find(module, feature_layer, feature_layer)
-            self._handles.append(layer.register_forward_hook(self._on_layer))
+            layer.register_forward_hook(_Hook(self._on_layer))
         self._reads_layer = feature_layer is not None
         if isinstance(self._call, nn.Module):
-            self._handles.append(self._call.register_forward_hook(self._on_forward, with_kwargs=True))
+            self._call.register_forward_hook(_Hook(self._on_forward), with_kwargs=True)
         else:
             self._patches.wrap(self._owner, attribute, self._on_method)
             self._call = getattr(self._owner, attribute)
@@ -163,8 +190,6 @@ class Backbone:
             self._layer_output = output
 
     def _on_forward(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        if module is not self._call:  # a deep copy of the module keeps this hook; it is not the student
-            return output
         return self._record(args, kwargs, output)
 
     def _on_method(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -174,7 +199,7 @@ class Backbone:
         """Note the call, if we are listening; returns what the caller gets."""
         if self._calls is None or not torch.is_grad_enabled():
             return output
-        inputs = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim == 4), None)
+        inputs = _images(args, kwargs)
         read = self._layer_output if self._reads_layer else output
         if inputs is not None and read is not None and first_tensor(read).requires_grad:
             self._calls.append(Call(inputs, read))
@@ -204,15 +229,16 @@ class Backbone:
         with self.listening() as calls:
             try:
                 self._call(images)
-            except (RuntimeError, ValueError, TypeError) as error:
+            except (RuntimeError, ValueError, TypeError, AssertionError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 raise InjectionError(
                     f"The backbone ({self.name}) cannot be called on the views alone.",
                     expected="a network that takes images [B, C, H, W]",
                     found=f"{type(error).__name__}: {error}",
-                    do="if this is a layer inside the backbone, name the network with `backbone` and the layer "
-                    'with `feature_layer`; if it needs more arguments, use step="swap_loss"',
+                    do='name what the step calls on images: backbone="model.backbone", or a method: '
+                    'backbone="backbone.encode"; if it needs more arguments, use step="swap_loss"; if this is a layer '
+                    "inside the backbone, name the network with `backbone` and the layer with `feature_layer`",
                 ) from error
         if not calls:
             raise InjectionError(
@@ -225,9 +251,10 @@ class Backbone:
 
     def remove(self) -> None:
         """Take all hooks and wrappers off the module."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for sub in self._module.modules():  # copies made during training included
+            for key in [key for key, hook in sub._forward_hooks.items() if isinstance(hook, _Hook)]:
+                del sub._forward_hooks[key]
+                sub._forward_hooks_with_kwargs.pop(key, None)
         self._patches.undo()
 
 

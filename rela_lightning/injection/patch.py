@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any
 
 _ABSENT = object()
+
+
+class _Wrapped:
+    """`wrapper(original, ...)`; a deep copy of the owner gets its own original back, unwrapped."""
+
+    def __init__(self, original: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
+        self._original, self._wrapper = original, wrapper
+        functools.update_wrapper(self, original)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._wrapper(self._original, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self._original, memo)
 
 
 class Patches:
@@ -22,12 +37,8 @@ class Patches:
         arguments and to see whether a hook is overridden.
         """
         original = getattr(owner, name)
-
-        def wrapped(*args: Any, **kwargs: Any) -> Any:
-            return wrapper(original, *args, **kwargs)
-
         self._done.append((owner, name, vars(owner).get(name, _ABSENT)))
-        setattr(owner, name, functools.update_wrapper(wrapped, original))
+        setattr(owner, name, _Wrapped(original, wrapper))
 
     def undo(self) -> None:
         """Put everything back as it was; safe to call twice."""

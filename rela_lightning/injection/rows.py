@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from rela_lightning.errors import ConfigError, InjectionError
 
 RowLayout = Literal["auto", "cat", "interleaved"]
 ROW_LAYOUTS = ("auto", "cat", "interleaved")
-_SETTLED_AFTER = 3  # steps with one and the same regular layout before it is taken for granted
+_SETTLED_AFTER = 3  # steps with one and the same regular layout before an accelerator is no longer waited for
+_LOOK_EVERY = 50  # checks that are then left on the device before they are looked at together
 
 
 def regular_rows(rows: int, samples: int, layout: str, device: torch.device) -> Tensor:
@@ -28,6 +29,27 @@ def fingerprints(images: Tensor) -> Tensor:
     sampled = flat[:, ::stride].double()
     weights = torch.cos(torch.arange(sampled.shape[1], device=flat.device, dtype=torch.float64) * 1.7 + 0.3)
     return (sampled * weights).sum(dim=1)
+
+
+class _Content(NamedTuple):
+    """Fingerprints of the rows found and of the views known, for comparison."""
+
+    found: Tensor  # [R]
+    known: Tensor  # [V, B]
+    tolerance: Tensor
+
+    @classmethod
+    def of(cls, inputs: Tensor, views: Sequence[Tensor], samples: int) -> _Content | None:
+        """None where no view has the shape of the rows."""
+        same = [view for view in views if view.shape[1:] == inputs.shape[1:] and view.shape[0] == samples]
+        if not same:
+            return None
+        known = torch.stack([fingerprints(view) for view in same])
+        return cls(fingerprints(inputs), known, 1e-9 * known.abs().max().clamp(min=1.0))
+
+    def agrees(self, order: Tensor) -> Tensor:
+        """Whether each row is a view of the sample that `order` says: a boolean scalar on the device."""
+        return ((self.found - self.known[:, order]).abs() <= self.tolerance).any(dim=0).all()
 
 
 def match_rows(inputs: Tensor, views: Sequence[Tensor], samples: int, row_layout: RowLayout) -> tuple[str, Tensor]:
@@ -51,17 +73,14 @@ def match_rows(inputs: Tensor, views: Sequence[Tensor], samples: int, row_layout
         if not regular:
             raise _unmatched(inputs, samples)
         return row_layout, regular_rows(rows, samples, row_layout, inputs.device)
-    same = [view for view in views if view.shape[1:] == inputs.shape[1:] and view.shape[0] == samples]
-    if same:
-        known = torch.stack([fingerprints(view) for view in same])  # [V, B]
-        found = fingerprints(inputs)
-        tolerance = 1e-9 * known.abs().max().clamp(min=1.0)
+    content = _Content.of(inputs, views, samples)
+    if content is not None:
         for layout in regular:
             order = regular_rows(rows, samples, layout, inputs.device)
-            if bool(((found - known[:, order]).abs() <= tolerance).any(dim=0).all()):
+            if bool(content.agrees(order)):
                 return layout, order
-        distance, nearest = (found[:, None] - known.flatten()[None]).abs().min(dim=1)
-        if bool((distance <= tolerance).all()):
+        distance, nearest = (content.found[:, None] - content.known.flatten()[None]).abs().min(dim=1)
+        if bool((distance <= content.tolerance).all()):
             return "permuted", nearest % samples
     if rows == samples:  # pixels were changed on the way; one view keeps its order
         return "cat", regular_rows(rows, samples, "cat", inputs.device)
@@ -79,7 +98,10 @@ def _unmatched(inputs: Tensor, samples: int) -> InjectionError:
 
 
 class RowMatcher:
-    """Matches rows to samples, and stops looking once the layout has proved regular.
+    """Matches rows to samples, at every step.
+
+    On an accelerator, once the layout has proved regular, the check goes on without waiting for its
+    result: results are looked at together, now and then.
 
     Args:
         row_layout: See `match_rows`.
@@ -90,13 +112,33 @@ class RowMatcher:
             raise ConfigError("Unknown `row_layout`.", found=row_layout, exists=ROW_LAYOUTS)
         self.row_layout = row_layout
         self._seen: dict[tuple[int, int, int], tuple[str, int]] = {}
+        self._unread: list[Tensor] = []
+        self._agreed: dict[tuple[int, int, int], bool] = {}
 
     def __call__(self, call: int, inputs: Tensor, views: Sequence[Tensor], samples: int) -> Tensor:
         """Sample of each row of the `call`-th backbone call in this step, int64 `[R]`."""
         key = (call, inputs.shape[0], samples)
         layout, steps = self._seen.get(key, ("", 0))
-        if steps >= _SETTLED_AFTER and layout != "permuted":
-            return regular_rows(inputs.shape[0], samples, layout, inputs.device)
+        if steps >= _SETTLED_AFTER and layout != "permuted" and inputs.device.type != "cpu":
+            order = regular_rows(inputs.shape[0], samples, layout, inputs.device)
+            content = _Content.of(inputs, views, samples) if self.row_layout == "auto" else None
+            if content is not None:
+                self._watch(key, content.agrees(order))
+            return order
         now, order = match_rows(inputs, views, samples, self.row_layout)
         self._seen[key] = (now, steps + 1 if now == layout else 1)
         return order
+
+    def _watch(self, key: tuple[int, int, int], agrees: Tensor) -> None:
+        agreed = self._agreed.setdefault(key, bool(agrees))  # the first look decides: pixels changed in the step
+        if agreed:  # since the start never agree with the batch's
+            self._unread.append(agrees)
+        if len(self._unread) >= _LOOK_EVERY:
+            kept, self._unread = bool(torch.stack(self._unread).all()), []
+            if not kept:
+                raise InjectionError(
+                    "The order of rows that enter the backbone changed during training.",
+                    expected=f"rows {key[1]} in the order of the first steps",
+                    found="another order, in one of the last steps",
+                    do='keep one order, or say which it is: row_layout="cat" or "interleaved"',
+                )

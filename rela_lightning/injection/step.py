@@ -194,8 +194,8 @@ class StepEngine:
         return touch(loss, self.idle) if distributed else loss
 
     def _own_call(self, backbone: Backbone, views: list[Tensor], index: Tensor) -> Tensor:
-        size = max(view.shape[-2:] for view in views)
-        chosen = [view for view in views if view.shape[-2:] == size][: self._num_views]
+        largest = max(views, key=lambda view: (view.shape[-2:], view.shape[1])).shape[1:]  # masks have one channel
+        chosen = [view for view in views if view.shape[1:] == largest][: self._num_views]
         rows = torch.cat([self._rows_of(view, len(index)) for view in chosen])
         features = backbone(torch.cat(chosen) if len(chosen) > 1 else chosen[0])
         return self._loss(features, rows, index)
@@ -221,7 +221,15 @@ class StepEngine:
             raise never_called(self._module, self._name if self._backbone is None else self._backbone.name)
         rows = [self._rows(number, call.inputs, views, len(index)) for number, call in enumerate(calls)]
         features = [self._backbone.features(call) for call in calls]
+        rows = [self._repeated(order, len(part)) for order, part in zip(rows, features, strict=True)]
         return self._loss(torch.cat(features), torch.cat(rows), index)
+
+    def _repeated(self, rows: Tensor, count: int) -> Tensor:
+        """Rows of the features, where the backbone returns several for each image."""
+        layout = self._rows.row_layout
+        if count == len(rows) or count % len(rows) or layout == "auto":
+            return rows
+        return rows[regular_rows(count, len(rows), layout, rows.device)]
 
     def _loss(self, features: Tensor, rows: Tensor, index: Tensor) -> Tensor:
         if features.shape[0] != rows.shape[0]:
@@ -229,7 +237,8 @@ class StepEngine:
                 "The backbone returned another number of rows than it was given.",
                 expected=f"{rows.shape[0]} rows of features",
                 found=f"{features.shape[0]}",
-                do="name the layer that returns one row per image with `feature_layer`",
+                do='if each image has several rows, say how they are ordered: row_layout="cat" (a b a b) or '
+                '"interleaved" (a a b b); else name the layer that returns one row per image with `feature_layer`',
             )
         linear = self._transport.build(features.shape[1], self._targets.shape[1], features.device)
         targets = self._targets[:, : linear.target_dim].to(features.device, non_blocking=True)
