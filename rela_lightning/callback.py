@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 
 from rela_lightning.data.swap import Transform
-from rela_lightning.errors import ConfigError, TargetError
+from rela_lightning.errors import ConfigError, InjectionError, TargetError
 from rela_lightning.injection.loading import RowTracker
-from rela_lightning.injection.optim import OptimizerFactory, TransportMap
+from rela_lightning.injection.optim import OptimizerFactory, TransportMap, check_same
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.phases import Phase, Phases
 from rela_lightning.injection.rows import RowLayout
@@ -27,6 +28,8 @@ from rela_lightning.priors import Prior, load_prior
 from rela_lightning.schedules import Schedule, Switch, Weights
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.source import PriorTargets, StoredTargets
+
+_MOST_UNSTEPPED = 50  # batches under manual optimization that may pass without an optimizer step
 
 
 class ReLACallback(DualCallback):
@@ -100,6 +103,13 @@ class ReLACallback(DualCallback):
         _check("num_views", num_views, "an integer >= 1", num_views >= 1)
         _check("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
         _check("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
+        if head_warmup and schedule is not None and schedule.adaptive:
+            raise ConfigError(
+                "`head_warmup` needs to know when the transport phase will end.",
+                expected="a schedule that goes by progress, such as Switch",
+                found=type(schedule).__name__,
+                do="leave `head_warmup` at 0, or use Switch(at)",
+            )
         _check("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
         _check("step", step, "auto, replace or swap_loss", step in ("auto", "replace", "swap_loss"))
         if targets is None and prior is None:
@@ -132,6 +142,8 @@ class ReLACallback(DualCallback):
         self._engine: StepEngine | None = None
         self._phases: Phases | None = None
         self._teachers: Teachers | None = None
+        self._pairs: list[list[str]] | None = None
+        self._unstepped = 0
 
     # ---- set up and undo -------------------------------------------------------------------------
 
@@ -140,12 +152,27 @@ class ReLACallback(DualCallback):
         if stage != "fit":
             return
         self._undo()
+        if sum(isinstance(callback, ReLACallback) for callback in trainer.callbacks) > 1:
+            raise ConfigError(
+                "Several ReLACallbacks would attach to one module.",
+                expected="one",
+                found="more; accelerate(), ReLAMixin and ReLAModule bring one of their own",
+                do="leave one of them out",
+            )
         check_strategy(trainer.strategy, allow_untested=self.allow_untested_strategy)
         check_step(pl_module)
         replace = pl_module.automatic_optimization if self.step == "auto" else self.step == "replace"
-        if replace and self.schedule.weights(0.0).transport_only:
-            check_monitors(trainer, pl_module)
+        if replace and not pl_module.automatic_optimization:
+            raise ConfigError(
+                'step="replace" leaves out the training step, and with it the optimizer steps it makes.',
+                expected="automatic optimization",
+                found=f"{type(pl_module).__name__} with automatic_optimization = False",
+                do='leave `step` at "auto", or pass step="swap_loss"',
+            )
         self.schedule.load_state_dict(self._fresh)
+        self._monitored = replace and self.schedule.weights(0.01).transport_only  # past a fade's very first step
+        if self._monitored:
+            check_monitors(trainer, pl_module, trainer.callbacks)
         self._trainer = trainer
         self._source = source = self._open_targets()
         self._map = TransportMap(self.transport_optimizer, self.seed)
@@ -205,6 +232,8 @@ class ReLACallback(DualCallback):
             self._engine.remove()
         if self._rows is not None:
             self._rows.detach()
+        if self._source is not None:
+            self._source.release()
         self._patches.undo()
         self._reset()
 
@@ -218,10 +247,17 @@ class ReLACallback(DualCallback):
 
     # ---- hooks ---------------------------------------------------------------------------------------
 
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Schedulers exist now: see whether one of them monitors a metric that will be missing."""
+        if self._source is not None and self._monitored:
+            check_monitors(trainer, pl_module, trainer.lr_scheduler_configs)
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the plan of the run."""
         if self._phases is not None:
             self._phases.start()
+        if self.teachers != "auto":
+            named_pairs(pl_module, self.teachers)
         if not self.schedule.lets_go:
             warnings.warn(
                 f"The schedule {type(self.schedule).__name__} keeps the transport loss to the end of training. "
@@ -231,19 +267,21 @@ class ReLACallback(DualCallback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Decide before the epoch's first batch is fetched, so that views change without lag."""
-        if self._phases is not None:
-            self._phases.decide()
+        if self._phases is not None and self._rows is not None:
+            self._phases.decide(self._rows.in_flight, again=True)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
-        if self._phases is not None:
-            self._phases.decide()
+        if self._phases is not None and self._rows is not None:
+            self._phases.decide(self._rows.in_flight)
             if self._phases.light:
                 self._find_teachers(pl_module).before_step()
 
     def _find_teachers(self, module: Any) -> Teachers:
         if self._teachers is None:
-            pairs = find_pairs(module) if self.teachers == "auto" else named_pairs(module, self.teachers)
+            given = self._pairs if self.teachers == "auto" else self.teachers
+            pairs = find_pairs(module) if given is None else named_pairs(module, given)
+            self._pairs = [list(pair) for pair in pairs]
             self._teachers = Teachers(module, pairs, self.teacher_momentum)
         return self._teachers
 
@@ -253,13 +291,15 @@ class ReLACallback(DualCallback):
             return original(*args, **kwargs)  # the learning-rate and batch-size finders set callbacks aside
         rows = self._rows.take()
         phase = phases.of_batch(rows.transport_views)
-        output = engine.run(original, args, kwargs, rows.indices, phase, distributed=trainer.world_size > 1)
-        log = functools.partial(trainer.lightning_module.log, batch_size=engine.samples)
+        module = trainer.lightning_module
+        wrapped = trainer.strategy.model is not module  # DDP wraps at one process too
+        output = engine.run(original, args, kwargs, rows.indices, phase, distributed=wrapped)
         if engine.loss is not None:
-            log("rela/loss", engine.loss)
-        log("rela/weight", phase.weights.transport)
-        log("rela/ssl_weight", 1.0 if phase.warm_heads else phase.weights.ssl)
-        log("rela/phase", phase.number)
+            module.log("rela/loss", engine.loss, batch_size=engine.samples)
+        ssl = 1.0 if phase.warm_heads else phase.weights.ssl
+        for name, value in (("weight", phase.weights.transport), ("ssl_weight", ssl), ("phase", phase.number)):
+            # filled on the device: a Python number would be copied there, and that waits
+            module.log(f"rela/{name}", torch.full((), value, device=module.device), batch_size=engine.samples)
         return output
 
     def _manual_backward(self, original: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
@@ -280,13 +320,23 @@ class ReLACallback(DualCallback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let the teachers follow in the transport phase."""
-        if self._engine is not None and self._engine.replaced and self._phases is not None and self._phases.stepped:
+        if self._engine is None or self._phases is None:
+            return
+        if self._engine.replaced and self._phases.stepped:
             self._find_teachers(pl_module).follow()
+        self._unstepped = 0 if self._phases.stepped or self._engine.loss is None else self._unstepped + 1
+        if self._unstepped > _MOST_UNSTEPPED + trainer.accumulate_grad_batches:
+            raise InjectionError(
+                "No optimizer step came through Lightning, so the transport map is not trained and no phase ends.",
+                expected="self.optimizers() and optimizer.step()",
+                found=f"{self._unstepped} batches without one, as with self.optimizers(use_pl_optimizer=False)",
+                do="step the optimizers that self.optimizers() returns",
+            )
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look for values that were not finite."""
         if self._engine is not None:
-            self._engine.guard.look()
+            self._engine.look()
 
     # ---- state -----------------------------------------------------------------------------------------
 
@@ -297,6 +347,8 @@ class ReLACallback(DualCallback):
         return {
             "transport": self._map.state_dict(),
             "schedule": self.schedule.state_dict(),
+            "schedule_class": type(self.schedule).__name__,
+            "teachers": self._pairs,
             "weights": list(self._phases.now.weights),
             "targets": self._source.fingerprint,
             "source": self._source.state_dict(),
@@ -318,7 +370,9 @@ class ReLACallback(DualCallback):
                 found=self._source.fingerprint,
                 do="pass the targets of that run, or start afresh",
             )
+        check_same("schedule", type(self.schedule).__name__, state_dict["schedule_class"])
         self._map.load_state_dict(state_dict["transport"])
+        self._pairs = state_dict["teachers"]
         self._source.load_state_dict(state_dict["source"])
         self.schedule.load_state_dict(state_dict["schedule"])
         self._phases.now = Phase(Weights(*state_dict["weights"]))

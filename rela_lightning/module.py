@@ -76,11 +76,17 @@ class ReLAMixin:
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._rela = ReLACallback(targets, **(rela or {}))
+        for saved in (getattr(self, "_hparams", None), getattr(self, "_hparams_initial", None)):
+            for name in ("targets", "rela"):  # objects: the plain class could not load a checkpoint that holds them
+                if saved is not None and name in saved:
+                    del saved[name]
+        self._rela: Any = functools.partial(ReLACallback, targets, **(rela or {}))
 
     def configure_callbacks(self) -> list[Any]:
         """The method's own callbacks and ReLA's."""
         own = super().configure_callbacks()  # type: ignore[misc]
+        if isinstance(self._rela, functools.partial):  # built when fitted: loading a checkpoint needs no targets
+            self._rela = self._rela()
         return [*(own if isinstance(own, Sequence) else [own]), self._rela]
 
 

@@ -1,8 +1,8 @@
 """When and how much: from the share of the budget spent to the weights of the two losses.
 
 A schedule is all there is to "how ReLA is used". `(0, w)` is the cheap phase: the user's training
-step is not run. `(s, w)`, both positive, adds the transport loss to the user's own. `(1, 0)` leaves
-the user's run alone.
+step is not run. `(s, w)`, both positive, adds the transport loss to the user's own. `(s, 0)` leaves
+the user's run alone, whatever s is.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ class AuthorsRule(Schedule):
     def _read(self) -> None:
         if not self._unread:
             return
-        for loss in torch.stack(self._unread).double().tolist():
+        device = self._unread[-1].device  # those restored from a checkpoint may lie elsewhere
+        for loss in torch.stack([loss.to(device) for loss in self._unread]).double().tolist():
             self.fired = self.fired or math.exp(-max(self.slow - self.fast, 0.0)) >= 0.995
             self.fast = 0.999 * self.fast + 0.001 * loss
             self.slow = 0.99 * self.slow + 0.01 * self.fast

@@ -10,7 +10,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from rela_lightning.data.swap import swap_has_effect, swapped_transform
+from rela_lightning.data.swap import swapped_transform, takes_one_image
 from rela_lightning.data.transforms import TransportViews, default_transport_transform, find_normalisation
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.injection.batches import check_loader, check_plain_sampler, tagged_loader
@@ -169,5 +169,5 @@ def test_a_transform_without_effect_is_noticed() -> None:
         def __getitem__(self, index: int) -> torch.Tensor:
             return torch.zeros(1, 2, 2)
 
-    assert not swap_has_effect(OwnTransforms(3, transform=lambda image: image))
-    assert swap_has_effect(Painted(3, transform=lambda image: image))
+    assert not takes_one_image(OwnTransforms(3, transform=lambda image: image))
+    assert takes_one_image(Painted(3, transform=lambda image: image))

@@ -13,12 +13,10 @@ from rela_lightning.injection.budget import Budget
 
 
 def trainer(**options: Any) -> Any:
-    batches = options.pop("processed", 0)
+    done = SimpleNamespace(current=SimpleNamespace(processed=options.pop("processed", 0)))
     base = {"callbacks": [], "max_steps": -1, "max_epochs": -1, "num_training_batches": 10, "global_step": 0,
             "current_epoch": 0, "world_size": 1}  # fmt: skip
-    loop = SimpleNamespace(
-        epoch_loop=SimpleNamespace(batch_progress=SimpleNamespace(total=SimpleNamespace(processed=batches)))
-    )
+    loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=done))
     return SimpleNamespace(**{**base, **options}, fit_loop=loop)
 
 
@@ -33,10 +31,11 @@ class Timer:
     "options, expected",
     [
         ({"max_steps": 40, "global_step": 10}, 0.25),
-        ({"max_epochs": 4, "processed": 10}, 0.25),
+        ({"max_epochs": 4, "current_epoch": 1}, 0.25),
+        ({"max_epochs": 4, "current_epoch": 1, "processed": 10}, 0.25),  # still the count of the epoch before
         ({"max_epochs": 4, "processed": 5}, 0.125),
-        ({"max_epochs": 4, "processed": 10, "max_steps": 20, "global_step": 10}, 0.5),
-        ({"max_epochs": 4, "processed": 10, "callbacks": [object(), Timer()]}, 0.6),
+        ({"max_epochs": 4, "current_epoch": 1, "max_steps": 20, "global_step": 10}, 0.5),
+        ({"max_epochs": 4, "current_epoch": 1, "callbacks": [object(), Timer()]}, 0.6),
         ({"max_epochs": 4, "num_training_batches": math.inf, "current_epoch": 1, "processed": 999}, 0.25),
         ({"max_steps": 5, "global_step": 9}, 1.0),
     ],

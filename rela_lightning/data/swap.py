@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 Transform = Callable[[Any], Any]
+_CLASS_LEVEL = object()
 
 
 def transform_owners(dataset: Any) -> list[Any]:
@@ -36,33 +37,38 @@ def transform_owners(dataset: Any) -> list[Any]:
 def swapped_transform(dataset: Any, transform: Transform | None) -> Iterator[None]:
     """Set `transform` on every owner inside `dataset` and put the old ones back at the end."""
     owners = transform_owners(dataset)
-    before = [owner.transform for owner in owners]
+    before = [(owner, vars(owner).get("transform", _CLASS_LEVEL), owner.transform) for owner in owners]
     try:
         for owner in owners:
             owner.transform = transform
         yield
     finally:
-        for owner, old in zip(owners, before, strict=True):
-            owner.transform = old
+        for owner, own, seen in before:
+            if own is not _CLASS_LEVEL or isinstance(getattr(type(owner), "transform", None), property):
+                owner.transform = seen
+            else:  # a method of that name: nothing of ours may stay on the instance
+                vars(owner).pop("transform", None)
 
 
-def swap_has_effect(dataset: Any, index: int = 0) -> bool:
-    """Whether replacing `transform` changes what `dataset[index]` does.
+def takes_one_image(dataset: Any, index: int = 0) -> bool:
+    """Whether the data set's `transform` works: it can be set, and one image alone goes through it.
 
-    False for a data set without a working `transform`, such as torchvision's `VOCDetection`, which
-    applies `transforms`. One sample is read.
+    False for torchvision's `VOCDetection`, which applies `transforms`, and for transforms called with keywords
+    or several arguments. One sample is read.
     """
     owners = transform_owners(dataset)
     if not owners:
         return False
-    calls = 0
+    calls: list[bool] = []
     keep = owners[0].transform
 
-    def counting(image: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return keep(image) if keep is not None else image
+    def counting(*args: Any, **kwargs: Any) -> Any:
+        calls.append(len(args) == 1 and not kwargs)
+        return keep(*args, **kwargs) if keep is not None else args[0]
 
-    with swapped_transform(dataset, counting):
-        dataset[index]
-    return calls > 0
+    try:
+        with swapped_transform(dataset, counting):
+            dataset[index]
+    except AttributeError:  # a read-only `transform`
+        return False
+    return bool(calls) and all(calls)

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchvision.transforms import v2
 
-from rela_lightning.data.swap import Transform, swap_has_effect, swapped_transform, transform_owners
+from rela_lightning.data.swap import Transform, swapped_transform, takes_one_image, transform_owners
 
 
 class TransportViews:
@@ -64,7 +64,7 @@ def find_normalisation(transform: Any) -> tuple[list[float], list[float]] | None
     pending, seen = [transform], set()
     while pending:
         node = pending.pop(0)
-        if id(node) in seen or isinstance(node, (str, int, float, Tensor, type(None))):
+        if id(node) in seen or isinstance(node, (str, int, float, Tensor, type, type(None))):
             continue
         seen.add(id(node))
         if type(node).__name__ == "Normalize" and hasattr(node, "mean") and hasattr(node, "std"):
@@ -93,7 +93,7 @@ def default_transport_transform(dataset: Any, num_views: int) -> TransportViews 
     if not owners or owners[0].transform is None:
         return None
     with isolate_rng():
-        if not swap_has_effect(dataset):
+        if not takes_one_image(dataset):
             return None
         output = transformed_sample(dataset)
     views = list(output) if isinstance(output, (list, tuple)) else [output]
@@ -101,6 +101,8 @@ def default_transport_transform(dataset: Any, num_views: int) -> TransportViews 
         return None
     size = max(tuple(view.shape[-2:]) for view in views)
     mean, std = find_normalisation(owners[0].transform) or (None, None)
+    if mean is None and any(float(view.min()) < 0.0 or float(view.max()) > 1.0 for view in views):
+        return None  # normalised in a way that cannot be read: other views would be on another scale
     count = min(num_views, len(views)) if isinstance(output, (list, tuple)) else 0
     return TransportViews(size, num_views=count, channels=views[0].shape[0], mean=mean, std=std)
 

@@ -17,6 +17,7 @@ from torch.utils.data import (
     BatchSampler,
     DataLoader,
     Dataset,
+    DistributedSampler,
     IterableDataset,
     RandomSampler,
     SequentialSampler,
@@ -164,14 +165,24 @@ def tagged_loader(
     return tagged
 
 
-def check_plain_sampler(loader: DataLoader[Any]) -> None:
+_PLAIN = (RandomSampler, SequentialSampler, DistributedSampler)
+
+
+def check_plain_sampler(loader: DataLoader[Any], num_replicas: int = 1) -> None:
     """Refuse `data_ratio` where the user chose the samples.
 
+    Args:
+        loader: The training loader.
+        num_replicas: Processes that train.
+
     Raises:
-        ConfigError: For a sampler other than torch's sequential, random or distributed one.
+        ConfigError: For a sampler other than torch's sequential, random or distributed one over all samples.
     """
-    plain = (RandomSampler, SequentialSampler, torch.utils.data.DistributedSampler)
-    if type(loader.batch_sampler) is BatchSampler and isinstance(loader.sampler, plain):
+    sampler: Any = loader.sampler
+    all_rows = len(sampler) >= len(loader.dataset) // num_replicas  # type: ignore[arg-type]
+    whole = all_rows and not getattr(sampler, "replacement", False)
+    split = num_replicas == 1 or type(sampler) is DistributedSampler
+    if type(loader.batch_sampler) is BatchSampler and type(sampler) in _PLAIN and whole and split:
         return
     raise ConfigError(
         "`data_ratio` draws its own subset each epoch and would replace your sampler.",

@@ -42,7 +42,9 @@ class Budget:
         per_epoch = float(self._trainer.num_training_batches)
         if math.isinf(per_epoch):  # a stream: whole epochs are all there is to go by
             return float(self._trainer.current_epoch)
-        return float(self._trainer.fit_loop.epoch_loop.batch_progress.total.processed / max(per_epoch, 1.0))
+        batches = self._trainer.fit_loop.epoch_loop.batch_progress.current.processed
+        # between two epochs the count is still that of the last one, which `current_epoch` holds already
+        return float(self._trainer.current_epoch + (batches / per_epoch if batches < per_epoch else 0.0))
 
     def _time_share(self) -> float:
         if self._timer is None:

@@ -18,6 +18,7 @@ BACKBONE_NAMES = (
     "backbone", "encoder", "student_backbone", "online_backbone", "encoder_q", "student", "online_encoder",
     "online_network", "anchor_backbone", "model", "net", "network", "trunk", "feature_extractor",
 )  # fmt: skip
+_HOLDERS = ("student", "online_network", "model", "net", "network")  # may hold backbone and projector
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
@@ -54,8 +55,8 @@ def guess_backbone(module: nn.Module) -> str | None:
             continue
         student = name if _trainable(candidate) else _student_of(module, candidate)
         if student is not None:
-            inner = f"{student}.backbone"  # a network that holds backbone and projector
-            return inner if isinstance(getattr(module.get_submodule(student), "backbone", None), nn.Module) else student
+            holder = module.get_submodule(student) if name in _HOLDERS else None
+            return f"{student}.backbone" if isinstance(getattr(holder, "backbone", None), nn.Module) else student
     return None
 
 
@@ -205,6 +206,11 @@ class Backbone:
             self._calls.append(Call(inputs, read))
         self._layer_output = None
         return _detached(output) if self._detach else output
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Trainable parameters of the network that is called."""
+        network = self._call if isinstance(self._call, nn.Module) else self._owner
+        return (parameter for parameter in network.parameters() if parameter.requires_grad)
 
     @contextmanager
     def listening(self, *, detach: bool = False) -> Iterator[list[Call]]:

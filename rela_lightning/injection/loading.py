@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from rela_lightning.data.sampler import BudgetSampler
-from rela_lightning.data.swap import Transform, swap_has_effect
+from rela_lightning.data.swap import Transform, takes_one_image
 from rela_lightning.data.transforms import default_transport_transform
-from rela_lightning.errors import DataError, InjectionError
+from rela_lightning.errors import ConfigError, DataError, InjectionError
 from rela_lightning.injection.batches import (
     TRANSPORT_VIEWS,
     USER_VIEWS,
@@ -59,7 +61,9 @@ class RowTracker:
         self._data_ratio, self._seed, self._epoch = data_ratio, seed, 0
         self._flag = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
         self._current: Rows | None = None
-        self._replaced: list[tuple[Any, Any]] = []
+        self._replaced: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+        self.in_flight = 1
+        """Most batches that can be on their way to the step: the loader's prefetching, and Lightning's one."""
         self._trainer: Any = None
 
     def attach(self, patches: Patches, trainer: Any, module: Any) -> None:
@@ -97,9 +101,11 @@ class RowTracker:
     def detach(self) -> None:
         """Give a CombinedLoader of the user its own loaders back."""
         combined = getattr(getattr(self._trainer, "fit_loop", None), "_combined_loader", None)
-        if combined is not None and self._replaced:
-            originals = {id(tagged): loader for tagged, loader in self._replaced}
-            combined.flattened = [originals.get(id(loader), loader) for loader in combined.flattened]
+        if combined is not None and len(self._replaced):
+            combined.flattened = [
+                self._replaced.get(loader, loader) if isinstance(loader, DataLoader) else loader
+                for loader in combined.flattened
+            ]
         self._replaced.clear()
 
     def _unwrap(self, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
@@ -128,7 +134,8 @@ class RowTracker:
             if callable(getattr(sampler, "set_epoch", None)):
                 sampler.set_epoch(self._epoch)
         processed = original(tagged)
-        self._replaced.append((processed, loader))
+        self._replaced[processed] = loader
+        self.in_flight = loader.num_workers * ((loader.prefetch_factor or 0) + 1) + 2
         return processed
 
     def _transport_transform(self, dataset: Any) -> Transform | None:
@@ -136,7 +143,7 @@ class RowTracker:
             return None
         if self._transform == "default":
             return default_transport_transform(dataset, self._num_views)
-        if not swap_has_effect(dataset):
+        if not takes_one_image(dataset):
             raise DataError(
                 "`transform` has no effect on this data set.",
                 expected="a data set that applies its `transform` attribute to each image",
@@ -148,7 +155,9 @@ class RowTracker:
     def _budget_sampler(self, loader: Any) -> BudgetSampler | None:
         if self._data_ratio == 1.0:
             return None
-        check_plain_sampler(loader)
+        if self._trainer.overfit_batches > 0:
+            raise ConfigError("`data_ratio` and `overfit_batches` both choose the samples.", do="use one of them")
+        check_plain_sampler(loader, self._trainer.world_size)
         replicas, rank = getattr(loader.sampler, "num_replicas", 1), getattr(loader.sampler, "rank", 0)
         return BudgetSampler(len(loader.dataset), self._data_ratio, seed=self._seed, num_replicas=replicas, rank=rank)
 
@@ -157,8 +166,8 @@ def _refuse_several(batch: Any) -> None:
     parts = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
     if any(isinstance(part, IndexedBatch) for part in parts):
         raise DataError(
-            "There are several training loaders, and targets belong to one data set.",
-            expected="one training loader",
-            found=f"{len(list(parts))} loaders",
+            "Targets belong to one data set, and the training loaders come as a collection (several training loaders).",
+            expected="one training loader, given as itself and not in a list or dict",
+            found=f"a {type(batch).__name__} of {len(list(parts))}",
             do="train on one loader; torch.utils.data.ConcatDataset joins data sets",
         )

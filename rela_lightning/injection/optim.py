@@ -54,6 +54,7 @@ class TransportMap:
         if self._factory is not None:
             self.optimizer = self._factory(self.linear.parameters())
             if self._restored is not None and "optimizer" in self._restored:
+                check_same("transport_optimizer", type(self.optimizer).__name__, self._restored["optimizer_class"])
                 self.optimizer.load_state_dict(self._restored["optimizer"])
         else:
             self.linear.requires_grad_(False)
@@ -97,11 +98,27 @@ class TransportMap:
         state: dict[str, Any] = {"map": {k: v.detach().cpu().clone() for k, v in self.linear.state_dict().items()}}
         if self.optimizer is not None:
             state["optimizer"] = self.optimizer.state_dict()
+            state["optimizer_class"] = type(self.optimizer).__name__
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until `build` knows the device."""
         self._restored = state or None
+
+
+def check_same(option: str, now: str, before: str) -> None:
+    """Refuse to resume with another class behind an option.
+
+    Raises:
+        ConfigError: Naming both.
+    """
+    if now != before:
+        raise ConfigError(
+            f"`{option}` differs from the run that is resumed, and its state does not fit.",
+            expected=before,
+            found=now,
+            do=f"resume with {before}, or start afresh",
+        )
 
 
 def _other_width(found: int, expected: int) -> ConfigError:

@@ -11,7 +11,7 @@ _ABSENT = object()
 
 
 class _Wrapped:
-    """`wrapper(original, ...)`; a deep copy of the owner gets its own original back, unwrapped."""
+    """`wrapper(original, ...)`; a copy or pickle of the owner gets its own original back, unwrapped."""
 
     def __init__(self, original: Callable[..., Any], wrapper: Callable[..., Any]) -> None:
         self._original, self._wrapper = original, wrapper
@@ -22,6 +22,14 @@ class _Wrapped:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self._original, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _itself, (self._original,)
+
+
+def _itself(original: Any) -> Any:
+    """What a pickled wrapper becomes: the method it was around."""
+    return original
 
 
 class Patches:

@@ -47,7 +47,7 @@ class Phases:
         self._budget: Budget | None = None
         self.now = Phase(schedule.weights(0.0))
         self._due = True
-        self._lagging = False
+        self._in_flight = 0
 
     def start(self) -> None:
         """Read the plan of the run.
@@ -75,22 +75,30 @@ class Phases:
         """Ask for the views of the current phase."""
         self._ask_for_views(self.light)
 
-    def decide(self) -> None:
-        """Go by the budget spent, unless nothing was stepped since."""
+    def decide(self, in_flight: int = 0, *, again: bool = False) -> None:
+        """Go by the budget spent, unless nothing was stepped since.
+
+        Args:
+            in_flight: Most batches that may be on their way when views change.
+            again: Decide once more at the next call: the epoch's own count starts after this one.
+        """
         if not self._due or self._budget is None:
             return
-        self._due = False
+        self._due = again
         progress, was_light = self._budget.progress(), self.light
         weights = self._schedule.weights(progress)
-        ahead = self._schedule.weights(min(progress + self._head_warmup, 1.0))
-        self.now = Phase(weights, weights.transport_only and not ahead.transport_only)
-        self._lagging = self._lagging or (was_light and not self.light)
+        warm = False
+        if self._head_warmup and weights.transport_only:
+            warm = not self._schedule.weights(min(progress + self._head_warmup, 1.0)).transport_only
+        self.now = Phase(SSL_ONLY if weights.transport == 0.0 else weights, warm)
+        if was_light and not self.light:
+            self._in_flight = in_flight
         self.ask()
 
     def of_batch(self, transport_views: bool) -> Phase:
-        """The phase of a step on this batch: transport, while batches made for it arrive on any rank."""
-        if self._lagging:
-            self._lagging = transport_views
+        """The phase of a step on this batch: transport, where it was made for it on any rank."""
+        if self._in_flight:
+            self._in_flight -= 1
             if self._trainer.world_size > 1:
-                self._lagging = self._trainer.strategy.reduce_boolean_decision(transport_views, all=False)
-        return Phase(TRANSPORT_ONLY) if self._lagging else self.now
+                transport_views = self._trainer.strategy.reduce_boolean_decision(transport_views, all=False)
+        return Phase(TRANSPORT_ONLY) if transport_views and not self.light else self.now

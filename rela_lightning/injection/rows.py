@@ -130,15 +130,24 @@ class RowMatcher:
         return order
 
     def _watch(self, key: tuple[int, int, int], agrees: Tensor) -> None:
-        agreed = self._agreed.setdefault(key, bool(agrees))  # the first look decides: pixels changed in the step
-        if agreed:  # since the start never agree with the batch's
+        if key not in self._agreed:  # the first look decides: pixels changed in the step since the start never
+            self._agreed[key] = bool(agrees)  # agree with the batch's
+        if self._agreed[key]:
             self._unread.append(agrees)
         if len(self._unread) >= _LOOK_EVERY:
-            kept, self._unread = bool(torch.stack(self._unread).all()), []
-            if not kept:
-                raise InjectionError(
-                    "The order of rows that enter the backbone changed during training.",
-                    expected=f"rows {key[1]} in the order of the first steps",
-                    found="another order, in one of the last steps",
-                    do='keep one order, or say which it is: row_layout="cat" or "interleaved"',
-                )
+            self.look()
+
+    def look(self) -> None:
+        """Look at the checks left on the device.
+
+        Raises:
+            InjectionError: If the order changed.
+        """
+        unread, self._unread = self._unread, []
+        if unread and not bool(torch.stack(unread).all()):
+            raise InjectionError(
+                "The order of rows that enter the backbone changed during training.",
+                expected="rows in the order of the first steps",
+                found="another order, in one of the last steps",
+                do='keep one order, or say which it is: row_layout="cat" or "interleaved"',
+            )

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError, DataError, InjectionError
 from rela_lightning.injection.features import Backbone, Call, Discovery, guess_backbone, never_called
-from rela_lightning.injection.graph import idle_parameters, touch
+from rela_lightning.injection.graph import idle_parameters, reached_parameters, touch
 from rela_lightning.injection.guard import FiniteGuard
 from rela_lightning.injection.optim import TransportMap
 from rela_lightning.injection.phases import Phase
 from rela_lightning.injection.rows import RowMatcher, regular_rows
 from rela_lightning.injection.views import find_views
 from rela_lightning.pooling import Pooling
-from rela_lightning.schedules import Weights
+from rela_lightning.schedules import SSL_ONLY, Weights
 from rela_lightning.transport import transport_loss
 
 Lookup = Callable[[Tensor, Tensor], Tensor | None]
@@ -74,6 +74,8 @@ class StepEngine:
         """Whether the current step left the user's step out."""
         self._on_backward: Callable[[Tensor], Tensor] | None = None
         self._targets = torch.empty(0)
+        self._weights, self._warm_heads = SSL_ONLY, False
+        self._kept: set[int] = set()  # parameters that losses of their own train in this step
 
     @property
     def may_replace(self) -> bool:
@@ -99,7 +101,8 @@ class StepEngine:
         Returns:
             What the user's step would return, its loss replaced or extended.
         """
-        weights = phase.weights
+        weights = self._weights = phase.weights
+        self._warm_heads, self._kept = phase.warm_heads, set()
         self.loss, self.idle, self.replaced, self._on_backward = None, [], False, None
         if weights.transport == 0.0:
             return step(*args, **kwargs)
@@ -140,20 +143,36 @@ class StepEngine:
         return self.loss is not None
 
     def backward(self, loss: Tensor) -> Tensor:
-        """The loss given to `manual_backward`, extended or replaced at its first call in a step."""
+        """The loss given to `manual_backward`.
+
+        The first one in a step that reaches the backbone carries the transport loss; further ones that reach it
+        get the SSL weight. A loss that does not reach it, such as a probe's, stays as it is.
+        """
         combine = self._on_backward
         if combine is None:
             return loss
-        if self.loss is None:
-            return combine(loss)
-        return loss if not self.idle else 0.0 * loss
+        reached, hidden = reached_parameters(loss)
+        if not self._warm_heads and not hidden and not self._reaches_backbone(reached):
+            self._kept |= reached
+            self.idle = [p for p in self.idle if id(p) not in self._kept]
+            return loss
+        return combine(loss) if self.loss is None else self._weights.ssl * loss
+
+    def _reaches_backbone(self, reached: set[int]) -> bool:
+        if self._backbone is None:  # not known yet: a loss through a called submodule will tell
+            return True
+        return any(id(p) in reached for p in self._backbone.parameters())
 
     def _without_targets(
         self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], weights: Weights
     ) -> Any:
         """A step before there are targets: the user's own, or, in the transport phase, one that moves nothing."""
         if not weights.transport_only:
-            return step(*args, **kwargs)
+            self._on_backward = scaled = functools.partial(torch.mul, weights.ssl)
+            output = step(*args, **kwargs)
+            self._on_backward = None
+            automatic = self._module.automatic_optimization and output is not None
+            return _with_loss(output, scaled) if automatic and weights.ssl != 1.0 else output
         self.idle = [p for p in self._module.parameters() if p.requires_grad]
         self.replaced = self._replace
         if self._replace:
@@ -190,7 +209,8 @@ class StepEngine:
             yield discovered
 
     def _only(self, loss: Tensor, distributed: bool) -> Tensor:
-        self.idle = idle_parameters(loss, self._module.parameters(), distributed=distributed)
+        idle = idle_parameters(loss, self._module.parameters(), distributed=distributed)
+        self.idle = [p for p in idle if id(p) not in self._kept]
         return touch(loss, self.idle) if distributed else loss
 
     def _own_call(self, backbone: Backbone, views: list[Tensor], index: Tensor) -> Tensor:
@@ -247,6 +267,15 @@ class StepEngine:
         loss = transport_loss(mapped, targets[rows])
         self.loss = loss.detach()
         return loss
+
+    def look(self) -> None:
+        """Look at what was left on the device: values that are not finite, rows that changed their order.
+
+        Raises:
+            InjectionError: For either.
+        """
+        self.guard.look()
+        self._rows.look()
 
     def remove(self) -> None:
         """Take everything off the module."""

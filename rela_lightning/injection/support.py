@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import re
+from collections.abc import Iterable
 from typing import Any
 
 from rela_lightning.errors import InjectionError
@@ -52,27 +52,41 @@ def check_step(module: Any) -> None:
         )
 
 
-def check_monitors(trainer: Any, module: Any) -> None:
+def check_monitors(trainer: Any, module: Any, watchers: Iterable[Any]) -> None:
     """Refuse a monitor on a metric that only the training step logs, where that step is left out for a while.
 
+    Args:
+        trainer: Whether it validates.
+        module: Its steps are read for the metrics they log.
+        watchers: Callbacks or scheduler configurations, with a `monitor`.
+
     Raises:
-        InjectionError: Naming the callback and the metric.
+        InjectionError: Naming the watcher and the metric.
     """
-    try:
-        source = inspect.getsource(inspect.unwrap(type(module).training_step))
-    except (OSError, TypeError):  # written in a notebook cell or generated: nothing to read
-        return
-    for callback in trainer.callbacks:
-        monitor = getattr(callback, "monitor", None)
-        if (
-            isinstance(monitor, str)
-            and not trainer.enable_validation
-            and re.search(rf"[\"']{re.escape(monitor)}[\"']", source)
-        ):
+    training = _source(module, "training_step")
+    validation = _source(module, "validation_step") if trainer.enable_validation else ""
+    for watcher in watchers:
+        monitor = getattr(watcher, "monitor", None)
+        if not isinstance(monitor, str):
+            continue
+        logged = {f"{quote}{name}{quote}" for name in (monitor, *_without_suffix(monitor)) for quote in "\"'"}
+        if any(name in training for name in logged) and not any(name in validation for name in logged):
             raise InjectionError(
-                f"{type(callback).__name__} monitors {monitor!r}, which the training step logs, and the transport "
-                "phase leaves that step out.",
+                f"{type(watcher).__name__} monitors {monitor!r}, which the training step logs, and the transport phase "
+                "leaves that step out.",
                 expected="a metric that is there from the first epoch, such as rela/loss or one of validation",
                 found=monitor,
                 do='pass step="swap_loss": the step is run for its logs and its loss is replaced',
             )
+
+
+def _without_suffix(monitor: str) -> list[str]:
+    return [monitor.removesuffix(suffix) for suffix in ("_epoch", "_step") if monitor.endswith(suffix)]
+
+
+def _source(module: Any, name: str) -> str:
+    """Source of a method; empty where there is none to read (a notebook cell, generated code)."""
+    try:
+        return inspect.getsource(inspect.unwrap(getattr(type(module), name)))
+    except (AttributeError, OSError, TypeError):
+        return ""

@@ -109,16 +109,17 @@ class Teachers:
         both = [pair for s, t in modules for pair in zip(s.parameters(), t.parameters(), strict=True)]
         self._students = [student.detach() for student, _ in both]
         self._teachers = [teacher.detach() for _, teacher in both]
-        self._probe = next((t.detach() for s, t in both if s.requires_grad), None)
+        self._pair = next(((s.detach(), t.detach()) for s, t in both if s.requires_grad), None)
         self._left_at: Tensor | None = None
         self._checks = _CHECKS
 
     def _stand_back_if_moved(self) -> None:
-        if self._probe is None or self._checks == 0:
+        if self._pair is None or self._checks == 0:
             return
-        if self._left_at is not None and not torch.equal(self._probe, self._left_at):
+        teacher = self._pair[1]
+        if self._left_at is not None and not torch.equal(teacher, self._left_at):
             self._students, self._teachers, self._checks = [], [], 0
-        self._left_at = self._probe.clone()
+        self._left_at = teacher.clone()
 
     def before_step(self) -> None:
         """At the start of a step, see whether the module moved its teacher after the last one."""
@@ -130,6 +131,8 @@ class Teachers:
         self._stand_back_if_moved()
         if self._teachers:
             torch._foreach_lerp_(self._teachers, self._students, 1.0 - self.momentum)
-        if self._checks and self._probe is not None:
-            self._checks -= 1
-            self._left_at = self._probe.clone()
+        if self._checks and self._pair is not None:
+            student, teacher = self._pair
+            # a teacher that equals its student is not seen to move: such a step does not count
+            self._checks -= int(not torch.equal(student, teacher))
+            self._left_at = teacher.clone()

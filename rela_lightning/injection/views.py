@@ -60,7 +60,15 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
     views: list[Tensor] = []
     for leaf in chosen:
         views.extend(leaf.unbind(1) if leaf.ndim == 5 else [leaf])
+    found = [view.shape[0] for view in views]
     views = [view for view in views if view.shape[0] and view.shape[0] % rows == 0]
+    if not views and found:
+        raise DataError(
+            "The training batch has another number of rows than samples were drawn.",
+            expected=f"{rows} rows, or a multiple of it",
+            found=f"{found[0]}",
+            do="keep every sample in the collate function; leave bad ones out in the data set or the sampler",
+        )
     if not views:
         raise DataError(
             "No image views were found in the training batch.",

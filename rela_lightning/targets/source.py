@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rela_lightning.data.swap import transform_owners
 from rela_lightning.data.transforms import find_normalisation
 from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
@@ -45,6 +46,9 @@ class StoredTargets:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
 
+    def release(self) -> None:
+        """Nothing to give back."""
+
 
 class PriorTargets:
     """Targets on the fly, `y = project(prior(view))`, one forward of the prior a step.
@@ -68,7 +72,8 @@ class PriorTargets:
 
     def check(self, dataset: Any) -> None:
         """Learn how the training views are normalised; views without a `Normalize` are taken to be in `[0, 1]`."""
-        self._normalisation = find_normalisation(dataset)
+        owners = transform_owners(dataset)
+        self._normalisation = find_normalisation([owner.transform for owner in owners] if owners else dataset)
 
     def __call__(self, indices: Tensor, view: Tensor, trainer: Any) -> Tensor | None:
         """Targets of a view.
@@ -86,7 +91,12 @@ class PriorTargets:
         if self._projection is None:
             self._collect(features, trainer)
             return None
-        return project(features, self._projection)
+        with torch.autocast(features.device.type, enabled=False):
+            return project(features, self._projection)
+
+    def release(self) -> None:
+        """Give the device's memory back."""
+        self.prior.to("cpu")
 
     def _inputs(self, view: Tensor) -> Any:
         images = view.detach().float()
