@@ -17,8 +17,8 @@ check: $(VENV)/.installed-dev  ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-docs: $(VENV)/.installed-dev  ## API pages from README and docstrings, into site/
-	@$(BIN)/pdoc --docformat google --output-directory site rela_lightning '!rela_lightning.cli' '!rela_lightning.__main__'
+docs: $(VENV)/.installed-dev  ## README, guide and API pages, into site/
+	@$(BIN)/python docs/build.py
 	@echo "site/index.html"
 
 clean:  ## what the commands above made, .venv included

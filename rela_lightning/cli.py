@@ -40,6 +40,7 @@ def build_parser(command: str | None = None) -> ArgumentParser:
         if name == command:
             options.add_function_arguments(_function(name), as_group=False)
         commands.add_subcommand(name, options, help=line)
+        options.prog = f"rela {name}"
     return parser
 
 

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Run = Mapping[str, Any]
 _REPORTED = ("rela-lightning", "torch", "lightning", "lightly", "torchvision", "numpy")
-_HEADER = ("run", "few labels", "linear", "kNN", "seconds", "of them labelling", "steps")
+_HEADER = ("run", "few labels", "linear", "kNN", "seconds", "labelling", "steps")
 
 
 def check_runs(runs: Sequence[Run]) -> None:
@@ -136,12 +136,13 @@ def _cells(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
 
 def to_table(runs: Sequence[Run], *, title: str | None = None) -> Table:
     """A rich table with one row a run: top-1 in percent, seconds, steps."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     check_runs(runs)
-    table = Table(title=title)
+    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # fits 80 columns
     for number, heading in enumerate(_HEADER):
-        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
     for row in _cells(runs):
         table.add_row(*row)
     return table
