@@ -14,6 +14,7 @@ from rela_lightning import build_targets
 from tests.test_targets import Digits, pixel_prior
 
 SCRIPT = """
+    import os
     import sys
     import torch
     torch.set_num_threads(1)
@@ -32,9 +33,9 @@ SCRIPT = """
         try:
             store = build_targets(prior, dataset, sys.argv[1], trainer=trainer, batch_size=4{options})
         except ReLAError as error:
-            print("refused", str(error).splitlines()[0], flush=True)
+            os.write(1, f"refused {{str(error).splitlines()[0]}}\\n".encode())  # in one go: two processes write
             raise SystemExit(3)
-        print("rows", len(store), "forwards", prior.network.calls, flush=True)
+        os.write(1, f"rows {{len(store)}} forwards {{prior.network.calls}}\\n".encode())
 """
 
 
