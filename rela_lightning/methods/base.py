@@ -1,0 +1,125 @@
+"""What every method shares: a backbone, an optimizer, a loss that is safe in half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Tensor, nn
+
+from rela_lightning.errors import ConfigError
+from rela_lightning.methods.backbones import build_backbone
+from rela_lightning.methods.views import crops, two_views
+from rela_lightning.probe.features import measure_feature_dim, pooled
+
+GATHER = torch.distributed.is_available()
+"""Whether losses over a batch take in the batches of all processes, where there are several."""
+
+
+class Method(LightningModule):
+    """Base of the methods here: builds the backbone, finds the views, makes the optimizer.
+
+    A method adds its heads and its `training_step`. All trainable parameters are in one group; override
+    `configure_optimizers` for several. Validation batches are not used: they are for the probes.
+
+    Args:
+        backbone: Name for `build_backbone`, or a module whose output pools to features `[B, F]`.
+        backbone_kwargs: Passed to `build_backbone`.
+        cifar_stem: 3x3 first convolution and no max-pooling, for small images; for names only.
+        optimizer: Makes the optimizer from the trainable parameters. The default is that of the authors' code
+            of arXiv 2405.14669.
+        lr_scheduler: Makes a scheduler, stepped each epoch, from the optimizer; None keeps the rate.
+
+    Raises:
+        ConfigError: For an unknown backbone or values out of range.
+    """
+
+    min_rows = 2
+    """Fewest images a batch may have: batch norm in the heads, and contrast, need two."""
+
+    def __init__(
+        self,
+        backbone: str | nn.Module = "resnet18",
+        *,
+        backbone_kwargs: dict[str, Any] | None = None,
+        cifar_stem: bool = False,
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-2),
+        lr_scheduler: LRSchedulerCallable | None = None,
+    ) -> None:
+        super().__init__()
+        objects = (
+            ["optimizer", "lr_scheduler"] if isinstance(backbone, str) else ["optimizer", "lr_scheduler", "backbone"]
+        )
+        self.save_hyperparameters(ignore=objects)  # those would not survive `torch.load(weights_only=True)`
+        if isinstance(backbone, str):
+            self.backbone, self.feature_dim = build_backbone(backbone, cifar_stem=cifar_stem, **(backbone_kwargs or {}))
+        elif cifar_stem or backbone_kwargs:
+            raise ConfigError("cifar_stem and backbone_kwargs build a backbone by name.", found="a module")
+        else:
+            self.backbone, self.feature_dim = backbone, measure_feature_dim(backbone)
+        self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features `[B, F]` of images `[B, C, H, W]`."""
+        return pooled(self.backbone, self.backbone(images))
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Nothing of its own: validation batches are for the probes."""
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer of the trainable parameters, and its scheduler."""
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        scheduler = self._lr_scheduler(optimizer) if self._lr_scheduler is not None else None
+        return LightningCLI.configure_optimizers(self, optimizer, scheduler)
+
+    def two_views(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """The two views a batch starts with, see `views.two_views`."""
+        return two_views(batch, type(self).__name__, self.min_rows)
+
+    def crops(self, batch: Any) -> list[Tensor]:
+        """The large views and small crops a batch starts with, see `views.crops`."""
+        return crops(batch, type(self).__name__, self.min_rows)
+
+    def of_all_devices(self, features: Tensor) -> Tensor:
+        """Features `[N, D]`, without gradient, of the batches `[B, D]` of all devices, rank after rank."""
+        gathered: Any = self.all_gather(features.detach())
+        together: Tensor = gathered.flatten(0, -2)
+        return together
+
+    def log_loss(self, loss: Tensor, rows: int) -> Tensor:
+        """Log `train_loss` over `rows` samples; returns the loss."""
+        self.log("train_loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
+        return loss
+
+
+# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
+DEFAULT_OPTIMIZER = (Method.__init__.__kwdefaults__ or {})["optimizer"]
+DEFAULT_OPTIMIZER.__qualname__ = "DEFAULT_OPTIMIZER"
+
+
+def in_float32(criterion: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+    """A loss outside autocast, its half-precision tensors as float32: sums over a batch overflow float16."""
+    tensors: list[Tensor] = []
+
+    def widen(tensor: Tensor) -> Tensor:
+        tensors.append(tensor)
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    args = apply_to_collection(args, Tensor, widen)
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        return criterion(*args, **kwargs)
+
+
+def check_positive(**options: float | None) -> None:
+    """Refuse options that are zero or below; None passes.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"`{name}` is out of range.", expected="a number above 0", found=value)
