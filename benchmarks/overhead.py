@@ -1,9 +1,9 @@
-"""Step time of BYOL, of BYOL with the mixed loss, of the transport phase and after the switch, as ratios.
+"""Step times of SSL methods alone, with the mixed loss, in the transport phase and after the switch, as ratios.
 
-All variants run in one process, in turn, on views that are in memory, so that neither data loading nor the
-machine's mood decides. A step is the whole Lightning loop: hooks, logging, forward, backward, optimizer.
+All variants of a method run in one process, in turn, on views that are in memory, so that neither data loading nor
+the machine's mood decides. A step is the whole Lightning loop: hooks, logging, forward, backward, optimizer.
 
-    python benchmarks/overhead.py [--steps 20] [--rounds 5] [--batch-size 64] [--backbone resnet18]
+    python benchmarks/overhead.py [--methods BYOL DINO SwAV] [--steps 8] [--rounds 5] [--backbone resnet18]
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ import torch
 from common import header, quiet_lightning, write_result
 from torch.utils.data import DataLoader, Dataset
 
-from rela_lightning import ReLACallback, build_targets, load_prior
-from rela_lightning.methods import BYOL
+from rela_lightning import ReLACallback, build_targets, load_prior, methods
 from rela_lightning.schedules import Mix, Schedule, TransportOnly, Weights
 
 
@@ -34,7 +33,13 @@ class Off(Schedule):
         return Weights(1.0, 0.0)
 
 
-VARIANTS = {"byol": None, "byol+rela mixed": Mix(), "byol+rela transport": TransportOnly(), "byol+rela after": Off()}
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "alone": None,
+    "mixed": {"schedule": Mix()},
+    "transport, two views": {"schedule": TransportOnly()},
+    "transport, one view": {"schedule": TransportOnly(), "num_views": 1},
+    "after the switch": {"schedule": Off()},
+}
 
 
 class Views(Dataset):
@@ -44,9 +49,11 @@ class Views(Dataset):
         self.images = torch.rand(2, count, 3, size, size, generator=torch.Generator().manual_seed(0))
 
     def __len__(self) -> int:
+        """Number of images."""
         return self.images.shape[1]
 
     def __getitem__(self, index: int) -> tuple[list[torch.Tensor], int]:
+        """Two views and a label."""
         return [self.images[0, index], self.images[1, index]], 0
 
 
@@ -57,71 +64,83 @@ class Raw(Dataset):
         self.views = views
 
     def __len__(self) -> int:
+        """Number of images."""
         return len(self.views)
 
     def __getitem__(self, index: int) -> torch.Tensor:
+        """An image."""
         return (self.views.images[0, index] * 255).to(torch.uint8)
 
 
 class Clock(L.Callback):
-    """Seconds per step, the first ones left out."""
+    """Median seconds from the end of a step to the end of the next, the first ones left out."""
 
     def __init__(self, skip: int) -> None:
-        self.skip = skip
+        self.skip, self.times, self.last = skip, [], 0.0
 
-    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        if trainer.global_step == self.skip:
-            self.start = time.perf_counter()
-
-    def on_train_end(self, trainer: Any, module: Any) -> None:
+    def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+        """Note the step's end."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.seconds = (time.perf_counter() - self.start) / (trainer.global_step - self.skip)
+        now = time.perf_counter()
+        if trainer.global_step > self.skip:
+            self.times.append(now - self.last)
+        self.last = now
+
+
+def run(options: argparse.Namespace, method: str, variant: str, views: Views, targets: Path) -> dict[str, float]:
+    """Seconds a step, and the bytes of the map and its optimizer."""
+    torch.manual_seed(0)
+    clock, callback = Clock(3), None
+    if VARIANTS[variant] is not None:
+        callback = ReLACallback(targets, transform=None, verify_targets=0, **VARIANTS[variant])
+    trainer = L.Trainer(
+        max_steps=options.steps + 3, max_epochs=-1, callbacks=[clock, *([callback] if callback else [])], logger=False,
+        devices=1, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(getattr(methods, method)(options.backbone), DataLoader(views, options.batch_size))
+    state = callback.state_dict()["transport"] if callback else {}
+    tensors = [*state.get("map", {}).values()]
+    tensors += [t for s in state.get("optimizer", {}).get("state", {}).values() for t in s.values()]
+    return {"seconds": statistics.median(clock.times), "bytes": float(sum(t.nbytes for t in tensors))}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--methods", nargs="*", default=["BYOL", "DINO", "SwAV"])
+    parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
     options = parser.parse_args()
     quiet_lightning()
     warnings.filterwarnings("ignore")
-    skip, views = 3, Views(options.batch_size * 4, options.size)
-    times: dict[str, list[float]] = {name: [] for name in VARIANTS}
+    views = Views(options.batch_size * 4, options.size)
+    table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        prior = load_prior(
-            "random:lightly:resnet-9", width=0.25, image_size=options.size, mean=[0.5] * 3, std=[0.5] * 3, seed=0
-        )
+        prior = load_prior("random:lightly:resnet-9", width=0.25, image_size=options.size, mean=0.5, std=0.5, seed=0)
         build_targets(prior, Raw(views), Path(folder) / "targets")
-        for _ in range(options.rounds):
-            for name, schedule in VARIANTS.items():
-                torch.manual_seed(0)
-                clock = Clock(skip)
-                callbacks: list[Any] = [clock]
-                if schedule is not None:
-                    callbacks.append(
-                        ReLACallback(Path(folder) / "targets", schedule=schedule, transform=None, verify_targets=0)
-                    )
-                trainer = L.Trainer(
-                    max_steps=options.steps + skip, max_epochs=-1, callbacks=callbacks, logger=False, devices=1,
-                    enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-                )  # fmt: skip
-                trainer.fit(BYOL(options.backbone, cifar_stem=True), DataLoader(views, options.batch_size))
-                times[name].append(clock.seconds)
-    ratios = {name: [a / b for a, b in zip(values, times["byol"], strict=True)] for name, values in times.items()}
-    result = {
-        "seconds_per_step_median": {name: statistics.median(values) for name, values in times.items()},
-        "ratio_to_byol_median": {name: statistics.median(values) for name, values in ratios.items()},
-        "ratio_to_byol_all_rounds": ratios,
-        "settings": {key: str(value) for key, value in vars(options).items() if key != "out"},
-    }
-    write_result(options.out, header(seeds=[0]), result)
-    for name, ratio in result["ratio_to_byol_median"].items():
-        print(f"{name:22s} {result['seconds_per_step_median'][name] * 1e3:8.1f} ms   {ratio:.3f} of byol")
+        for method in options.methods:
+            runs: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+            for _ in range(options.rounds):
+                for name in VARIANTS:
+                    runs[name].append(run(options, method, name, views, Path(folder) / "targets"))
+            alone = [row["seconds"] for row in runs["alone"]]
+            table[method] = {
+                name: {
+                    "seconds_per_step": statistics.median(row["seconds"] for row in rows),
+                    "ratio": statistics.median(row["seconds"] / a for row, a in zip(rows, alone, strict=True)),
+                    "ratio_of_each_round": [round(r["seconds"] / a, 4) for r, a in zip(rows, alone, strict=True)],
+                    "bytes_of_map_and_optimizer": rows[0]["bytes"],
+                }
+                for name, rows in runs.items()
+            }
+            for name, row in table[method].items():
+                print(f"{method:6s} {name:22s} {row['seconds_per_step'] * 1e3:8.1f} ms  {row['ratio']:.3f} of alone")
+    settings = {key: str(value) for key, value in vars(options).items() if key != "out"}
+    write_result(options.out, header(seeds=[0]), {"settings": settings, "methods": table})
 
 
 if __name__ == "__main__":

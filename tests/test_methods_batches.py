@@ -87,7 +87,7 @@ BAD = {
     "SimSiam": [{"projector_dim": 0}, {"hidden_dim": 0}],
     "BarlowTwins": [{"projector_dim": 0}, {"redundancy_weight": 0.0}],
     "VICReg": [{"projector_dim": 0}, {"invariance_weight": 0.0}, {"projector_layers": 1}],
-    "SwAV": [{"num_prototypes": 0}, {"epsilon": 0.0}, {"queue_size": -1}, {"sinkhorn_iterations": 0}],
+    "SwAV": [{"num_prototypes": 0}, {"epsilon": 0.011}, {"queue_size": -1}, {"sinkhorn_iterations": 0}],
     "Supervised": [{"num_classes": 1}, {"label_smoothing": 1.0}],
 }
 
@@ -96,3 +96,12 @@ BAD = {
 def test_bad_options_are_refused(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="out of range"):
         build(name, **options)
+
+
+@pytest.mark.parametrize("name", ["DINO, crops", "SwAV, crops and queue"])
+def test_small_crops_through_a_vision_transformer(name: str) -> None:
+    options = {"img_size": 32, "patch_size": 8, "depth": 2, "dynamic_img_size": True}
+    module = build(name, "timm:vit_tiny_patch16_224", backbone_kwargs=options)
+    large, small = torch.nn.functional.interpolate(IMAGES[:4], 32), torch.nn.functional.interpolate(IMAGES[:4], 16)
+    trainer = fit(module, DataLoader([([large, large.flip(-1), small, small.flip(-1)], 0)], batch_size=None))
+    assert trainer.callback_metrics["train_loss"].isfinite()

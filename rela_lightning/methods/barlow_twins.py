@@ -33,7 +33,7 @@ class BarlowTwins(Method):
 
     The loss is `redundancy_loss` of C, the `cross_correlation` of each device's batch, averaged over the devices.
 
-    The paper's head on ImageNet has projector_dim=8192 (134 million parameters); the default is for smaller
+    The paper's head on ImageNet has projector_dim=8192 (150 million parameters); the default is for smaller
     backbones. It trains with LARS, rate 0.2 for each 256 images (0.0048 for biases and batch norm), weight decay
     1.5e-6, batch 2048.
 

@@ -20,8 +20,8 @@ class Supervised(Method):
 
     Logs `train_loss`, and on validation batches `val_loss` and `val_top1` (in `[0, 1]`).
 
-    Reference settings for ResNet-50 on ImageNet (arXiv 1512.03385): SGD, momentum 0.9, rate 0.1 for 256 images,
-    divided by 10 at epochs 30 and 60 of 90, weight decay 1e-4.
+    Reference settings for ResNets on ImageNet (arXiv 1512.03385): SGD, momentum 0.9, rate 0.1 for 256 images,
+    divided by 10 when the error stops falling, weight decay 1e-4.
 
     A batch starts with one view or several, `(view, labels, ...)`, `([v1, v2], labels, ...)` or flat, and holds
     labels, int64 `[B]`, from 0 to `num_classes - 1`. Each view is classified; the loss is the mean over all.

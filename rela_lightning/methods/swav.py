@@ -37,7 +37,8 @@ class SwAV(Method):
         hidden_dim: Width of its hidden layer.
         num_prototypes: Clusters; about ten times the expected classes, fewer than there are images.
         temperature: Divides the scores of the predicting view; above 0.
-        epsilon: Smoothness of the assignments; above 0, and below 0.05 unstable.
+        epsilon: Smoothness of the assignments, at least 0.012, as exp(1 / epsilon) must be finite in float32;
+            lower, as 0.03, where the loss stays at ln(num_prototypes).
         sinkhorn_iterations: Rounds that make assignments even.
         queue_size: Earlier projections, over all devices, that take part in the assignments; 0 for none. For
             batches much smaller than `num_prototypes`.
@@ -66,7 +67,9 @@ class SwAV(Method):
         **options: Any,
     ) -> None:
         check_positive(projector_dim=projector_dim, hidden_dim=hidden_dim, num_prototypes=num_prototypes)
-        check_positive(temperature=temperature, epsilon=epsilon, sinkhorn_iterations=sinkhorn_iterations)
+        check_positive(temperature=temperature, sinkhorn_iterations=sinkhorn_iterations)
+        if not epsilon >= 0.012:
+            raise ConfigError("`epsilon` is out of range.", expected="at least 0.012", found=epsilon)
         if queue_size < 0:
             raise ConfigError("`queue_size` is out of range.", expected="0 for no queue, or more", found=queue_size)
         super().__init__(backbone, **options)

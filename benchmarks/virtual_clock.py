@@ -1,0 +1,58 @@
+"""A budget in seconds that a busy machine cannot change: steps times calibrated step times."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning.pytorch as L
+
+KINDS = {0.0: "transport", 1.0: "mixed", 2.0: "ssl"}
+
+
+class VirtualClock(L.Callback):
+    """Ends a run when its steps, at their calibrated cost, have used up the budget; sets the learning rate.
+
+    It looks like Lightning's Timer to whoever asks for the share of the budget that is spent.
+
+    Args:
+        seconds: Budget of training.
+        costs: Seconds of a step of each kind: `ssl`, `transport`, `mixed`, or the one in `kind`.
+        kind: The kind of every step; None reads it from what ReLACallback logs.
+        warmup: Share of the budget in which the learning rate rises linearly; a cosine to zero follows.
+    """
+
+    def __init__(self, seconds: float, costs: dict[str, float], kind: str | None = None, warmup: float = 0.1) -> None:
+        self._duration = seconds
+        self.costs, self.kind, self.warmup = costs, kind, warmup
+        self.elapsed, self.steps, self.switched_at = 0.0, 0, None
+
+    def time_elapsed(self, stage: str = "train") -> float:
+        """Seconds spent so far, by calibration."""
+        return self.elapsed
+
+    def factor(self) -> float:
+        """Learning-rate factor: warm-up and cosine over the budget."""
+        share = self.elapsed / self._duration
+        if share < self.warmup:
+            return max(share / self.warmup, 0.02)
+        return 0.5 * (1.0 + math.cos(math.pi * min((share - self.warmup) / (1.0 - self.warmup), 1.0)))
+
+    def on_train_start(self, trainer: Any, module: Any) -> None:
+        """Note the base learning rates."""
+        self.base = [group["lr"] for group in trainer.optimizers[0].param_groups]
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        """Set the learning rate."""
+        for group, base in zip(trainer.optimizers[0].param_groups, self.base, strict=True):
+            group["lr"] = base * self.factor()
+
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Count the step, and stop when the next one would not fit."""
+        kind = self.kind or KINDS[float(trainer.callback_metrics["rela/phase"])]
+        if kind == "ssl" and self.switched_at is None:
+            self.switched_at = self.elapsed
+        self.elapsed += self.costs[kind]
+        self.steps += 1
+        if self.elapsed + self.costs[kind] > self._duration:
+            trainer.should_stop = True
