@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from rela_lightning.batches import describe, leaves
 from rela_lightning.errors import DataError
-
-
-def _leaves(batch: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    if isinstance(batch, Tensor):
-        yield path, batch
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            yield from _leaves(value, f"{path}.{key}".lstrip("."))
-    elif isinstance(batch, (list, tuple)):
-        for position, value in enumerate(batch):
-            yield from _leaves(value, f"{path}.{position}".lstrip("."))
-    elif hasattr(batch, "__dataclass_fields__"):
-        yield from _leaves(vars(batch), path)
 
 
 def tensors(value: Any) -> list[Tensor]:
     """All tensors inside a value, in order."""
-    return [leaf for _, leaf in _leaves(value)]
+    return [leaf for _, leaf in leaves(value)]
 
 
 def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None) -> list[Tensor]:
@@ -43,19 +31,19 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
     Raises:
         DataError: If there is none, listing what the batch holds.
     """
-    leaves = dict(_leaves(batch))
+    parts = dict(leaves(batch))
     if names is None:
-        chosen = [leaf for leaf in leaves.values() if leaf.is_floating_point() and leaf.ndim in (4, 5)]
+        chosen = [leaf for leaf in parts.values() if leaf.is_floating_point() and leaf.ndim in (4, 5)]
     else:
-        missing = [name for name in names if name not in leaves]
+        missing = [name for name in names if name not in parts]
         if missing:
             raise DataError(
                 "`views` names parts that the batch does not have.",
                 found=", ".join(missing),
-                exists=_describe(leaves),
+                exists=describe(batch),
                 do="use the dotted paths listed",
             )
-        chosen = [leaves[name] for name in names]
+        chosen = [parts[name] for name in names]
     rows = min((len(leaf) for leaf in chosen), default=0) if rows is None else rows
     views: list[Tensor] = []
     for leaf in chosen:
@@ -73,11 +61,7 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
         raise DataError(
             "No image views were found in the training batch.",
             expected=f"float tensors [B, C, H, W] with B = {rows}, the number of samples drawn",
-            found=", ".join(_describe(leaves)) or "no tensor at all",
+            found=", ".join(describe(batch)) or "no tensor at all",
             do='name them, for example views=["0.0", "0.1"]',
         )
     return views
-
-
-def _describe(leaves: Mapping[str, Tensor]) -> list[str]:
-    return [f"{path or 'batch'}: {leaf.dtype} {list(leaf.shape)}" for path, leaf in leaves.items()]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rela_lightning.batches import describe
 from rela_lightning.errors import DataError
-from rela_lightning.probe.batches import describe
 
 
 def leading_views(batch: Any) -> list[Tensor]:

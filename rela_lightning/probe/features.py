@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from rela_lightning.batches import describe, leaves
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.injection.features import BACKBONE_NAMES, guess_backbone, submodule_names
 from rela_lightning.pooling import Pooling, first_tensor, pool
-from rela_lightning.probe.batches import describe, find_images, find_labels, leaves
+from rela_lightning.probe.batches import find_images, find_labels
 
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 _IMAGE_SIZES = (32, 224, 64, 96, 28, 128, 256, 336, 384)
