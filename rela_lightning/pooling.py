@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError
 
 Pooling = Literal["auto", "avg", "cls", "none"]
 POOLINGS: tuple[str, ...] = ("auto", "avg", "cls", "none")
+_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls_embedding")
 _KEYS = ("pooler_output", "x_norm_clstoken", "features", "last_hidden_state", "out")
 
 
@@ -70,3 +71,10 @@ def pool(output: Any, mode: Pooling = "auto", *, has_cls_token: bool = True) -> 
         found=list(features.shape),
         do="choose another layer with `feature_layer`",
     )
+
+
+def has_cls_token(network: nn.Module) -> bool:
+    """Whether a network's token sequence starts with a class token."""
+    if getattr(network, "num_prefix_tokens", None) == 0:
+        return False
+    return any(name.rsplit(".", maxsplit=1)[-1] in _CLASS_TOKENS for name, _ in network.named_parameters())

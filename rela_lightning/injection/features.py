@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError, InjectionError
 from rela_lightning.injection.patch import Patches
-from rela_lightning.pooling import Pooling, first_tensor, pool
+from rela_lightning.pooling import Pooling, first_tensor, has_cls_token, pool
 
 BACKBONE_NAMES = (
     "backbone", "encoder", "student_backbone", "online_backbone", "encoder_q", "student", "online_encoder",
     "online_network", "anchor_backbone", "model", "net", "network", "trunk", "feature_extractor",
 )  # fmt: skip
 _HOLDERS = ("student", "online_network", "model", "net", "network")  # may hold backbone and projector
-_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 
 
 class Call(NamedTuple):
@@ -170,8 +169,7 @@ class Backbone:
                 found=type(network).__name__,
                 do=f'name the network with `backbone` and the layer to read with feature_layer="{name}"',
             )
-        tokens = (getattr(m, token, None) for m in network.modules() for token in _CLASS_TOKENS)
-        self._has_cls_token = any(token is not None for token in tokens)
+        self._has_cls_token = has_cls_token(network)
         self._calls: list[Call] | None = None
         self._detach = False
         self._layer_output: Any = None

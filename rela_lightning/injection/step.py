@@ -167,20 +167,16 @@ class StepEngine:
         self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], weights: Weights
     ) -> Any:
         """A step before there are targets: the user's own, or, in the transport phase, one that moves nothing."""
-        if not weights.transport_only:
-            self._on_backward = scaled = functools.partial(torch.mul, weights.ssl)
-            output = step(*args, **kwargs)
-            self._on_backward = None
-            automatic = self._module.automatic_optimization and output is not None
-            return _with_loss(output, scaled) if automatic and weights.ssl != 1.0 else output
-        self.idle = [p for p in self._module.parameters() if p.requires_grad]
-        self.replaced = self._replace
-        if self._replace:
-            return touch(torch.zeros((), device=self.idle[0].device), self.idle)
-        self._on_backward = nothing = functools.partial(torch.mul, 0.0)
+        if weights.transport_only:
+            self.idle = [p for p in self._module.parameters() if p.requires_grad]
+            self.replaced = self._replace
+            if self._replace:
+                return touch(torch.zeros((), device=self.idle[0].device), self.idle)
+        self._on_backward = scaled = functools.partial(torch.mul, weights.ssl)
         output = step(*args, **kwargs)
         self._on_backward = None
-        return _with_loss(output, nothing) if self._module.automatic_optimization and output is not None else output
+        own = output is None or weights.ssl == 1.0 or not self._module.automatic_optimization
+        return output if own else _with_loss(output, scaled)
 
     def _resolve(self) -> None:
         if self._backbone is None:

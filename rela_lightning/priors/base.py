@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.errors import PriorError
-from rela_lightning.pooling import Pooling, pool
+from rela_lightning.pooling import Pooling, has_cls_token, pool
 from rela_lightning.priors.identity import describe, fingerprint_module, version_of
 from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
-
-_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls_embedding")
 
 
 class Prior(nn.Module):
@@ -174,13 +172,6 @@ class FusedPrior(Prior):
 
     def _encode(self, images: Any) -> Tensor:
         return torch.cat([prior(part) for prior, part in zip(self._priors, images, strict=True)], dim=1)
-
-
-def has_cls_token(network: nn.Module) -> bool:
-    """Whether a network's token sequence starts with a class token."""
-    if getattr(network, "num_prefix_tokens", None) == 0:
-        return False
-    return any(name.rsplit(".", maxsplit=1)[-1] in _CLASS_TOKENS for name, _ in network.named_parameters())
 
 
 def _device(network: nn.Module) -> torch.device | None:

@@ -13,10 +13,9 @@ from torch.utils.data import DataLoader
 from rela_lightning.batches import describe, leaves
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.injection.features import BACKBONE_NAMES, guess_backbone, submodule_names
-from rela_lightning.pooling import Pooling, first_tensor, pool
+from rela_lightning.pooling import Pooling, first_tensor, has_cls_token, pool
 from rela_lightning.probe.batches import find_images, find_labels
 
-_CLASS_TOKENS = ("cls_token", "class_token", "class_embedding")
 _IMAGE_SIZES = (32, 224, 64, 96, 28, 128, 256, 336, 384)
 
 
@@ -78,7 +77,7 @@ def pooled(network: nn.Module, output: Any, pooling: Pooling = "auto") -> Tensor
     """Features `[B, F]` from a network's output; a class token is read only where the network has one."""
     features = first_tensor(output)
     sequence = features.ndim == 3
-    has_token = sequence and any(hasattr(sub, token) for sub in network.modules() for token in _CLASS_TOKENS)
+    has_token = sequence and has_cls_token(network)
     return pool(features, pooling, has_cls_token=has_token)
 
 
