@@ -2,6 +2,7 @@
 
     python benchmarks/convergence.py calibrate --data-root DIR          # once, on a quiet machine
     python benchmarks/convergence.py tune --data-root DIR --method byol # (a) alone, on a validation split
+    python benchmarks/convergence.py explore --data-root DIR --variants b b1 --seeds 100    # on the validation split
     python benchmarks/convergence.py run --data-root DIR --variants a b c switch blend plateau --seeds 0 1 2
     python benchmarks/report.py                                         # tables and curves from the results
 
@@ -18,6 +19,7 @@ import json
 import statistics
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,8 @@ from rela_lightning.targets.source import PriorTargets
 RESULTS = Path(__file__).parent / "results"
 BACKBONE = {"backbone": "lightly:resnet-9", "backbone_kwargs": {"width": 0.25}}
 METHODS = {"byol": "BYOL", "simclr": "SimCLR", "barlow_twins": "BarlowTwins", "supervised": "Supervised"}
+
+
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "a": None,  # the SSL method alone, tuned
     "b": {"schedule": TransportOnly},
@@ -46,9 +50,23 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "blend": {"schedule": Blend},
     "plateau": {"schedule": Plateau},
     "mix": {"schedule": Mix},
+    "b1": {"schedule": TransportOnly, "num_views": 1},  # one view in the transport phase
+    "switch1": {"schedule": Switch, "num_views": 1},
+    "late1": {"schedule": functools.partial(Switch, 0.8), "num_views": 1},
+    "blend1": {"schedule": Blend, "num_views": 1},
+    "c1": {"schedule": AuthorsRule, "transport_optimizer": None, "num_views": 1},
     "e": {"schedule": TransportOnly},  # the teacher in the loop at every step
     "f": None,  # supervised: the ceiling
 }
+KINDS = {
+    "ssl": ("a", None),
+    "transport": ("b", None),
+    "transport1": ("b1", None),
+    "mixed": ("b", Mix),
+    "online": ("e", None),
+}
+"""Kind of a step: (variant, schedule in its place) that it is calibrated with."""
+FILES = {"tune": "tuning.jsonl", "explore": "exploration.jsonl", "run": "convergence.jsonl"}
 GRID = {"lr": (5e-4, 1e-3, 2e-3), "momentum": (0.9, 0.99), "batch_size": (64, 128)}
 
 
@@ -175,6 +193,11 @@ class Stopwatch(L.Callback):
         self.last = now
 
 
+def quiet(seconds: Iterable[float]) -> float:
+    """The lower quartile: what a step takes while nothing else disturbs it."""
+    return round(statistics.quantiles(seconds, n=4)[0], 5)
+
+
 def calibrate(options: argparse.Namespace) -> None:
     """Step times of every kind, in turn, in one quiet run; and the labelling time."""
     train = load_splits(options.data, options.data_root, options.images).train
@@ -183,22 +206,22 @@ def calibrate(options: argparse.Namespace) -> None:
     for method in options.methods:
         settings = settings_of(method, options.data)
         batches = sorted({settings["batch_size"], *(options.batch_sizes or [])})
-        kinds = ["ssl"] if method == "supervised" else ["ssl", "transport", "mixed", "online"]
+        kinds = {"ssl": ("a", None)} if method == "supervised" else dict(KINDS)
+        if method != "byol":  # online distillation stands beside BYOL only
+            kinds.pop("online", None)
         for batch_size in batches:
             watches: dict[str, list[Stopwatch]] = {kind: [] for kind in kinds}
-            for _, kind in itertools.product(range(options.rounds), kinds):
-                watch, callbacks = Stopwatch(), []
-                if kind != "ssl":
-                    variant, schedule = ("e", TransportOnly) if kind == "online" else ("b", TransportOnly)
-                    schedule = Mix if kind == "mixed" else schedule
-                    callbacks = [callback_of(variant, store, options.prior, schedule)]
+            for _, (kind, (variant, schedule)) in itertools.product(range(options.rounds), kinds.items()):
+                watch, callbacks = Stopwatch(), [callback_of(variant, store, options.prior, schedule)]
+                callbacks = [callback for callback in callbacks if callback is not None]
                 fit(build(method, settings, 0), train.rows(range(len(train)), views_of(method)),
                     {**settings, "batch_size": batch_size}, 0, watch, *callbacks, max_steps=options.steps)  # fmt: skip
                 watches[kind].append(watch)
             table[f"{method}/{batch_size}"] = {
                 kind: {
-                    "seconds": statistics.median(second for watch in runs for second in watch.seconds),
-                    "data_wait": statistics.median(second for watch in runs for second in watch.waits),
+                    "seconds": quiet(second for watch in runs for second in watch.seconds),
+                    "data_wait": quiet(second for watch in runs for second in watch.waits),
+                    "steps": sum(len(watch.seconds) for watch in runs),
                 }
                 for kind, runs in watches.items()
             }
@@ -239,7 +262,7 @@ def one_run(options: argparse.Namespace, job: dict[str, Any], train: Images, eva
         labelling = 0.0 if variant == "e" else TargetStore(store).manifest["labelling_seconds"]
     kind = {"a": "ssl", "e": "online", "f": "ssl"}.get(variant)
     costs = costs_of(options, method, settings["batch_size"])
-    clock = VirtualClock(options.seconds * job["budget"], costs, kind)
+    clock = VirtualClock(options.seconds * job["budget"], costs, kind, *callbacks)
     module = build(method, settings, seed)
     begun = time.perf_counter()
     fit(module, train.rows(range(len(train)), views_of(method)), settings, seed, clock, *callbacks)
@@ -251,6 +274,7 @@ def one_run(options: argparse.Namespace, job: dict[str, Any], train: Images, eva
         "labelling_seconds": round(labelling, 2),
         "wall_seconds": round(wall, 2),
         "switched_at": clock.switched_at,
+        "transport_loss": clock.transport_loss,
         **accuracy(module.to("cpu"), train, evaluate),
     }
 
@@ -289,7 +313,7 @@ def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def work(options: argparse.Namespace) -> None:
     """Do the runs of this shard that nobody did before."""
-    path = RESULTS / ("tuning.jsonl" if options.action == "tune" else "convergence.jsonl")
+    path = RESULTS / FILES[options.action]
     splits = load_splits(options.data, options.data_root, options.images)
     shard, shards = map(int, options.shard.split("/"))
     for job in jobs(options)[shard::shards]:
@@ -298,7 +322,7 @@ def work(options: argparse.Namespace) -> None:
         row["seconds_full"] = options.seconds
         if key_of(row) in done(path):
             continue
-        evaluate = splits.validation if options.action == "tune" else splits.test
+        evaluate = splits.test if options.action == "run" else splits.validation
         append(path, {**row, **one_run(options, job, splits.train, evaluate)})
     if options.action == "tune" and options.choose:
         choose(options, path)
@@ -318,7 +342,7 @@ def choose(options: argparse.Namespace, path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("calibrate", "tune", "run"))
+    parser.add_argument("action", choices=("calibrate", "tune", "explore", "run"))
     parser.add_argument("--data", choices=("cifar10", "fashion_mnist"), default="cifar10")
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--images", type=int, default=10_000)
@@ -332,8 +356,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--choose", action="store_true", help="after tuning, keep the best settings")
-    parser.add_argument("--steps", type=int, default=13, help="steps of a calibration run, 3 of them warm-up")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=8, help="steps of a calibration run, 3 of them warm-up")
+    parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

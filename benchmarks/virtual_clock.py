@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import lightning.pytorch as L
+import torch
 
 KINDS = {0.0: "transport", 1.0: "mixed", 2.0: "ssl"}
 
@@ -19,13 +20,23 @@ class VirtualClock(L.Callback):
         seconds: Budget of training.
         costs: Seconds of a step of each kind: `ssl`, `transport`, `mixed`, or the one in `kind`.
         kind: The kind of every step; None reads it from what ReLACallback logs.
+        callback: The ReLACallback, whose options say what a transport step is.
         warmup: Share of the budget in which the learning rate rises linearly; a cosine to zero follows.
     """
 
-    def __init__(self, seconds: float, costs: dict[str, float], kind: str | None = None, warmup: float = 0.1) -> None:
+    def __init__(
+        self,
+        seconds: float,
+        costs: dict[str, float],
+        kind: str | None = None,
+        callback: Any = None,
+        warmup: float = 0.1,
+    ) -> None:
         self._duration = seconds
         self.costs, self.kind, self.warmup = costs, kind, warmup
+        self.callback = callback
         self.elapsed, self.steps, self.switched_at = 0.0, 0, None
+        self._losses: dict[int, list[torch.Tensor]] = {}
 
     def time_elapsed(self, stage: str = "train") -> float:
         """Seconds spent so far, by calibration."""
@@ -50,9 +61,19 @@ class VirtualClock(L.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count the step, and stop when the next one would not fit."""
         kind = self.kind or KINDS[float(trainer.callback_metrics["rela/phase"])]
+        if kind == "transport" and self.callback is not None:
+            kind += "" if self.callback.num_views == 2 else str(self.callback.num_views)
         if kind == "ssl" and self.switched_at is None:
             self.switched_at = self.elapsed
+        if kind.startswith(("transport", "online")):
+            percent = int(100 * self.elapsed / self._duration)
+            self._losses.setdefault(percent, []).append(trainer.callback_metrics["rela/loss"])
         self.elapsed += self.costs[kind]
         self.steps += 1
         if self.elapsed + self.costs[kind] > self._duration:
             trainer.should_stop = True
+
+    @property
+    def transport_loss(self) -> list[float]:
+        """Mean transport loss of each percent of the budget, as far as it was transport alone."""
+        return [round(float(torch.stack(losses).mean()), 4) for _, losses in sorted(self._losses.items())]

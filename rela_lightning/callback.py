@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.phases import Phase, Phases
 from rela_lightning.injection.rows import RowLayout
 from rela_lightning.injection.step import StepEngine
-from rela_lightning.injection.support import check_monitors, check_step, check_strategy
+from rela_lightning.injection.support import check_end_known, check_monitors, check_range, check_step, check_strategy
 from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
 from rela_lightning.namespaces import DualCallback
 from rela_lightning.pooling import Pooling
@@ -53,6 +52,9 @@ class ReLACallback(DualCallback):
         pooling: `auto`, `avg`, `cls` or `none`, for feature maps and tokens.
         views: Dotted paths of the image views in the batch; None takes all float image tensors.
         num_views: Views per image in the transport phase.
+        transport_resolution: Height and width, pixels, of views in the transport phase, but for its last quarter;
+            None leaves them as they are. Needs a backbone that takes any size, and a schedule whose transport
+            phase has a known end (`Switch`, `TransportOnly`) or a known least length (`Plateau`).
         row_layout: Order of rows where views are concatenated and changed inside the step: `cat`,
             `interleaved`; `auto` matches them by content.
         step: `replace` leaves the user's step out in the transport phase, `swap_loss` runs it and
@@ -86,11 +88,12 @@ class ReLACallback(DualCallback):
         pooling: Pooling = "auto",
         views: Sequence[str] | None = None,
         num_views: int = 2,
+        transport_resolution: int | None = None,
         row_layout: RowLayout = "auto",
         step: Literal["auto", "replace", "swap_loss"] = "auto",
         transform: Transform | Literal["default"] | None = "default",
         data_ratio: float = 1.0,
-        transport_optimizer: OptimizerFactory | None = functools.partial(AdamW, lr=1e-3),
+        transport_optimizer: OptimizerFactory | None = lambda params: AdamW(params, lr=1e-3),
         teachers: Literal["auto"] | Sequence[Sequence[str]] = "auto",
         teacher_momentum: float = 0.99,
         head_warmup: float = 0.0,
@@ -99,19 +102,16 @@ class ReLACallback(DualCallback):
         allow_untested_strategy: bool = False,
     ) -> None:
         super().__init__()
-        _check("data_ratio", data_ratio, "a share in (0, 1]", 0.0 < data_ratio <= 1.0)
-        _check("num_views", num_views, "an integer >= 1", num_views >= 1)
-        _check("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
-        _check("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
-        if head_warmup and schedule is not None and schedule.adaptive:
-            raise ConfigError(
-                "`head_warmup` needs to know when the transport phase will end.",
-                expected="a schedule that goes by progress, such as Switch",
-                found=type(schedule).__name__,
-                do="leave `head_warmup` at 0, or use Switch(at)",
-            )
-        _check("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
-        _check("step", step, "auto, replace or swap_loss", step in ("auto", "replace", "swap_loss"))
+        check_range("data_ratio", data_ratio, "a share in (0, 1]", 0.0 < data_ratio <= 1.0)
+        check_range("num_views", num_views, "an integer >= 1", num_views >= 1)
+        positive = transport_resolution is None or transport_resolution >= 1
+        check_range("transport_resolution", transport_resolution, "pixels, >= 1, or None", positive)
+        check_range("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
+        check_range("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
+        self.schedule = schedule if schedule is not None else Switch(0.4)
+        check_end_known(self.schedule, head_warmup=head_warmup, transport_resolution=transport_resolution)
+        check_range("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
+        check_range("step", step, "auto, replace or swap_loss", step in ("auto", "replace", "swap_loss"))
         if targets is None and prior is None:
             raise ConfigError(
                 "ReLACallback needs targets.",
@@ -120,9 +120,9 @@ class ReLACallback(DualCallback):
                 do='ReLACallback("targets/clip-b16"), or for iterable data ReLACallback(prior="timm:...")',
             )
         self.targets, self.prior = targets, prior
-        self.schedule = schedule if schedule is not None else Switch(0.4)
         self.backbone, self.feature_layer, self.pooling = backbone, feature_layer, pooling
         self.views, self.num_views, self.row_layout, self.step = views, num_views, row_layout, step
+        self.transport_resolution = transport_resolution
         self.transform, self.data_ratio = transform, data_ratio
         self.transport_optimizer = transport_optimizer
         self.teachers, self.teacher_momentum, self.head_warmup = teachers, teacher_momentum, head_warmup
@@ -185,6 +185,7 @@ class ReLACallback(DualCallback):
             pooling=self.pooling,
             views=self.views,
             num_views=self.num_views,
+            resolution=self.transport_resolution,
             row_layout=self.row_layout,
             replace=replace,
         )
@@ -390,6 +391,6 @@ class ReLACallback(DualCallback):
             )
 
 
-def _check(name: str, value: Any, expected: str, ok: bool) -> None:
-    if not ok:
-        raise ConfigError(f"ReLACallback: `{name}` is out of range.", expected=expected, found=value)
+# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
+DEFAULT_TRANSPORT_OPTIMIZER = (ReLACallback.__init__.__kwdefaults__ or {})["transport_optimizer"]
+DEFAULT_TRANSPORT_OPTIMIZER.__qualname__ = "DEFAULT_TRANSPORT_OPTIMIZER"

@@ -68,6 +68,13 @@ class Schedule:
         """Whether the transport loss is off by the end of the budget, as far as can be known."""
         return self.adaptive or self.weights(1.0).transport == 0.0
 
+    @property
+    def certain(self) -> float:
+        """Share of the budget, from its start, that is transport alone whatever happens; in `[0, 1]`."""
+        if self.adaptive:
+            return 0.0
+        return next((p / 1000 for p in range(1001) if not self.weights(p / 1000).transport_only), 1.0)
+
     def state_dict(self) -> dict[str, Tensor]:
         """State as tensors; empty for schedules that depend on progress alone."""
         return {}
@@ -227,6 +234,11 @@ class Plateau(Schedule):
         self._sum: Tensor = torch.zeros(())
         self._count = 0
         self._before = math.inf
+
+    @property
+    def certain(self) -> float:
+        """`at_least`."""
+        return self.at_least
 
     def weights(self, progress: float) -> Weights:
         """`(0, 1)` until the loss has levelled off, `(1, 0)` from then on."""

@@ -82,7 +82,7 @@ def test_transport_trains_the_backbone_and_leaves_the_heads(targets64: Any) -> N
     fit(module, ReLACallback(targets64, schedule=TransportOnly()), log, max_epochs=20)
     after = weights(module)
     losses = [entry["rela/loss"] for entry in log.seen]
-    assert sum(losses[-4:]) / 4 < sum(losses[:4]) / 4 - 0.1
+    assert sum(losses[-4:]) / 4 < sum(losses[:4]) / 4 - 0.05
     assert not torch.equal(before["backbone.body.0.weight"], after["backbone.body.0.weight"])
     for name in before:
         if "head" in name:

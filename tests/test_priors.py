@@ -317,3 +317,20 @@ def test_batches_of_another_size_are_refused(images, message):
 def test_specs_that_cannot_work_are_refused(spec, options, message):
     with pytest.raises(PriorError, match=message):
         load_prior(spec, **options)
+
+
+class Views(nn.Module):
+    """Flattens by a view, which channels-last images do not allow."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.view(images.shape[0], -1)
+
+
+@pytest.mark.parametrize("network", [Views(), nn.Sequential(nn.Conv2d(3, 5, 3), nn.Flatten())])
+def test_features_do_not_depend_on_the_order_of_channels_in_memory(network: nn.Module) -> None:
+    prior = load_prior(network, image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    images = torch.rand(4, 3, 8, 8)
+    with torch.no_grad():
+        expected = network(images)
+    for memory_format in (torch.channels_last, torch.contiguous_format):
+        torch.testing.assert_close(prior(images.contiguous(memory_format=memory_format)), expected)

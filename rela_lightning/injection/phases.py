@@ -8,12 +8,15 @@ from typing import Any, NamedTuple
 from rela_lightning.injection.budget import Budget
 from rela_lightning.schedules import SSL_ONLY, TRANSPORT_ONLY, Schedule, Weights
 
+_LOW_RESOLUTION = 0.75  # share of the transport phase in which views may be small
+
 
 class Phase(NamedTuple):
     """How a step is run."""
 
     weights: Weights
     warm_heads: bool = False
+    low_resolution: bool = False
 
     @property
     def number(self) -> float:
@@ -90,7 +93,8 @@ class Phases:
         warm = False
         if self._head_warmup and weights.transport_only:
             warm = not self._schedule.weights(min(progress + self._head_warmup, 1.0)).transport_only
-        self.now = Phase(SSL_ONLY if weights.transport == 0.0 else weights, warm)
+        low = progress < _LOW_RESOLUTION * self._schedule.certain
+        self.now = Phase(SSL_ONLY if weights.transport == 0.0 else weights, warm, low)
         if was_light and not self.light:
             self._in_flight = in_flight
         self.ask()

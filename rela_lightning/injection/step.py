@@ -17,7 +17,7 @@ from rela_lightning.injection.guard import FiniteGuard
 from rela_lightning.injection.optim import TransportMap
 from rela_lightning.injection.phases import Phase
 from rela_lightning.injection.rows import RowMatcher, regular_rows
-from rela_lightning.injection.views import find_views
+from rela_lightning.injection.views import find_views, shrink
 from rela_lightning.pooling import Pooling
 from rela_lightning.schedules import SSL_ONLY, Weights
 from rela_lightning.transport import transport_loss
@@ -39,6 +39,7 @@ class StepEngine:
         pooling: See `rela_lightning.pooling.pool`.
         views: Dotted paths of the views in the batch; None finds them.
         num_views: Views per sample in the transport phase.
+        resolution: Height and width, pixels, of the views in phases of low resolution; None leaves them.
         row_layout: See `rela_lightning.injection.rows.match_rows`.
         replace: Whether a transport-only step leaves the user's step out, or runs it and swaps its loss.
     """
@@ -54,12 +55,13 @@ class StepEngine:
         pooling: Pooling = "auto",
         views: Sequence[str] | None = None,
         num_views: int = 2,
+        resolution: int | None = None,
         row_layout: Any = "auto",
         replace: bool = True,
     ) -> None:
         self._module, self._lookup, self._transport = module, lookup, transport
         self._name, self._feature_layer, self._pooling = backbone, feature_layer, pooling
-        self._views, self._num_views = views, num_views
+        self._views, self._num_views, self._resolution = views, num_views, resolution
         self._rows = RowMatcher(row_layout)
         self._replace = replace
         self._backbone: Backbone | None = None
@@ -117,7 +119,7 @@ class StepEngine:
         self._resolve()
         if weights.transport_only and self._replace and self._backbone is not None and not phase.warm_heads:
             self.replaced = True
-            loss = weights.transport * self._own_call(self._backbone, views, index)
+            loss = weights.transport * self._own_call(self._backbone, views, index, phase.low_resolution)
             return self._only(loss, distributed)
         with self._listen(detach=phase.warm_heads) as calls:
 
@@ -209,11 +211,17 @@ class StepEngine:
         self.idle = [p for p in idle if id(p) not in self._kept]
         return touch(loss, self.idle) if distributed else loss
 
-    def _own_call(self, backbone: Backbone, views: list[Tensor], index: Tensor) -> Tensor:
+    def _own_call(self, backbone: Backbone, views: list[Tensor], index: Tensor, low_resolution: bool) -> Tensor:
         largest = max(views, key=lambda view: (view.shape[-2:], view.shape[1])).shape[1:]  # masks have one channel
         chosen = [view for view in views if view.shape[1:] == largest][: self._num_views]
         rows = torch.cat([self._rows_of(view, len(index)) for view in chosen])
-        features = backbone(torch.cat(chosen) if len(chosen) > 1 else chosen[0])
+        images = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
+        if not low_resolution or self._resolution is None:
+            return self._loss(backbone(images), rows, index)
+        try:
+            features = backbone(shrink(images, self._resolution))
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise _fixed_size(images, self._resolution, error) from error
         return self._loss(features, rows, index)
 
     def _first_of_each(self, view: Tensor, samples: int) -> Tensor:
@@ -278,6 +286,15 @@ class StepEngine:
         if self._backbone is not None:
             self._backbone.remove()
             self._backbone = None
+
+
+def _fixed_size(images: Tensor, resolution: int, error: Exception) -> ConfigError:
+    return ConfigError(
+        "The backbone does not take views of `transport_resolution`.",
+        expected="a backbone that takes images of any size, as most convolutional nets do",
+        found=f"views of {tuple(images.shape[-2:])} pixels shrunk to {resolution}: {error.__cause__ or error}",
+        do="leave transport_resolution out, or build the backbone for any size (timm: dynamic_img_size=True)",
+    )
 
 
 def _direct_backward() -> InjectionError:

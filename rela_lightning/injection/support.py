@@ -6,7 +6,8 @@ import inspect
 from collections.abc import Iterable
 from typing import Any
 
-from rela_lightning.errors import InjectionError
+from rela_lightning.errors import ConfigError, InjectionError
+from rela_lightning.schedules import Schedule
 
 _TRIED = ("SingleDeviceStrategy", "DDPStrategy")
 _UNTRIED = {
@@ -90,3 +91,26 @@ def _source(module: Any, name: str) -> str:
         return inspect.getsource(inspect.unwrap(getattr(type(module), name)))
     except (AttributeError, OSError, TypeError):
         return ""
+
+
+def check_range(name: str, value: Any, expected: str, ok: bool) -> None:
+    """Refuse an option out of its range."""
+    if not ok:
+        raise ConfigError(f"ReLACallback: `{name}` is out of range.", expected=expected, found=value)
+
+
+def check_end_known(schedule: Schedule, *, head_warmup: float, transport_resolution: int | None) -> None:
+    """Refuse options that go by the end of the transport phase, where nobody knows it."""
+    unknown = {
+        "head_warmup": head_warmup > 0 and schedule.adaptive,
+        "transport_resolution": transport_resolution is not None and not schedule.certain,
+    }
+    needs = next((name for name, found in unknown.items() if found), None)
+    if needs is None:
+        return
+    raise ConfigError(
+        f"`{needs}` needs to know when the transport phase will end.",
+        expected="a schedule that begins with transport alone and goes by progress, such as Switch",
+        found=type(schedule).__name__,
+        do=f"leave `{needs}` out, or use Switch(at)",
+    )

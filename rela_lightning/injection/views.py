@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
 from rela_lightning.batches import describe, leaves
 from rela_lightning.errors import DataError
@@ -65,3 +66,10 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
             do='name them, for example views=["0.0", "0.1"]',
         )
     return views
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """Images `[B, C, H, W]` at `[B, C, size, size]` (bilinear, antialiased), unless they are that small already."""
+    if max(images.shape[-2:]) <= size:
+        return images
+    return functional.interpolate(images, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
