@@ -17,6 +17,7 @@ from rela_lightning._version import __version__
 if TYPE_CHECKING:
     from rela_lightning.callback import ReLACallback
     from rela_lightning.data.sampler import BudgetSampler
+    from rela_lightning.export import export_backbone
     from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
     from rela_lightning.priors import Prior, load_prior
     from rela_lightning.probe import KNNProbe, LinearProbe, OnlineLinearProbe
@@ -36,10 +37,11 @@ _EXPORTS = {
     "TargetStore": "rela_lightning.targets",
     "accelerate": "rela_lightning.module",
     "build_targets": "rela_lightning.targets",
+    "export_backbone": "rela_lightning.export",
     "load_prior": "rela_lightning.priors",
     "transport_loss": "rela_lightning.transport",
 }
-_SUBMODULES = ("data", "errors", "methods", "priors", "probe", "schedules", "targets", "transport")
+_SUBMODULES = ("data", "errors", "export", "methods", "priors", "probe", "schedules", "targets", "transport")
 
 __all__ = [
     "BudgetSampler",
@@ -55,6 +57,7 @@ __all__ = [
     "__version__",
     "accelerate",
     "build_targets",
+    "export_backbone",
     "load_prior",
     "transport_loss",
 ]

@@ -1,0 +1,202 @@
+"""The plain network that exported weights belong to: how it is built, and whether they fit it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from rela_lightning.errors import ConfigError, ReLAError
+from rela_lightning.export.keys import State
+from rela_lightning.export.source import Source, unwrapped
+from rela_lightning.methods.backbones import build_backbone
+from rela_lightning.probe.features import pooled
+
+_WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "progress")
+
+
+class Recipe(NamedTuple):
+    """How `build_backbone` makes the network, without its library's weights."""
+
+    name: str
+    kwargs: dict[str, Any]
+    cifar_stem: bool
+
+    @property
+    def source(self) -> str:
+        """`torchvision`, `timm` or `lightly`."""
+        return self.name.rpartition(":")[0] or "torchvision"
+
+    @property
+    def model(self) -> str:
+        """The network's name in its library."""
+        return self.name.rpartition(":")[2]
+
+    def build(self) -> nn.Module:
+        """An untrained network; the random state stays as it was.
+
+        Raises:
+            ConfigError: If there is no such network, or the options are not its own.
+        """
+        try:
+            with torch.random.fork_rng(devices=[]):
+                return build_backbone(self.name, cifar_stem=self.cifar_stem, **self.kwargs)[0]
+        except (TypeError, RuntimeError, AssertionError, KeyError) as error:
+            raise ConfigError(
+                f"{self.name} cannot be built.",
+                found=f"{type(error).__name__}: {error}",
+                do="check `backbone_kwargs`",
+            ) from error
+
+
+class Plain(NamedTuple):
+    """The plain network with the exported weights, and its recipe where there is one."""
+
+    network: nn.Module | None
+    recipe: Recipe | None
+
+
+def recipe_of(hyper: Mapping[str, Any]) -> Recipe | None:
+    """The recipe in the hyper-parameters of `rela_lightning.methods`; None in those of another module."""
+    name, kwargs = hyper.get("backbone"), hyper.get("backbone_kwargs") or {}
+    if not isinstance(name, str) or not isinstance(kwargs, Mapping):
+        return None
+    return make_recipe(name, kwargs, bool(hyper.get("cifar_stem", False)))
+
+
+def make_recipe(name: str, kwargs: Mapping[str, Any], cifar_stem: bool) -> Recipe:
+    """A recipe that downloads nothing: options that ask for the library's weights are left out."""
+    return Recipe(name, {key: value for key, value in kwargs.items() if key not in _WEIGHTS}, cifar_stem)
+
+
+def plain_network(
+    source: Source,
+    key: str,
+    state: State,
+    architecture: str | nn.Module | None = None,
+    *,
+    backbone_kwargs: Mapping[str, Any] | None = None,
+    cifar_stem: bool = False,
+) -> Plain:
+    """The network to which the weights belong.
+
+    Args:
+        source: Where the weights are from.
+        key: What was exported of it.
+        state: The weights.
+        architecture: Name for `build_backbone`, or a network; None takes it from the hyper-parameters, or from the
+            module.
+        backbone_kwargs: For `build_backbone`, beside a name.
+        cifar_stem: For `build_backbone`, beside a name.
+
+    Returns:
+        The network with the weights, float32, in eval mode, on the CPU; None where nothing says what it is.
+
+    Raises:
+        ConfigError: If the weights do not fit the architecture that was asked for.
+    """
+    if (backbone_kwargs or cifar_stem) and not isinstance(architecture, str):
+        raise ConfigError("backbone_kwargs and cifar_stem go with an `architecture` by name.", found=architecture)
+    if isinstance(architecture, nn.Module):
+        return Plain(_filled(copy.deepcopy(unwrapped(architecture)), state, type(architecture).__name__), None)
+    if architecture is not None:
+        recipe = make_recipe(architecture, backbone_kwargs or {}, cifar_stem)
+        return Plain(_filled(recipe.build(), state, architecture), recipe)
+    saved = recipe_of(source.hyper)
+    if saved is not None:
+        with suppress(ReLAError):  # another module's `backbone`, or a class that builds its own
+            return Plain(_filled(saved.build(), state, saved.name), saved)
+    if source.module is not None:
+        with suppress(ReLAError):  # compiled deeper inside, so that names differ
+            return Plain(_filled(copy.deepcopy(_inside(source.module, key)), state, key), None)
+    return Plain(None, None)
+
+
+def _inside(module: nn.Module, key: str) -> nn.Module:
+    node = unwrapped(module)
+    for part in key.split(".") if key else ():
+        node = unwrapped(getattr(node, part))
+    return node
+
+
+def _filled(network: nn.Module, state: State, name: str) -> nn.Module:
+    problem = misfit(network, state)
+    if problem is not None:
+        raise ConfigError(
+            f"The weights are not those of {name or 'the network'}.",
+            expected=f"{len(network.state_dict())} tensors, and no others, of the same shapes",
+            found=problem,
+            do="give the architecture they were trained in, without classifier, with its `backbone_kwargs` and "
+            "`cifar_stem`; and look whether `key` names the backbone alone",
+        )
+    network = network.cpu().float().eval().requires_grad_(False)
+    network.load_state_dict(state, strict=True)
+    return network
+
+
+def misfit(network: nn.Module, state: State) -> str | None:
+    """What keeps a state dict from loading strictly; None if it loads."""
+    own = network.state_dict()
+    wrong = [
+        f"{k} {list(v.shape)} for {list(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and v.shape != own[k].shape
+    ]
+    parts = (
+        ("missing", [name for name in own if name not in state]),
+        ("left over", [name for name in state if name not in own]),
+        ("of another shape", wrong),
+    )
+    found = [
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if names[3:] else ''})" for kind, names in parts if names
+    ]
+    return "; ".join(found) or None
+
+
+def absent_keys(recipe: Recipe, state: State) -> list[str]:
+    """Names in the state dict of the library's own network that are not exported: its classifier's.
+
+    For timm none: its networks are built without one, `num_classes=0`.
+    """
+    if recipe.source == "timm":
+        return []
+    with torch.random.fork_rng(devices=[]):
+        if recipe.source == "lightly":
+            from lightly.models import ResNetGenerator
+
+            full: nn.Module = ResNetGenerator(recipe.model, **recipe.kwargs)
+        else:
+            from torchvision import models
+
+            full = models.get_model(recipe.model, **recipe.kwargs)
+    return [name for name in full.state_dict() if name not in state]
+
+
+def timm_name(plain: Plain, state: State) -> str | None:
+    """The timm model that loads these weights and computes the same; None if there is none.
+
+    timm's networks are their own; of torchvision's those count that timm has under the same name, with the same
+    tensors and, on a random image, the same features.
+    """
+    network, recipe = plain
+    if network is None or recipe is None or recipe.cifar_stem or recipe.source == "lightly":
+        return None
+    if recipe.source == "timm":
+        return recipe.model.partition(".")[0]
+    import timm
+
+    if recipe.kwargs or not timm.is_model(recipe.model):
+        return None
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        twin = timm.create_model(recipe.model, num_classes=0).eval()
+        if misfit(twin, state) is not None:
+            return None
+        twin.load_state_dict(state)
+        image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+        theirs, ours = pooled(twin, twin(image)), pooled(network, network(image))
+    same = theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-3, atol=1e-4)
+    return recipe.model if same else None

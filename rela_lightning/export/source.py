@@ -1,0 +1,198 @@
+"""What there is to export: a checkpoint, a run folder or a module, and what is known of its making."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from rela_lightning.errors import ConfigError
+from rela_lightning.export.keys import State, tidy
+from rela_lightning.priors.checkpoint import read_state
+
+_RUN = "run.json"
+
+
+class Source(NamedTuple):
+    """Tensors by name, and what is known of them."""
+
+    state: State
+    hyper: dict[str, Any]
+    """Hyper-parameters saved with the module."""
+    facts: dict[str, Any]
+    """What the model card may state: the keys of `run.json`, and `steps_of_weights`."""
+    module: nn.Module | None = None
+    frozen: frozenset[str] | None = None
+    """Names of tensors that are not trained, buffers among them; None where that is unknown."""
+    lightning: bool = True
+    """Whether it is a training module, with heads beside the backbone, and not perhaps a bare network."""
+
+
+def read_source(checkpoint: str | Path | nn.Module, run: str | Path | Mapping[str, Any] | None = None) -> Source:
+    """Read what is to be exported. Nothing in a file is run.
+
+    Args:
+        checkpoint: Lightning checkpoint, weights file, run folder, or a module.
+        run: `run.json`, its folder, or its content; None looks beside the checkpoint.
+
+    Raises:
+        ConfigError: If there is no checkpoint, or it cannot be read.
+        PriorError: If a file that is no Lightning checkpoint holds no tensors.
+    """
+    if isinstance(checkpoint, nn.Module):
+        source, beside = _of_module(checkpoint), None
+    else:
+        given = Path(checkpoint).expanduser()
+        path = find_checkpoint(given)
+        source, beside = _of_file(path), find_run(path.parent)
+        if beside is None and given.is_dir():
+            beside = find_run(given)
+    facts = read_run(beside if run is None else run)
+    facts["method"] = facts.get("method") or source.facts.get("method")
+    return source._replace(facts={**source.facts, **facts})
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The file itself, or the last checkpoint of a run folder.
+
+    That is the one its `run.json` names; else, in the folder with the newest `*.ckpt`, the newest `last*.ckpt` or
+    the newest of all.
+
+    Raises:
+        ConfigError: If there is none.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        near = sorted(p.name for p in path.parent.glob("[!.]*"))[:20] if path.parent.is_dir() else []
+        raise ConfigError(
+            "There is no such checkpoint.", expected="a checkpoint file or a run folder", found=path, exists=near
+        )
+    named = find_run(path)
+    wanted = read_run(named).get("checkpoint") if named is not None else None
+    if named is not None and wanted:
+        for file in (named.parent / str(wanted), Path(str(wanted)), named.parent / Path(str(wanted)).name):
+            if file.is_file():
+                return file
+    files = sorted((file for file in path.rglob("*.ckpt") if file.is_file()), key=_age)
+    if not files:
+        raise _no_checkpoint(path)
+    beside = [file for file in files if file.parent == files[-1].parent]
+    return ([file for file in beside if file.name.startswith("last")] or beside)[-1]
+
+
+def _age(file: Path) -> tuple[float, str]:
+    return file.stat().st_mtime, file.name
+
+
+def _no_checkpoint(path: Path) -> ConfigError:
+    sharded = [folder.name for folder in (path, *path.rglob("*.ckpt")) if folder.suffix == ".ckpt"]
+    return ConfigError(
+        "The folder holds no checkpoint.",
+        expected="a file *.ckpt, as Lightning's ModelCheckpoint writes it",
+        found=f"{path}, with the sharded checkpoint {sharded[0]}" if sharded else path,
+        exists=sorted(file.name for file in path.iterdir())[:20],
+        do="consolidate the shards into one file first (`lightning consolidate`)"
+        if sharded
+        else "give the folder of a run, or the checkpoint file itself",
+    )
+
+
+def find_run(folder: Path) -> Path | None:
+    """`run.json` of a run folder, or of the folder of its checkpoints; None without one."""
+    around = [folder, folder / "checkpoints", *([folder.parent] if folder.name == "checkpoints" else [])]
+    return next((place / _RUN for place in around if (place / _RUN).is_file()), None)
+
+
+def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The content of a `run.json`; nothing of None.
+
+    Args:
+        run: The file, a folder with it, or its content.
+
+    Raises:
+        ConfigError: If it is not there, or no JSON object.
+    """
+    if run is None or isinstance(run, Mapping):
+        return dict(run or {})
+    path = Path(run).expanduser()
+    file = (find_run(path) or path / _RUN) if path.is_dir() else path
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError("The run's facts cannot be read.", expected=_RUN, found=f"{file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError("The run's facts are no JSON object.", found=f"{file}: {type(content).__name__}")
+    return content
+
+
+def _of_module(module: nn.Module) -> Source:
+    tensors = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    trained = tidy({name: value for name, value in parameters.items() if value.requires_grad})
+    inner = unwrapped(module)
+    lightning = hasattr(inner, "training_step")
+    state = tidy(tensors)
+    return Source(
+        state,
+        dict(getattr(inner, "hparams", {})) if lightning else {},
+        {"method": type(inner).__name__, "steps_of_weights": _global_step(inner)} if lightning else {},
+        module=inner,
+        frozen=frozenset(state) - frozenset(trained) if trained else None,  # all frozen, for inference, says nothing
+        lightning=lightning,
+    )
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network inside the wrappers of torch.compile, DDP, DataParallel and weight averaging."""
+    inner = getattr(module, "_orig_mod", None)
+    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+        inner = module.module
+    return unwrapped(inner) if isinstance(inner, nn.Module) else module
+
+
+def _global_step(module: nn.Module) -> int | None:
+    step = getattr(getattr(module, "_trainer", None), "global_step", None)
+    return int(step) if isinstance(step, int) and step > 0 else None
+
+
+def _of_file(path: Path) -> Source:
+    content = {} if path.suffix == ".safetensors" else _load(path)
+    state = content.get("state_dict")
+    if "pytorch-lightning_version" not in content or not isinstance(state, Mapping):
+        return Source(tidy(read_state(path)), {}, {}, lightning=False)
+    hyper = dict(content.get("hyper_parameters") or {})
+    class_path = hyper.get("_class_path")
+    facts = {
+        "method": str(class_path).rsplit(".", maxsplit=1)[-1] if class_path else None,
+        "steps_of_weights": content.get("global_step"),
+    }
+    return Source(tidy({str(k): v for k, v in state.items() if isinstance(v, Tensor)}), hyper, facts)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named is None:
+            raise ConfigError(
+                "The checkpoint cannot be read.",
+                expected="a file written by Lightning, torch.save or safetensors",
+                found=f"{path}: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+            ) from error
+        raise ConfigError(
+            "The checkpoint holds pickled objects, which could run code when loaded.",
+            expected="tensors, numbers, strings, lists and dicts",
+            found=f"{path}: {named.group(1)}",
+            do="where you trust it, load the module yourself and pass it to rela_lightning.export_backbone; "
+            "`save_hyperparameters(ignore=[...])` keeps objects out of the next one",
+        ) from error
+    return {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}
