@@ -50,6 +50,8 @@ class BarlowTwins(Method):
         DataError: If a batch does not start with two views.
     """
 
+    views = "barlow_twins"
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",

@@ -38,6 +38,8 @@ class Method(LightningModule):
         ConfigError: For an unknown backbone or values out of range.
     """
 
+    views: str = "two"
+    """Name of the views it trains on, in `rela_lightning.data.views`; the data modules ask for it."""
     min_rows = 2
     """Fewest images a batch may have: batch norm in the heads, and contrast, need two."""
 

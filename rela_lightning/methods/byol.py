@@ -37,6 +37,8 @@ class BYOL(MomentumMethod):
         DataError: If a batch does not start with two views.
     """
 
+    views = "byol"
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",

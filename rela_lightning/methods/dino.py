@@ -69,6 +69,8 @@ class DINO(MomentumMethod):
         DataError: If a batch does not start with two views of a size.
     """
 
+    views = "dino"
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",

@@ -64,6 +64,7 @@ class MoCoV2(MomentumMethod):
         DataError: If a batch does not start with two views.
     """
 
+    views = "moco"
     min_rows = 1
 
     def __init__(

@@ -57,6 +57,8 @@ class MoCoV3(MomentumMethod):
         DataError: If a batch does not start with two views.
     """
 
+    views = "byol"
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",

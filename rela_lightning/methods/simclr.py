@@ -37,6 +37,8 @@ class SimCLR(Method):
         DataError: If a batch does not start with two views.
     """
 
+    views = "simclr"
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",

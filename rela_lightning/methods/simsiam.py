@@ -33,6 +33,8 @@ class SimSiam(Method):
         DataError: If a batch does not start with two views.
     """
 
+    views = "simsiam"
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",

@@ -38,6 +38,7 @@ class Supervised(Method):
         DataError: If a batch does not start with a view, or the labels are not found or out of range.
     """
 
+    views = "one"
     min_rows = 1
 
     def __init__(

@@ -51,6 +51,8 @@ class SwAV(Method):
         DataError: If a batch does not start with two views of a size.
     """
 
+    views = "swav"
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",

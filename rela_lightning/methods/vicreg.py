@@ -39,6 +39,8 @@ class VICReg(Method):
         DataError: If a batch does not start with two views.
     """
 
+    views = "vicreg"
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",

@@ -1,0 +1,46 @@
+"""Any labelled data set as RGB images under one `transform`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import Dataset
+
+
+class RGBImages(Dataset[tuple[Any, int]]):
+    """The images of another data set, in RGB, under a transform: `dataset[i] -> (image, label)`.
+
+    Rows are those of `dataset`. Assigning `transform` changes the views; `ReLACallback` and `build_targets` do so.
+
+    Args:
+        dataset: Map-style, `dataset[i]` a PIL image and an integer label, without a transform of its own.
+        transform: Called on the RGB image; None returns the image itself.
+    """
+
+    def __init__(self, dataset: Any, transform: Callable[[Any], Any] | None = None) -> None:
+        self.dataset = dataset
+        self.transform = transform
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes, where there are any."""
+        return getattr(self.dataset, "classes", None)
+
+    @property
+    def targets(self) -> list[int]:
+        """The label of each row; negative for unlabelled ones."""
+        labels = getattr(self.dataset, "targets", None)
+        return [int(label) for label in (self.dataset.labels if labels is None else labels)]
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        """Image (PIL RGB, or what `transform` makes of it) and label."""
+        image, label = self.dataset[index]
+        if isinstance(image, Image.Image) and image.mode != "RGB":
+            image = image.convert("RGB")
+        return (image if self.transform is None else self.transform(image)), int(label)

@@ -1,0 +1,90 @@
+"""Open image files, and find those that cannot be opened, once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from PIL import Image
+
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What PIL raises for files that are no images, or broken ones."""
+_BLOCK = 4096
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """Decode an image file as RGB.
+
+    Raises:
+        OSError: Or another of `UNREADABLE`, if it cannot be decoded.
+    """
+    with path.open("rb") as file:
+        return Image.open(file).convert("RGB")
+
+
+def unreadable(root: Path, names: Sequence[str]) -> set[str]:
+    """Those of the files `root/name` that cannot be decoded.
+
+    Each file is decoded once. The answer is kept in `rela_lightning/readable` beside torch.hub's folder (below
+    `$TORCH_HOME`, or `~/.cache/torch`), for as long as names, sizes and times of change stay the same: later runs and
+    other processes read it there, so that they all leave out the same rows.
+
+    Args:
+        root: Folder.
+        names: File names relative to it.
+
+    Returns:
+        The names of unreadable files.
+    """
+    file = _cache_folder() / f"{_key(root, names)}.json"
+    if file.is_file():
+        return set(json.loads(file.read_text(encoding="utf-8"))["unreadable"])
+    rank_zero_info(f"Decoding all {len(names)} images under {root} once, to leave out unreadable ones.")
+    broken: list[str] = []
+    remaining = iter(names)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        while block := list(islice(remaining, _BLOCK)):
+            readable = pool.map(lambda name: _decodes(root / name), block)
+            broken.extend(name for name, fine in zip(block, readable, strict=True) if not fine)
+    try:
+        _write(file, json.dumps({"root": str(root), "images": len(names), "unreadable": broken}))
+    except OSError as error:
+        rank_zero_warn(f"The list of unreadable images could not be kept; it is made again next time: {error}")
+    return set(broken)
+
+
+def _decodes(path: Path) -> bool:
+    try:
+        open_rgb(path)
+    except UNREADABLE:
+        return False
+    return True
+
+
+def _cache_folder() -> Path:
+    from torch import hub
+
+    return Path(hub.get_dir()).parent / "rela_lightning" / "readable"
+
+
+def _key(root: Path, names: Sequence[str]) -> str:
+    digest = hashlib.sha256(str(root.resolve()).encode())
+    for name in names:
+        state = (root / name).stat()
+        digest.update(f"{name}|{state.st_size}|{state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
+
+
+def _write(file: Path, text: str) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
+    with os.fdopen(handle, "w", encoding="utf-8") as opened:
+        opened.write(text)
+    Path(name).replace(file)
