@@ -1,21 +1,35 @@
-"""The console command `rela`: one function a subcommand, its signature and docstring are its options."""
+"""The console command `rela`: one function a command, its signature and docstring are its options."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
+import json
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from rela_lightning._version import __version__
+from rela_lightning.commands.messages import ReadableParser, own_errors
 from rela_lightning.errors import ReLAError
 
 COMMANDS: dict[str, tuple[str, str]] = {
+    "fit": ("rela_lightning.commands.fit:fit", "train a module, with or without ReLA"),
+    "validate": ("rela_lightning.commands.fit:validate", "run a module's validation"),
+    "test": ("rela_lightning.commands.fit:test", "run a module's test"),
+    "predict": ("rela_lightning.commands.fit:predict", "run a module's prediction"),
+    "targets": ("rela_lightning.commands.targets:targets", "embed the training images once with a prior"),
+    "probe": ("rela_lightning.commands.probe:probe", "linear and kNN accuracy of a run, a checkpoint or a prior"),
+    "compare": ("rela_lightning.commands.compare:compare", "two or more runs as a table, a plot and JSON"),
+    "export": (
+        "rela_lightning.commands.export:export",
+        "the backbone alone: weights, ONNX or a hub folder",
+    ),
     "demo": ("rela_lightning.demo:demo", "plain BYOL against BYOL with ReLA on real images, in minutes"),
 }
-"""Name of a subcommand: (`module:function` behind it, one line of help)."""
+"""Name of a command: (`module:function` behind it, one line of help)."""
+TRAINER = ("fit", "validate", "test", "predict")
+"""Commands whose options are LightningCLI's; their functions take the words that follow."""
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -24,24 +38,46 @@ def _function(name: str) -> Callable[..., Any]:
     return found
 
 
-def build_parser(command: str | None = None) -> ArgumentParser:
+def build_parser(command: str | None = None) -> ReadableParser:
     """The parser of `rela`.
 
     Args:
-        command: Subcommand whose options are wanted. The others stay empty, so that only its module is
+        command: Command whose options are wanted. The others stay empty, so that only its module is
             imported and `rela --help` is quick.
     """
-    parser = ArgumentParser(
-        prog="rela", description="Cheaper self-supervised pre-training (ReLA).", version=__version__
+    parser = ReadableParser(
+        prog="rela",
+        description="Cheaper self-supervised pre-training (ReLA).",
+        version=__version__,
+        default_env=command is not None,
+        env_prefix="RELA",
     )
     commands = parser.add_subcommands(required=True, dest="command")
     for name, (_, line) in COMMANDS.items():
-        options = ArgumentParser(description=line)
-        if name == command:
-            options.add_function_arguments(_function(name), as_group=False)
+        options = ReadableParser(description=line)
+        if name == command and name not in TRAINER:
+            options.add_argument("--config", action="config", help="YAML file with any of these options.")
+            options.add_function_arguments(_function(name), as_group=False, sub_configs=True)
         commands.add_subcommand(name, options, help=line)
         options.prog = f"rela {name}"
     return parser
+
+
+def with_names(words: Sequence[str], function: Callable[..., Any]) -> list[str]:
+    """The leading bare words of a command as options: `compare A B` is `compare --runs '["A", "B"]'`.
+
+    They go to the options in order; all of them to the first, where that is a list.
+
+    Args:
+        words: Words after the command.
+        function: The function behind it.
+    """
+    bare = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
+    options = list(inspect.signature(function).parameters.values())
+    if bare and str(options[0].annotation).startswith("list"):
+        return [f"--{options[0].name}={json.dumps(list(words[:bare]))}", *words[bare:]]
+    named = [f"--{option.name}={word}" for option, word in zip(options, words[:bare], strict=False)]
+    return [*named, *words[len(named) :]]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,13 +88,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit code: 0, 2 for a mistake that has a message, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: With code 2 after the message of the parser, with 0 after `--help` and `--print_config`.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    command = next((word for word in arguments if word in COMMANDS), None)
-    parsed = build_parser(command).parse_args(arguments)
-    options = dict(vars(parsed[parsed.command]))
+    words = list(sys.argv[1:] if argv is None else argv)
+    command = next((word for word in words if not word.startswith("-")), None)
     try:
-        _function(parsed.command)(**options)
+        if command in TRAINER:
+            _function(command)(words[words.index(command) + 1 :])
+        else:
+            _run(command, words)
     except ReLAError as error:
         sys.stderr.write(f"rela: {error}\n")
         return 2
@@ -66,3 +106,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("rela: stopped\n")
         return 130
     return 0
+
+
+def _run(command: str | None, words: list[str]) -> None:
+    """Parse the options of a command and call its function."""
+    if command not in COMMANDS:
+        build_parser().parse_args(words)  # ends with help, version or a message
+        return
+    function, at = _function(command), words.index(command) + 1
+    parser = build_parser(command)
+    config = parser.parse_args([*words[:at], *with_names(words[at:], function)])
+    with own_errors():
+        parsed = parser.instantiate_classes(config)
+    options = {name: value for name, value in vars(parsed[command]).items() if name != "config"}
+    function(**options)

@@ -110,7 +110,7 @@ class ReLAModule(LightningModule):
         backbone: nn.Module,
         targets: str | Path | TargetStore,
         *,
-        optimizer: OptimizerCallable = functools.partial(torch.optim.AdamW, lr=1e-3, weight_decay=1e-2),
+        optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-2),
         lr_scheduler: LRSchedulerCallable | None = None,
         pooling: Pooling = "auto",
         num_views: int = 2,
@@ -145,3 +145,8 @@ class ReLAModule(LightningModule):
         optimizer = self._optimizer(self.backbone.parameters())
         scheduler = self._lr_scheduler(optimizer) if self._lr_scheduler is not None else None
         return LightningCLI.configure_optimizers(self, optimizer, scheduler)
+
+
+# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
+DEFAULT_OPTIMIZER = (ReLAModule.__init__.__kwdefaults__ or {})["optimizer"]
+DEFAULT_OPTIMIZER.__qualname__ = "DEFAULT_OPTIMIZER"

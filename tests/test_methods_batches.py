@@ -63,6 +63,16 @@ def test_supervised_validates_on_labels() -> None:
     assert found["val_loss"].item() == pytest.approx(torch.nn.functional.cross_entropy(logits, LABELS[:100]).item())
 
 
+def test_supervised_validates_on_the_last_loader_only() -> None:
+    """Loaders before it are banks for kNN: their rows are no part of `val_top1`."""
+    model = build("Supervised").eval()
+    bank, queries = (DataLoader(TensorDataset(V[:4], torch.full((4,), label)), batch_size=4) for label in (0, 1))
+    validated = L.Trainer(**QUIET).validate(model, [bank, queries], verbose=False)
+    alone = L.Trainer(**QUIET).validate(model, queries, verbose=False)
+    both = {name: value for part in validated for name, value in part.items()}
+    assert both == pytest.approx(alone[0])
+
+
 @pytest.mark.parametrize(
     ("options", "batch", "text"),
     [

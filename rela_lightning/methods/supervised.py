@@ -70,12 +70,15 @@ class Supervised(Method):
         return self.log_loss(loss, len(views[0]))
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Loss and accuracy on the first view."""
+        """Loss and accuracy on the first view; of several loaders, the last (those before it are banks for kNN)."""
+        if dataloader_idx + 1 < len(self.trainer.num_val_batches):
+            return
         images = find_images(batch)
         logits, labels = self.classifier(self(images)), self._labels(batch, len(images))
         self.val_top1(logits, labels)
-        self.log("val_loss", cross_entropy(logits, labels), sync_dist=True, batch_size=len(images))
-        self.log("val_top1", self.val_top1, prog_bar=True, batch_size=len(images))
+        options: Any = {"batch_size": len(images), "add_dataloader_idx": False}
+        self.log("val_loss", cross_entropy(logits, labels), sync_dist=True, **options)
+        self.log("val_top1", self.val_top1, prog_bar=True, **options)
 
     def _labels(self, batch: Any, rows: int) -> Tensor:
         """Labels `[B]`; where they are and what they hold is looked at in the first batch only."""

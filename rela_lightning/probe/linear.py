@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from typing import Any
 
 import torch
@@ -53,7 +52,7 @@ class LinearProbe(LightningModule):
         feature_dim: int | None = None,
         pooling: Pooling = "auto",
         labels: int | str = "auto",
-        optimizer: OptimizerCallable = functools.partial(torch.optim.Adam, lr=3e-4),
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=3e-4),
         lr_scheduler: LRSchedulerCallable | None = None,
     ) -> None:
         super().__init__()
@@ -119,3 +118,8 @@ class LinearProbe(LightningModule):
         images = find_images(batch)
         self._labels, labels = find_labels(batch, len(images), self._labels, self.num_classes)
         return self(images), labels
+
+
+# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
+DEFAULT_OPTIMIZER = (LinearProbe.__init__.__kwdefaults__ or {})["optimizer"]
+DEFAULT_OPTIMIZER.__qualname__ = "DEFAULT_OPTIMIZER"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -55,7 +54,7 @@ class OnlineLinearProbe(ProbeCallback):
         labels: int | str = "auto",
         pooling: Pooling = "auto",
         every_n_steps: int = 1,
-        optimizer: OptimizerCallable = functools.partial(torch.optim.Adam, lr=3e-4),
+        optimizer: OptimizerCallable = lambda params: torch.optim.Adam(params, lr=3e-4),
     ) -> None:
         super().__init__(backbone=backbone, labels=labels, pooling=pooling)
         if num_classes < 2 or every_n_steps < 1:
@@ -183,3 +182,8 @@ def _summed(trainer: Trainer, values: Tensor) -> Tensor:
     if not isinstance(total, Tensor):
         raise DataError("The strategy reduced a tensor to something else.", found=type(total).__name__)
     return total
+
+
+# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
+DEFAULT_OPTIMIZER = (OnlineLinearProbe.__init__.__kwdefaults__ or {})["optimizer"]
+DEFAULT_OPTIMIZER.__qualname__ = "DEFAULT_OPTIMIZER"

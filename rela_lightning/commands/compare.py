@@ -1,0 +1,105 @@
+"""`rela compare`: runs as a table, a plot and JSON."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rela_lightning.commands.names import RECORD
+from rela_lightning.errors import ConfigError
+
+REPORT = "report.json"
+
+
+def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overwrite: bool = False) -> None:
+    """Put runs side by side: prints a table, writes `report.md`, `report.json` and `curves.png`.
+
+    Runs must have been probed in the same way (`rela probe RUN`). Seconds are training plus labelling.
+
+    Args:
+        runs: Folders of runs, or of reports (`rela demo`, `rela compare`), or their JSON files.
+        out: Folder to write.
+        title: Heading.
+        overwrite: Replace a report in that folder.
+
+    Raises:
+        ConfigError: If there are fewer than two runs, one of them is none or was not probed, or they were probed in
+            different ways.
+    """
+    from rich.console import Console
+
+    from rela_lightning.report import to_table, write_report
+
+    if (Path(out) / REPORT).exists() and not overwrite:
+        raise ConfigError(
+            "There is a report already.", expected="a new folder", found=Path(out) / REPORT, do="pass --overwrite true"
+        )
+    found = [run for given in runs for run in _read(Path(given).expanduser())]
+    if len(found) < 2:
+        raise ConfigError("A comparison needs runs.", expected="two or more", found=f"{len(found)}: {', '.join(runs)}")
+    _check_alike(found)
+    named = _distinct(found)
+    protocol = {
+        "probe": found[0]["protocol"],
+        "curves": "online probes during training, where there were any; the table is measured afterwards",
+        "budgets": {run["name"]: run.get("budget") for run in named},
+    }
+    console = Console()
+    files = write_report(named, protocol, out, title=title)
+    console.print(to_table(named, title=title))
+    console.print("Top-1 in %. Seconds are training plus labelling; probing is left out.", style="dim")
+    console.print(f"Report: {files[0]}", soft_wrap=True)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The runs of a folder or file."""
+    files = [path] if path.is_file() else [path / name for name in (RECORD, REPORT) if (path / name).is_file()]
+    if not files:
+        raise ConfigError(
+            "This is neither a run nor a report.",
+            expected=f"a folder with {RECORD} or {REPORT}",
+            found=path if path.exists() else f"nothing at {path}",
+            exists=sorted(entry.name for entry in path.iterdir())[:12] if path.is_dir() else None,
+        )
+    try:
+        content = json.loads(files[0].read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError("The file is no JSON.", found=f"{files[0]}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError("The file is neither a run nor a report.", found=files[0])
+    if "runs" in content:
+        known = content.get("protocol", {})
+        return [{"protocol": known.get("probe", known), **run, "source": str(path)} for run in content["runs"]]
+    if "linear_top1" not in content or "knn_top1" not in content:
+        raise ConfigError(
+            "The run was not probed.", expected="linear_top1 and knn_top1", found=path, do=f"rela probe {path}"
+        )
+    return [{**content, "source": str(path)}]
+
+
+def _check_alike(runs: list[dict[str, Any]]) -> None:
+    """Refuse runs whose numbers mean different things."""
+    first, *others = ({**run["protocol"], "features": None} for run in runs)
+    for run, protocol in zip(runs[1:], others, strict=True):
+        different = [key for key in {**first, **protocol} if first.get(key) != protocol.get(key)]
+        if different:
+            raise ConfigError(
+                "The runs were probed in different ways: their accuracies cannot be compared.",
+                expected=f"{runs[0]['source']}: " + ", ".join(f"{key} {first.get(key)}" for key in different[:3]),
+                found=f"{run['source']}: " + ", ".join(f"{key} {protocol.get(key)}" for key in different[:3]),
+                do="rela probe each with the same options",
+            )
+
+
+def _distinct(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs of one name get that of their folder beside it, and a number where that is the same too."""
+    counts = Counter(run["name"] for run in runs)
+    seen: Counter[str] = Counter()
+    named = []
+    for run in runs:
+        name = run["name"] if counts[run["name"]] == 1 else f"{run['name']} ({Path(run['source']).name})"
+        seen[name] += 1
+        named.append({**run, "name": name if seen[name] == 1 else f"{name} {seen[name]}"})
+    return named

@@ -1,0 +1,222 @@
+"""`rela fit`, `validate`, `test` and `predict`: LightningCLI with our names, a run's folder and readable mistakes."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+
+from rela_lightning._version import __version__
+from rela_lightning.callback import ReLACallback
+from rela_lightning.commands.messages import Readable, own_errors
+from rela_lightning.commands.names import CHECKPOINTS, CONFIG
+from rela_lightning.commands.peek import model_class, peek
+from rela_lightning.commands.resume import check_belongs, checkpoint_file
+from rela_lightning.commands.runs import RunRecord, choose_folder
+from rela_lightning.errors import ConfigError, ReLAError
+from rela_lightning.module import ReLAMixin, ReLAModule
+
+
+def fit(words: Sequence[str]) -> None:
+    """Train; `words` are those after the command."""
+    _run("fit", words)
+
+
+def validate(words: Sequence[str]) -> None:
+    """Run a module's validation."""
+    _run("validate", words)
+
+
+def test(words: Sequence[str]) -> None:
+    """Run a module's test."""
+    _run("test", words)
+
+
+def predict(words: Sequence[str]) -> None:
+    """Run a module's prediction."""
+    _run("predict", words)
+
+
+def register_names() -> None:
+    """Import our classes, so that their short names work: methods, data modules, callbacks, schedules."""
+    for module in ("methods", "data"):
+        package = importlib.import_module(f"rela_lightning.{module}")
+        for name in package.__all__:
+            getattr(package, name)
+    for module in ("callback", "probe.online", "probe.knn_online", "schedules"):
+        importlib.import_module(f"rela_lightning.{module}")
+
+
+def _run(command: str, words: Sequence[str]) -> None:
+    register_names()
+    try:
+        RelaCLI(command, words)
+    except MisconfigurationException as error:
+        raise ReLAError(str(error)) from error
+
+
+class FitParser(Readable, LightningArgumentParser):
+    """LightningCLI's parser with short messages."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes `config.yaml` into the run's folder."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
+
+    def save_config(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Write it, also over the one of a run that is resumed."""
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parser.save(self.config, str(folder / CONFIG), skip_none=False, overwrite=True, multifile=self.multifile)
+
+
+class RelaCLI(LightningCLI):
+    """LightningCLI for one of its four commands.
+
+    Args:
+        command: `fit`, `validate`, `test` or `predict`.
+        words: Words after the command.
+    """
+
+    def __init__(self, command: str, words: Sequence[str]) -> None:
+        self.command = command
+        self._resumed: Path | None = None
+        self._record: RunRecord | None = None
+        super().__init__(
+            save_config_callback=SaveConfig if command == "fit" else None,
+            seed_everything_default=0,
+            parser_class=FitParser,
+            parser_kwargs={
+                "prog": "rela",
+                "description": "Cheaper self-supervised pre-training (ReLA).",
+                "version": __version__,
+                "default_env": True,
+                "env_prefix": "RELA",
+                "allow_abbrev": False,
+            },
+            trainer_defaults={} if command == "fit" else {"logger": False},
+            args=[command, *words],
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one command: parsers of the others would take seconds to build."""
+        return {self.command: LightningCLI.subcommands()[self.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Name of the run."""
+        if self.command == "fit":
+            parser.add_argument(
+                "--name",
+                type=str | None,
+                default=None,
+                help="Name of the run; null for <method>-<data>. Its folder is runs/<name>, unless "
+                "trainer.default_root_dir names one.",
+            )
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if "weights_only" in self._subcommand_method_arguments[subcommand]:
+            parser.set_defaults({"weights_only": True})
+        parser.prog = f"rela {subcommand}"
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, with the number of classes of the data where the module needs one and none was given."""
+        self.config = parser.parse_args([*args, *self._num_classes(parser, args)])
+
+    def _num_classes(self, parser: LightningArgumentParser, args: Sequence[str]) -> list[str]:
+        given = peek(args[1:])
+        module = model_class(given)
+        wanted = inspect.signature(module).parameters.get("num_classes") if module is not None else None
+        if wanted is None or wanted.default is not wanted.empty or "model.num_classes" in given:
+            return []
+        plain = [word for word in args if not word.startswith("--print_config")]
+        data = self._get_data(parser.parse_args([*plain, "--model.num_classes=2"])[self.command].get("data"))
+        found = getattr(data, "num_classes", None)
+        return [] if found is None else [f"--model.num_classes={found}"]
+
+    @staticmethod
+    def _get_data(config: Any) -> Any:
+        """The data module of a config, by itself."""
+        if config is None:
+            return None
+        alone = ArgumentParser(exit_on_error=False)
+        alone.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
+        with own_errors():
+            return alone.instantiate_classes(alone.parse_object({"data": config.clone()})).data
+
+    def _parse_ckpt_path(self) -> None:
+        """Find the checkpoint to go on from. The config holds, not the options saved in it."""
+        options = self.config[self.command]
+        self._resumed = checkpoint_file(options.get("ckpt_path"))
+        if self._resumed is not None:
+            options["ckpt_path"] = str(self._resumed)
+
+    def instantiate_classes(self) -> None:
+        """Build everything; refuse what does not fit together before a folder is made."""
+        with own_errors():
+            super().instantiate_classes()
+        if self._resumed is not None:
+            check_belongs(self.model, self._resumed)
+        wanted, found = (getattr(part, "num_classes", None) for part in (self.model, self.datamodule))
+        if isinstance(wanted, int) and isinstance(found, int) and wanted != found:
+            raise ConfigError(
+                "The data have another number of classes than the module.",
+                expected=f"{found}, as in {type(self.datamodule).__name__}",
+                found=f"model.num_classes = {wanted}",
+                do="leave model.num_classes out: it follows the data",
+            )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """A trainer whose checkpoints, logs and record are in the run's folder."""
+        options = self._get(self.config_init, "trainer", default={})
+        if self.command == "fit" and not options.get("fast_dev_run"):
+            kwargs = {**kwargs, **self._in_folder(options)}
+        return super().instantiate_trainer(**kwargs)
+
+    def _in_folder(self, options: Any) -> dict[str, Any]:
+        callbacks = options.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+        name = self._get(self.config_init, "name") or _name(self.model, self.datamodule, callbacks)
+        folder = choose_folder(options.get("default_root_dir"), name, self._resumed)
+        self._record = RunRecord(folder, self._get(self.config_init, "name") or folder.name)
+        callbacks.append(self._record)
+        kinds = tuple(type(callback) for callback in callbacks)
+        if options.get("enable_checkpointing") is not False and not any(issubclass(kind, Checkpoint) for kind in kinds):
+            callbacks.append(
+                ModelCheckpoint(
+                    folder / CHECKPOINTS, filename="last", save_on_train_epoch_end=True, enable_version_counter=False
+                )
+            )
+        bar = options.get("enable_progress_bar") is not False and sys.stderr.isatty()
+        if bar and not any(issubclass(kind, ProgressBar) for kind in kinds):
+            callbacks.append(RichProgressBar())
+        own: dict[str, Any] = {"default_root_dir": str(folder), "callbacks": callbacks}
+        if options.get("logger") in (None, True):
+            own["logger"] = CSVLogger(folder, name="logs")
+        return own
+
+    def after_fit(self) -> None:
+        """Say where the run is."""
+        if self._record is not None and self.trainer.is_global_zero:
+            record = self._record
+            sys.stdout.write(f"{self.trainer.global_step} steps, {record.seconds:.1f} s: {record.folder}\n")
+
+
+def _name(model: Any, data: Any, callbacks: Sequence[Any]) -> str:
+    """`byol+rela-cifar10`: method and data, in small letters."""
+    rela = any(isinstance(callback, ReLACallback) for callback in callbacks) or "configure_callbacks" in vars(model)
+    name = type(model).__name__.lower() + ("+rela" if rela or isinstance(model, (ReLAMixin, ReLAModule)) else "")
+    return name if data is None else f"{name}-{type(data).__name__.removesuffix('Data').lower()}"

@@ -1,0 +1,7 @@
+"""Names of the files in a run's folder."""
+
+from __future__ import annotations
+
+CONFIG = "config.yaml"
+RECORD = "run.json"
+CHECKPOINTS = "checkpoints"

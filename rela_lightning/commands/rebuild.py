@@ -1,0 +1,106 @@
+"""A run's module and data, built again from its config; a network from a checkpoint or a prior."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import yaml  # type: ignore[import-untyped]
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule
+from torch import nn
+
+from rela_lightning.commands.fit import register_names
+from rela_lightning.commands.messages import own_errors
+from rela_lightning.commands.names import CONFIG
+from rela_lightning.commands.resume import check_belongs
+from rela_lightning.commands.runs import run_of
+from rela_lightning.errors import ConfigError
+from rela_lightning.export.source import find_checkpoint
+from rela_lightning.priors import Prior, load_prior
+from rela_lightning.priors.load import SCHEMES
+from rela_lightning.probe.features import find_backbone
+
+
+class Subject(NamedTuple):
+    """What is probed."""
+
+    network: nn.Module
+    name: str
+    folder: Path | None = None
+    """The run's folder, where it is one."""
+    checkpoint: Path | None = None
+    data: Any = None
+    """The run's own data module."""
+
+    @property
+    def preprocess(self) -> Any:
+        """How a prior wants its images; None for a network trained here, which takes the probe view."""
+        return self.network.preprocess if isinstance(self.network, Prior) else None
+
+
+def find_subject(given: str, *, backbone: str = "auto", prior_kwargs: dict[str, Any] | None = None) -> Subject:
+    """The network behind a run's folder, a checkpoint or the spec of a prior.
+
+    Args:
+        given: Folder of a run, a checkpoint in one, or what `load_prior` takes.
+        backbone: Dotted path of the network in the run's module; `auto` tries the usual names.
+        prior_kwargs: Options of `load_prior`, for a spec.
+
+    Raises:
+        ConfigError: If there is no such thing, or the checkpoint does not belong to the run's config.
+        PriorError: If there is no such prior.
+    """
+    path = Path(given).expanduser()
+    scheme = given.partition(":")[0]
+    if not path.exists() and any(known.startswith(f"{scheme}:") for known in SCHEMES):
+        prior = load_prior(given, **(prior_kwargs or {}))
+        return Subject(prior, prior.name)
+    file = find_checkpoint(path)
+    folder = path if path.is_dir() and (path / CONFIG).is_file() else run_of(file)
+    if folder is None or not (folder / CONFIG).is_file():
+        raise ConfigError(
+            "A checkpoint holds weights, not a network, and there is no config beside it.",
+            expected=f"{CONFIG} in the run's folder, as `rela fit` writes it",
+            found=file,
+            do=f"rela probe checkpoint:{file} --prior_kwargs.arch torchvision:resnet18 (and prior_kwargs.image_size)",
+        )
+    module, data = build(folder / CONFIG)
+    check_belongs(module, file)
+    module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+    found = find_backbone(module, backbone)
+    network = found.network if found.call is found.network else _Called(found.network, found.call)
+    return Subject(network, folder.name, folder, file, data)
+
+
+class _Called(nn.Module):
+    """A network that is called by one of its methods."""
+
+    def __init__(self, network: nn.Module, call: Any) -> None:
+        super().__init__()
+        self.network, self._call = network, call
+
+    def forward(self, images: torch.Tensor) -> Any:
+        return self._call(images)
+
+
+def build(config: Path) -> tuple[LightningModule, Any]:
+    """Module and data module (or None) of a run's config.
+
+    Raises:
+        ConfigError: If the config cannot be built any more.
+    """
+    register_names()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False, required=True)
+    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=False)
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    parts = {name: content[name] for name in ("model", "data") if content.get(name) is not None}
+    try:
+        parsed = parser.parse_object(parts)
+    except Exception as error:
+        raise ConfigError("The run's config does not parse any more.", found=f"{config}: {error}") from error
+    with own_errors():
+        built = parser.instantiate_classes(parsed)
+    return built.model, built.get("data")

@@ -1,0 +1,95 @@
+"""Does a checkpoint belong to a module? Told before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+
+from rela_lightning.errors import ConfigError
+from rela_lightning.export.source import find_checkpoint, find_run, read_run
+
+_KEYWORDS = ("best", "last", "hpc")
+_SHOWN = 3
+
+
+def checkpoint_file(given: Any) -> Path | None:
+    """The file behind `--ckpt_path`: the file itself, or the last checkpoint of a run's folder.
+
+    Returns:
+        None for nothing, for Lightning's keywords and for addresses, which Lightning resolves.
+
+    Raises:
+        ConfigError: If there is no such file.
+    """
+    if not given or given in _KEYWORDS or "://" in str(given) or str(given).startswith("registry"):
+        return None
+    return find_checkpoint(Path(given).expanduser())
+
+
+def check_belongs(module: LightningModule, file: Path) -> None:
+    """Refuse a checkpoint whose tensors are not those of the module.
+
+    Modules that build themselves later (`configure_model`), rewrite checkpoints (`on_load_checkpoint`) or are not
+    strict are left to Lightning.
+
+    Raises:
+        ConfigError: Naming the method that wrote it, and what differs.
+    """
+    later = any(
+        getattr(type(module), hook) is not getattr(LightningModule, hook)
+        for hook in ("configure_model", "on_load_checkpoint")
+    )
+    if later or not module.strict_loading:
+        return
+    content = _read(file)
+    saved, own = content.get("state_dict"), module.state_dict()
+    if not isinstance(saved, dict):
+        raise ConfigError("This is no checkpoint of a training run.", expected="one of Lightning's", found=file)
+    missing, unexpected = [key for key in own if key not in saved], [key for key in saved if key not in own]
+    shapes = [
+        f"{key} {list(saved[key].shape)}, here {list(own[key].shape)}"
+        for key in own
+        if key in saved and saved[key].shape != own[key].shape
+    ]
+    if not (missing or unexpected or shapes):
+        return
+    here, writer = type(module).__name__, _writer(content, file)
+    differences = [
+        f"{len(names)} tensors {what}, as {', '.join(names[:_SHOWN])}"
+        for what, names in (("missing", missing), ("not of this module", unexpected), ("of another shape", shapes))
+        if names
+    ]
+    raise ConfigError(
+        f"The checkpoint was written by another method, {writer}."
+        if writer not in (here, None)
+        else f"The checkpoint does not fit this {here}.",
+        expected=f"a checkpoint of {here} with the same options",
+        found=f"{file}: {'; '.join(differences)}",
+        do=f"pass --model {writer} to go on with that run, or leave --ckpt_path out"
+        if writer not in (here, None)
+        else "go on with the config.yaml of that run, or leave --ckpt_path out",
+    )
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ConfigError(
+            "The checkpoint cannot be read.",
+            expected="tensors and plain values (it is loaded with weights_only=True)",
+            found=f"{file}: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
+        ) from error
+    return content if isinstance(content, dict) else {}
+
+
+def _writer(content: dict[str, Any], file: Path) -> str | None:
+    """Name of the class that wrote a checkpoint, where that is known."""
+    hyper = content.get("hyper_parameters") or {}
+    record = find_run(file.absolute().parent)
+    known = read_run(record).get("method") if record is not None else None
+    name = known or hyper.get("_class_path")
+    return str(name).rsplit(".", 1)[-1] if name else None

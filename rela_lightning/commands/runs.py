@@ -1,0 +1,202 @@
+"""A run on disk: one folder with `config.yaml`, `run.json`, `checkpoints/` and `logs/`."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import Timer
+
+from rela_lightning.callback import ReLACallback
+from rela_lightning.commands.names import RECORD
+from rela_lightning.errors import ConfigError
+from rela_lightning.export.source import find_run
+from rela_lightning.report import versions
+from rela_lightning.schedules import SSL_ONLY
+
+_LOGGED = {"probe/top1": "linear_top1", "knn/top1": "knn_top1"}
+
+
+class RunRecord(Callback):
+    """Writes `run.json` into a run's folder at the end of each epoch and of training.
+
+    `seconds` are wall-clock seconds of `fit`, over all its resumptions, validation left out, plus the labelling
+    seconds of the targets; a point of `history` is taken at each validation at which online probes log.
+
+    Args:
+        folder: The run's folder.
+        name: Name of the run.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder, self.name = folder, name
+        self._spent = 0.0  # seconds before the clock was last started
+        self._since: float | None = None
+        self._labelling = 0.0
+        self._switched: float | None = None
+        self._history: list[dict[str, Any]] = []
+
+    @property
+    def seconds(self) -> float:
+        """Training plus labelling so far."""
+        running = time.perf_counter() - self._since if self._since is not None else 0.0
+        return self._labelling + self._spent + running
+
+    def _pause(self) -> None:
+        if self._since is not None:
+            self._spent, self._since = self._spent + time.perf_counter() - self._since, None
+
+    def _go(self) -> None:
+        self._pause()
+        self._since = time.perf_counter()
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Start the clock; the labelling of the targets comes before it."""
+        store = _store(trainer)
+        self._labelling = float(store.manifest["labelling_seconds"]) if store is not None else 0.0
+        self._go()
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Stop the clock: probing is no part of a run's cost."""
+        if not trainer.sanity_checking:
+            self._pause()
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Note what online probes logged; start the clock again."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        metrics = trainer.callback_metrics
+        found = {ours: float(metrics[name]) for name, ours in _LOGGED.items() if name in metrics}
+        if found:
+            self._history.append({"seconds": round(self.seconds, 3), "steps": trainer.global_step, **found})
+        self._go()
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Note when transport let go."""
+        phases = getattr(_rela(trainer), "_phases", None)
+        if self._switched is None and phases is not None and phases.now.weights == SSL_ONLY:
+            self._switched = round(self.seconds, 3)
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        """Write what there is, so that a run that is killed leaves its record."""
+        self._write(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Stop the clock and write the record."""
+        self._pause()
+        self._write(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run goes on from."""
+        seconds = self.seconds - self._labelling
+        return {"seconds": seconds, "switch_seconds": self._switched, "history": list(self._history)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._spent, self._history = float(state_dict["seconds"]), list(state_dict["history"])
+        self._switched = state_dict["switch_seconds"]
+
+    def _write(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            write_record(self.folder, self._record(trainer, pl_module))
+
+    def _record(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
+        store, rela = _store(trainer), _rela(trainer)
+        data = trainer.datamodule if trainer.datamodule is not None else trainer.train_dataloader
+        last = getattr(trainer.checkpoint_callback, "best_model_path", "")
+        checkpoint = Path(last) if last else None
+        inside = checkpoint is not None and self.folder.absolute() in checkpoint.absolute().parents
+        return {
+            "name": self.name,
+            "method": type(pl_module).__name__,
+            "prior": store.manifest["prior"] if store is not None else str(rela.prior) if rela is not None else None,
+            "data": _data(data),
+            "seconds": round(self.seconds, 3),
+            "labelling_seconds": round(self._labelling, 3),
+            "switch_seconds": self._switched,
+            "steps": trainer.global_step,
+            "epochs": trainer.current_epoch,
+            "budget": {
+                "max_epochs": trainer.max_epochs,
+                "max_steps": trainer.max_steps,
+                "max_seconds": _max_seconds(trainer),
+                "data_ratio": float(getattr(data, "data_ratio", 1.0)) * (rela.data_ratio if rela is not None else 1.0),
+                "batch_size": getattr(data, "batch_size", None),
+                "devices": trainer.world_size,
+            },
+            "schedule": type(rela.schedule).__name__ if rela is not None else None,
+            "history": self._history,
+            "versions": versions(),
+            "checkpoint": None
+            if checkpoint is None
+            else str(checkpoint.absolute().relative_to(self.folder.absolute()) if inside else checkpoint),
+        }
+
+
+def _rela(trainer: Any) -> ReLACallback | None:
+    return next((callback for callback in trainer.callbacks if isinstance(callback, ReLACallback)), None)
+
+
+def _store(trainer: Any) -> Any:
+    rela = _rela(trainer)
+    if rela is None or rela.targets is None:
+        return None
+    from rela_lightning.targets import TargetStore
+
+    return rela.targets if isinstance(rela.targets, TargetStore) else TargetStore(rela.targets)
+
+
+def _max_seconds(trainer: Any) -> float | None:
+    limits = [c._duration for c in trainer.callbacks if isinstance(c, Timer) and c._duration is not None]
+    return float(min(limits)) if limits else None
+
+
+def _data(data: Any) -> dict[str, Any]:
+    """Name of the data, and how its images reach the network, as far as is known."""
+    facts = {name: getattr(data, name, None) for name in ("root", "image_size", "mean", "std")}
+    return {"name": type(data).__name__, **{name: value for name, value in facts.items() if value is not None}}
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    """Write `run.json`, all of it or nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / f".{RECORD}"
+    fresh.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    fresh.replace(folder / RECORD)
+
+
+def run_of(checkpoint: Path) -> Path | None:
+    """The run's folder that a checkpoint lies in; None if it lies in none."""
+    record = find_run(checkpoint.absolute().parent)
+    return record.parent if record is not None else None
+
+
+def choose_folder(given: str | None, name: str, resumed: Path | None) -> Path:
+    """The folder of a new run, or of the one that is resumed.
+
+    Args:
+        given: Folder the user named, or None.
+        name: Name of the run: `runs/<name>`, or where that is taken `runs/<name>-2` and so on.
+        resumed: Checkpoint to go on from, or None.
+
+    Raises:
+        ConfigError: If the folder holds another run.
+    """
+    before = run_of(resumed) if resumed is not None else None
+    if given is not None:
+        folder = Path(given)
+        if (folder / RECORD).is_file() and (before is None or before != folder.absolute()):
+            raise ConfigError(
+                "The folder holds a run already.",
+                expected="a new folder as trainer.default_root_dir",
+                found=folder / RECORD,
+                do=f"go on with that run by --ckpt_path {folder}, or name another folder",
+            )
+        return folder
+    if before is not None:
+        return before
+    names = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 100_000))
+    return next(folder for folder in names if not (folder / RECORD).exists())

@@ -1,0 +1,91 @@
+"""`rela targets`: embed the training images once."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, Trainer
+
+import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
+from rela_lightning.errors import DataError
+from rela_lightning.priors import load_prior
+from rela_lightning.targets import build_targets
+
+
+def targets(
+    prior: str | list[str],
+    data: LightningDataModule,
+    path: str,
+    *,
+    prior_kwargs: dict[str, Any] | None = None,
+    target_dim: int | None = None,
+    standardise: Literal["per_dim", "isotropic", "none"] = "per_dim",
+    storage_dtype: Literal["float16", "float32"] = "float16",
+    batch_size: int = 256,
+    num_workers: int = 0,
+    overwrite: bool = False,
+    trainer: Trainer | None = None,
+) -> None:
+    """Embed every training image once with a prior and keep the result for `ReLACallback`.
+
+    An interrupted pass goes on where it stopped. Where these very targets exist, nothing is done.
+
+    Args:
+        prior: `open_clip:<arch>/<tag>`, `timm:<model>`, `torchvision:<model>/<weights>`, `checkpoint:<file>`,
+            `random:<zoo>:<model>`; or a list of these, whose features are put side by side.
+        data: Data module whose training images are labelled, such as `CIFAR10Data`; its views do not matter.
+        path: Folder to write.
+        prior_kwargs: Options of `load_prior`: `arch` (for a checkpoint), `image_size`, `mean`, `std`, `pooling`,
+            `seed` (for random weights), ...
+        target_dim: Most columns that are kept; null for all that carry variance.
+        standardise: `per_dim`: each column mean 0 and standard deviation 1. `isotropic`: one scale for all.
+            `none`: centred and rotated only.
+        storage_dtype: Type of the numbers on disk.
+        batch_size: Images in one forward of the prior, on each device.
+        num_workers: Processes that read images, on each device.
+        overwrite: Build again where other targets exist.
+        trainer: Trainer that runs the prior, for several devices or mixed precision: `--trainer
+            lightning.pytorch.Trainer --trainer.devices 4 --trainer.precision bf16-mixed`. null takes one device.
+
+    Raises:
+        ConfigError: If an option has a value that cannot work.
+        DataError: If the images are not there, or cannot be read.
+        PriorError: If there is no such prior.
+        TargetError: If targets exist at `path` that were built for something else.
+    """
+    store = build_targets(
+        load_prior(prior, **(prior_kwargs or {})),
+        images_of(data),
+        path,
+        target_dim=target_dim,
+        standardise=standardise,
+        storage_dtype=storage_dtype,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        trainer=trainer,
+        overwrite=overwrite,
+    )
+    if trainer is None or trainer.is_global_zero:
+        seconds = store.manifest["labelling_seconds"]
+        sys.stdout.write(
+            f"{len(store)} targets of {store.dim} columns by {store.manifest['prior']}, {seconds:.1f} s of labelling: "
+            f"{store.path}\n"
+        )
+
+
+def images_of(data: Any) -> Any:
+    """The training images of a data module, without views.
+
+    Raises:
+        DataError: If the data module is none of ours and so has no `dataset`.
+    """
+    if not callable(getattr(data, "dataset", None)):
+        raise DataError(
+            f"{type(data).__name__} does not say which images it trains on.",
+            expected='a data module with `dataset("train", None)`, as those of rela_lightning.data',
+            found=type(data).__name__,
+            do="subclass rela_lightning.data.ImageData, or call build_targets(prior, dataset, path) in Python",
+        )
+    data.prepare_data()
+    return data.dataset("train", None)
