@@ -46,24 +46,22 @@ METHODS = {"byol": "BYOL", "simclr": "SimCLR", "barlow_twins": "BarlowTwins", "s
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "a": None,  # the SSL method alone, tuned
     "b": {"schedule": TransportOnly},
-    "c": {"schedule": AuthorsRule, "transport_optimizer": None},
+    "b2": {"schedule": TransportOnly, "num_views": 2},
+    "c": {"schedule": AuthorsRule, "transport_optimizer": None, "num_views": 2},
     "switch": {"schedule": Switch},
     "switch+warm": {"schedule": Switch, "head_warmup": 0.05},
+    "late": {"schedule": functools.partial(Switch, 0.8)},
+    "last": {"schedule": functools.partial(Switch, 0.9)},
     "blend": {"schedule": Blend},
     "plateau": {"schedule": Plateau},
     "mix": {"schedule": Mix},
-    "b1": {"schedule": TransportOnly, "num_views": 1},  # one view in the transport phase
-    "switch1": {"schedule": Switch, "num_views": 1},
-    "late1": {"schedule": functools.partial(Switch, 0.8), "num_views": 1},
-    "blend1": {"schedule": Blend, "num_views": 1},
-    "c1": {"schedule": AuthorsRule, "transport_optimizer": None, "num_views": 1},
-    "e": {"schedule": TransportOnly},  # the teacher in the loop at every step
+    "e": {"schedule": TransportOnly, "num_views": 2},  # the teacher in the loop at every step
     "f": None,  # supervised: the ceiling
 }
 KINDS = {
     "ssl": ("a", None),
-    "transport": ("b", None),
-    "transport1": ("b1", None),
+    "transport": ("b2", None),
+    "transport1": ("b", None),
     "mixed": ("b", Mix),
     "online": ("e", None),
 }

@@ -24,7 +24,7 @@ from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
 from rela_lightning.namespaces import DualCallback
 from rela_lightning.pooling import Pooling
 from rela_lightning.priors import Prior, load_prior
-from rela_lightning.schedules import Schedule, Switch, Weights
+from rela_lightning.schedules import Plateau, Schedule, Weights
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.source import PriorTargets, StoredTargets
 
@@ -45,13 +45,13 @@ class ReLACallback(DualCallback):
         prior: Prior, or its spec. Beside `targets` it must be the one they were made with, and re-embeds samples
             to verify that. Alone it embeds every batch on the fly, for data without an index: one forward of the
             prior a step, after a few batches in which the projection is learnt.
-        schedule: When and how much; None for `Switch(0.4)`.
+        schedule: When and how much; None for `Plateau()`.
         backbone: What is called on images: dotted path of a submodule, or of a method
             (`"backbone.encode"`); `auto` goes by usual names, then by the calls of the first step.
         feature_layer: Dotted path of the layer that is read; None reads what the call returns.
         pooling: `auto`, `avg`, `cls` or `none`, for feature maps and tokens.
         views: Dotted paths of the image views in the batch; None takes all float image tensors.
-        num_views: Views per image in the transport phase.
+        num_views: Views per image in the transport phase: one makes steps of half the cost.
         transport_resolution: Height and width, pixels, of views in the transport phase, but for its last quarter;
             None leaves them as they are. Needs a backbone that takes any size, and a schedule whose transport
             phase has a known end (`Switch`, `TransportOnly`) or a known least length (`Plateau`).
@@ -87,7 +87,7 @@ class ReLACallback(DualCallback):
         feature_layer: str | None = None,
         pooling: Pooling = "auto",
         views: Sequence[str] | None = None,
-        num_views: int = 2,
+        num_views: int = 1,
         transport_resolution: int | None = None,
         row_layout: RowLayout = "auto",
         step: Literal["auto", "replace", "swap_loss"] = "auto",
@@ -108,7 +108,7 @@ class ReLACallback(DualCallback):
         check_range("transport_resolution", transport_resolution, "pixels, >= 1, or None", positive)
         check_range("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
         check_range("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
-        self.schedule = schedule if schedule is not None else Switch(0.4)
+        self.schedule = schedule if schedule is not None else Plateau()
         check_end_known(self.schedule, head_warmup=head_warmup, transport_resolution=transport_resolution)
         check_range("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
         check_range("step", step, "auto, replace or swap_loss", step in ("auto", "replace", "swap_loss"))
@@ -215,7 +215,7 @@ class ReLACallback(DualCallback):
     def _before_loading(self, dataset: Any) -> None:
         if self._phases is not None and self._source is not None:
             self._source.check(dataset)
-            self._phases.ask()
+            self._phases.ask(self in self._trainer.callbacks)  # tuners set callbacks aside and run the user's step
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take everything off again."""

@@ -113,7 +113,7 @@ class ReLAModule(LightningModule):
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-2),
         lr_scheduler: LRSchedulerCallable | None = None,
         pooling: Pooling = "auto",
-        num_views: int = 2,
+        num_views: int = 1,
         rela: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ class Weights(NamedTuple):
 
 
 SSL_ONLY = Weights(1.0, 0.0)
+_FEWEST_LOSSES = 20  # in a window of Plateau: the mean of fewer says little
 TRANSPORT_ONLY = Weights(0.0, 1.0)
 
 
@@ -202,23 +203,24 @@ class AuthorsRule(Schedule):
 
 
 class Plateau(Schedule):
-    """Transport alone until its loss has levelled off, then SSL alone.
+    """Transport alone for as long as it teaches something: until its loss has levelled off, then SSL alone.
 
-    The loss is averaged over windows of the budget; the switch comes for good when one window lies less than
-    `slope` per percent of budget below the one before it, within the bounds `at_least` and `at_most`.
-    A prior that has little to say levels off early, and is let go early.
+    The loss is averaged over windows of the budget, of 20 steps or more; the switch comes for good when one window
+    lies less than `slope` per percent of budget below the one before it, within the bounds `at_least` and `at_most`.
+    A prior that has little to say levels off early and is let go early; in a budget too short to learn what it says,
+    it stays. The bounds cost least where they are loose: see docs/convergence.md for what was measured.
 
     Args:
         slope: Fall of the loss per percent of the budget below which it has levelled off, > 0.
         window: Share of the budget that is averaged, in `(0, 0.5]`.
         at_least: No switch before this share of the budget, in `(0, 1]`.
-        at_most: The switch comes here at the latest, in `(0, 1]`.
+        at_most: The switch comes here at the latest, in `(0, 1]`; 1 leaves it to the loss.
     """
 
     adaptive = True
 
     def __init__(
-        self, slope: float = 0.002, *, window: float = 0.03, at_least: float = 0.05, at_most: float = 0.6
+        self, slope: float = 0.0005, *, window: float = 0.1, at_least: float = 0.05, at_most: float = 1.0
     ) -> None:
         if not slope > 0.0:
             raise ConfigError("`slope` is a fall of the loss per percent of the budget.", expected="> 0", found=slope)
@@ -243,14 +245,14 @@ class Plateau(Schedule):
     def weights(self, progress: float) -> Weights:
         """`(0, 1)` until the loss has levelled off, `(1, 0)` from then on."""
         self._progress = progress
-        self.fired = self.fired or progress >= self.at_most
+        self.fired = self.fired or progress >= self.at_most < 1.0
         return SSL_ONLY if self.fired else TRANSPORT_ONLY
 
     def update(self, loss: Tensor) -> None:
         """Add a step's loss to the window, on its device; the device is waited for once a window."""
         self._sum = self._sum.to(loss.device) + loss.detach()
         self._count += 1
-        if self._progress - self._start < self.window:
+        if self._progress - self._start < self.window or self._count < _FEWEST_LOSSES:
             return
         mean = float(self._sum) / self._count
         percent = 100.0 * (self._progress - self._start)

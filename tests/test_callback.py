@@ -217,8 +217,8 @@ def test_resume_without_state_says_so(targets64: Any, tmp_path: Any) -> None:
         )
 
 
-@pytest.mark.parametrize("workers, persistent", [(0, False), (2, True)])
-def test_transport_views_end_at_the_switch(workers: int, persistent: bool, targets64: Any) -> None:
+@pytest.mark.parametrize("workers, persistent, views", [(0, False, 1), (2, True, 2)])
+def test_transport_views_end_at_the_switch(workers: int, persistent: bool, views: int, targets64: Any) -> None:
     sizes: list[int] = []
 
     class Spy(L.Callback):
@@ -229,9 +229,9 @@ def test_transport_views_end_at_the_switch(workers: int, persistent: bool, targe
         make_digits(64, TwoViews(views=3)), batch_size=16, num_workers=workers, persistent_workers=persistent
     )
     module, log = seeded(simclr3), Log()
-    fit(module, ReLACallback(targets64, schedule=Switch(0.5)), Spy(), log, data=data, max_epochs=4)
+    fit(module, ReLACallback(targets64, schedule=Switch(0.5), num_views=views), Spy(), log, data=data, max_epochs=4)
     phases = [entry["rela/phase"] for entry in log.seen]
-    assert sizes[:8] == [2] * 8 and phases[:8] == [0.0] * 8, "two gentle views in the transport phase"
+    assert sizes[:8] == [views] * 8 and phases[:8] == [0.0] * 8, "gentle views in the transport phase"
     assert sizes[-4:] == [3] * 4 and phases[-4:] == [2.0] * 4, "the user's three views afterwards"
     assert all((size == 3) == (phase == 2.0) for size, phase in zip(sizes, phases, strict=True)), "never mixed up"
 
@@ -274,7 +274,7 @@ def test_manual_optimization(schedule: Schedule, targets64: Any) -> None:
 def test_swap_loss_equals_replace(targets64: Any) -> None:
     replaced, swapped = seeded(simclr), seeded(simclr)
     for module, step in ((replaced, "replace"), (swapped, "swap_loss")):
-        fit(module, ReLACallback(targets64, schedule=TransportOnly(), step=step, transform=None))
+        fit(module, ReLACallback(targets64, schedule=TransportOnly(), step=step, transform=None, num_views=2))
     for (name, a), b in zip(weights(replaced).items(), weights(swapped).values(), strict=True):
         if "head" not in name or ("running" not in name and "num_batches" not in name):
             torch.testing.assert_close(a, b, msg=name)
@@ -433,7 +433,7 @@ def test_head_warmup_trains_the_heads_on_detached_features(targets64: Any) -> No
             head = module.head.layers[0].weight.grad
             self.seen.append((head is not None, module.backbone.body[0].weight.grad.clone()))
 
-    options = {"schedule": Switch(0.75), "transform": None, "transport_optimizer": None}
+    options = {"schedule": Switch(0.75), "transform": None, "transport_optimizer": None, "num_views": 2}
     cold, warm, log = Gradients(), Gradients(), Log()
     fit(seeded(simclr), ReLACallback(targets64, **options), cold)
     fit(seeded(simclr), ReLACallback(targets64, head_warmup=0.25, **options), warm, log)

@@ -111,10 +111,20 @@ def test_plateau_lets_go_when_the_loss_has_levelled_off() -> None:
 
 
 def test_plateau_stays_within_its_bounds() -> None:
-    assert run_plateau(Plateau(), lambda p: 1.0) == pytest.approx(0.06, abs=0.04), "a flat loss is let go early"
-    assert run_plateau(Plateau(at_least=0.2), lambda p: 1.0) == pytest.approx(0.2, abs=0.04)
+    assert run_plateau(Plateau(), lambda p: 1.0) == pytest.approx(0.2, abs=0.01), "two windows, then a flat loss goes"
+    assert run_plateau(Plateau(window=0.03), lambda p: 1.0) == pytest.approx(0.06, abs=0.01)
+    assert run_plateau(Plateau(at_least=0.5), lambda p: 1.0) == pytest.approx(0.5, abs=0.11)
     assert run_plateau(Plateau(at_most=0.5), lambda p: 1.0 - p) == pytest.approx(0.5, abs=0.002)
+    assert run_plateau(Plateau(), lambda p: 1.0 - p) is None, "it goes on for as long as the loss falls"
     assert Plateau().lets_go
+
+
+def test_plateau_averages_enough_losses_to_tell() -> None:
+    """Forty steps of noise around a falling loss: a window of a tenth is four steps, and would be fooled."""
+    noise = 0.05 * torch.randn(40, generator=torch.Generator().manual_seed(0))
+    assert run_plateau(Plateau(), lambda p: 1.0 - 0.3 * p + float(noise[round(40 * p)]), steps=40) is None
+    flat = run_plateau(Plateau(), lambda p: 1.0, steps=50)
+    assert flat == pytest.approx(0.8, abs=0.05), "two windows of twenty steps"
 
 
 @pytest.mark.parametrize("stop", [100, 317])
@@ -129,7 +139,9 @@ def test_plateau_survives_its_state(stop: int) -> None:
     assert run_plateau(second, curve, start=stop) == whole
 
 
-@pytest.mark.parametrize("options", [{"slope": 0.0}, {"window": 0.0}, {"at_most": 2.0}, {"at_least": 0.9}])
+@pytest.mark.parametrize(
+    "options", [{"slope": 0.0}, {"window": 0.0}, {"at_most": 2.0}, {"at_least": 0.9, "at_most": 0.8}]
+)
 def test_plateau_options_out_of_range_are_refused(options) -> None:
     with pytest.raises(ConfigError):
         Plateau(**options)

@@ -74,9 +74,9 @@ class Phases:
         """An optimizer stepped: decide anew before the next step."""
         self._due = True
 
-    def ask(self) -> None:
-        """Ask for the views of the current phase."""
-        self._ask_for_views(self.light)
+    def ask(self, attached: bool = True) -> None:
+        """Ask for the views of the current phase; for the user's own while the callback is set aside."""
+        self._ask_for_views(attached and self.light)
 
     def decide(self, in_flight: int = 0, *, again: bool = False) -> None:
         """Go by the budget spent, unless nothing was stepped since.
