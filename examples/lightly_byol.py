@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from rela_lightning import KNNProbe, ReLACallback, build_targets, load_prior
 from rela_lightning.data import Digits, probe_view
+from rela_lightning.schedules import Switch
 
 STATS = {"mean": [0.305] * 3, "std": [0.323] * 3}
 
@@ -85,7 +86,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if not args.no_rela:
         prior = load_prior("random:lightly:resnet-9", width=0.25, image_size=32, **STATS)
         build_targets(prior, images, args.targets)
-        callbacks.append(ReLACallback(args.targets, transform=None))  # None: a mirrored digit is no digit
+        # half of the steps for the targets, half for BYOL; transform=None: a mirrored digit is no digit
+        callbacks.append(ReLACallback(args.targets, schedule=Switch(0.5), transform=None))
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = pl.Trainer(max_epochs=args.epochs, callbacks=callbacks, num_sanity_val_steps=0, **quiet)
     trainer.fit(byol_class(pl)(), train, validation)

@@ -19,6 +19,7 @@ from rela_lightning.data import DigitsData
 from rela_lightning.demo import PRIOR_FILE, PRIOR_SETTINGS
 from rela_lightning.methods import BYOL
 from rela_lightning.probe import extract_features, linear_evaluation
+from rela_lightning.schedules import Switch
 
 EPOCHS = 10
 
@@ -82,7 +83,7 @@ def train(*callbacks):
 
 curves = {}
 plain, curves["BYOL"] = train()
-accelerated, curves["BYOL + ReLA"] = train(ReLACallback("targets/digits", transform=None))
+accelerated, curves["BYOL + ReLA"] = train(ReLACallback("targets/digits", schedule=Switch(0.4), transform=None))
 
 # %%
 for name, points in curves.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +12,13 @@ from torch.optim import AdamW
 
 from rela_lightning.data.swap import Transform
 from rela_lightning.errors import ConfigError, InjectionError, TargetError
+from rela_lightning.injection import support
 from rela_lightning.injection.loading import RowTracker
 from rela_lightning.injection.optim import OptimizerFactory, TransportMap, check_same
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.phases import Phase, Phases
 from rela_lightning.injection.rows import RowLayout
 from rela_lightning.injection.step import StepEngine
-from rela_lightning.injection.support import check_end_known, check_monitors, check_range, check_step, check_strategy
 from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
 from rela_lightning.namespaces import DualCallback
 from rela_lightning.pooling import Pooling
@@ -102,16 +101,16 @@ class ReLACallback(DualCallback):
         allow_untested_strategy: bool = False,
     ) -> None:
         super().__init__()
-        check_range("data_ratio", data_ratio, "a share in (0, 1]", 0.0 < data_ratio <= 1.0)
-        check_range("num_views", num_views, "an integer >= 1", num_views >= 1)
+        support.check_range("data_ratio", data_ratio, "a share in (0, 1]", 0.0 < data_ratio <= 1.0)
+        support.check_range("num_views", num_views, "an integer >= 1", num_views >= 1)
         positive = transport_resolution is None or transport_resolution >= 1
-        check_range("transport_resolution", transport_resolution, "pixels, >= 1, or None", positive)
-        check_range("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
-        check_range("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
+        support.check_range("transport_resolution", transport_resolution, "pixels, >= 1, or None", positive)
+        support.check_range("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
+        support.check_range("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
         self.schedule = schedule if schedule is not None else Plateau()
-        check_end_known(self.schedule, head_warmup=head_warmup, transport_resolution=transport_resolution)
-        check_range("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
-        check_range("step", step, "auto, replace or swap_loss", step in ("auto", "replace", "swap_loss"))
+        support.check_end_known(self.schedule, head_warmup=head_warmup, transport_resolution=transport_resolution)
+        support.check_range("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
+        support.check_range("step", step, "auto, replace or swap_loss", step in ("auto", "replace", "swap_loss"))
         if targets is None and prior is None:
             raise ConfigError(
                 "ReLACallback needs targets.",
@@ -159,8 +158,8 @@ class ReLACallback(DualCallback):
                 found="more; accelerate(), ReLAMixin and ReLAModule bring one of their own",
                 do="leave one of them out",
             )
-        check_strategy(trainer.strategy, allow_untested=self.allow_untested_strategy)
-        check_step(pl_module)
+        support.check_strategy(trainer.strategy, allow_untested=self.allow_untested_strategy)
+        support.check_step(pl_module)
         replace = pl_module.automatic_optimization if self.step == "auto" else self.step == "replace"
         if replace and not pl_module.automatic_optimization:
             raise ConfigError(
@@ -172,7 +171,7 @@ class ReLACallback(DualCallback):
         self.schedule.load_state_dict(self._fresh)
         self._monitored = replace and self.schedule.weights(0.01).transport_only  # past a fade's very first step
         if self._monitored:
-            check_monitors(trainer, pl_module, trainer.callbacks)
+            support.check_monitors(trainer, pl_module, trainer.callbacks)
         self._trainer = trainer
         self._source = source = self._open_targets()
         self._map = TransportMap(self.transport_optimizer, self.seed)
@@ -251,7 +250,7 @@ class ReLACallback(DualCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Schedulers exist now: see whether one of them monitors a metric that will be missing."""
         if self._source is not None and self._monitored:
-            check_monitors(trainer, pl_module, trainer.lr_scheduler_configs)
+            support.check_monitors(trainer, pl_module, trainer.lr_scheduler_configs)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the plan of the run."""
@@ -260,11 +259,12 @@ class ReLACallback(DualCallback):
         if self.teachers != "auto":
             named_pairs(pl_module, self.teachers)
         if not self.schedule.lets_go:
-            warnings.warn(
-                f"The schedule {type(self.schedule).__name__} keeps the transport loss to the end of training. "
-                "Cached targets help early and hold back late; Switch or Blend let go.",
-                stacklevel=2,
-            )
+            support.warn_never_lets_go(self.schedule)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Say so, where the transport loss never levelled off."""
+        if self._phases is not None and self.schedule.adaptive and self._phases.now.weights.transport_only:
+            support.warn_still_falling(self.schedule)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Decide before the epoch's first batch is fetched, so that views change without lag."""
@@ -384,11 +384,7 @@ class ReLACallback(DualCallback):
         if self._rows is not None:
             self._rows.resume_at(loops.get("epoch_progress", {}).get("current", {}).get("processed", 0))
         if self.state_key not in checkpoint.get("callbacks", {}):
-            warnings.warn(
-                "The checkpoint was written without ReLACallback: the transport map starts afresh, "
-                "and the schedule goes by the budget already spent.",
-                stacklevel=2,
-            )
+            support.warn_unknown_to_checkpoint()
 
 
 # A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.

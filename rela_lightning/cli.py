@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rela_lightning._version import __version__
-from rela_lightning.commands.messages import ReadableParser, own_errors
+from rela_lightning.commands.messages import ReadableParser, message_of, missing_package, own_errors
 from rela_lightning.errors import ReLAError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -100,7 +100,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             _run(command, words)
     except ReLAError as error:
-        sys.stderr.write(f"rela: {error}\n")
+        sys.stderr.write(f"rela: {message_of(error)}\n")
+        return 2
+    except ImportError as error:
+        sys.stderr.write(f"rela: {missing_package(error)}\n")
         return 2
     except KeyboardInterrupt:
         sys.stderr.write("rela: stopped\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import pickle
+import warnings
 from importlib import import_module
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback, TargetStore, transport_loss
 from rela_lightning.errors import ConfigError, DataError, InjectionError
-from rela_lightning.schedules import Blend, Mix, Schedule, Switch, TransportOnly, Weights
+from rela_lightning.schedules import Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
 from tests.modules import NAMESPACES, byol, same, simclr, weights
 from tests.parts import TwoViews, make_digits
 
@@ -217,6 +218,14 @@ def test_resume_without_state_says_so(targets64: Any, tmp_path: Any) -> None:
         )
 
 
+def test_an_end_that_never_came_is_said(targets64: Any) -> None:
+    with pytest.warns(UserWarning, match="Plateau saw no end.*own objective never ran.*Switch"):
+        fit(seeded(byol), ReLACallback(targets64))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*saw no end")
+        fit(seeded(byol), ReLACallback(targets64, schedule=Plateau(at_most=0.5)))
+
+
 @pytest.mark.parametrize("workers, persistent, views", [(0, False, 1), (2, True, 2)])
 def test_transport_views_end_at_the_switch(workers: int, persistent: bool, views: int, targets64: Any) -> None:
     sizes: list[int] = []
@@ -224,14 +233,17 @@ def test_transport_views_end_at_the_switch(workers: int, persistent: bool, views
     class Spy(L.Callback):
         def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
             sizes.append(len(batch[0]))
+            distinct.append(len({view[0].sum().item() for view in batch[0]}))
 
+    distinct: list[int] = []
     data = DataLoader(
         make_digits(64, TwoViews(views=3)), batch_size=16, num_workers=workers, persistent_workers=persistent
     )
     module, log = seeded(simclr3), Log()
     fit(module, ReLACallback(targets64, schedule=Switch(0.5), num_views=views), Spy(), log, data=data, max_epochs=4)
     phases = [entry["rela/phase"] for entry in log.seen]
-    assert sizes[:8] == [views] * 8 and phases[:8] == [0.0] * 8, "gentle views in the transport phase"
+    assert sizes[:8] == [2] * 8 and phases[:8] == [0.0] * 8, "a pair of gentle views in the transport phase"
+    assert distinct[:8] == [views] * 8 and distinct[-4:] == [3] * 4, "only as many as are used are made"
     assert sizes[-4:] == [3] * 4 and phases[-4:] == [2.0] * 4, "the user's three views afterwards"
     assert all((size == 3) == (phase == 2.0) for size, phase in zip(sizes, phases, strict=True)), "never mixed up"
 

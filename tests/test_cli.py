@@ -9,14 +9,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
+from lightning.pytorch.utilities import rank_zero_only
 
 from rela_lightning.cli import COMMANDS, main, with_names
 from rela_lightning.commands.compare import compare
 from rela_lightning.commands.peek import peek
-from rela_lightning.commands.rebuild import find_subject
+from rela_lightning.commands.rebuild import build, find_subject
 from rela_lightning.commands.runs import choose_folder
 
 SMALL = [
@@ -84,12 +87,80 @@ def test_a_run_is_one_folder_and_goes_on_where_it_stopped(capsys):
 
 
 def test_a_second_run_takes_a_folder_of_its_own():
-    Path("runs/byol").mkdir(parents=True)
     assert choose_folder(None, "byol", None) == Path("runs/byol")
+    assert choose_folder(None, "byol", None) == Path("runs/byol-2")  # also while the first has written nothing yet
     Path("runs/byol/run.json").write_text("{}")
-    assert choose_folder(None, "byol", None) == Path("runs/byol-2")
     assert choose_folder(None, "byol", Path("runs/byol/checkpoints/last.ckpt")) == Path("runs/byol").absolute()
     assert choose_folder("elsewhere", "byol", None) == Path("elsewhere")
+
+
+def test_other_processes_of_a_run_make_no_folder(monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)
+    assert choose_folder(None, "byol", None) == Path("runs/byol")
+    assert not Path("runs").exists()
+
+
+class Interrupted(Callback):
+    """Stops the second epoch as Ctrl-C or a killed process would: no more hooks that write."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            raise RuntimeError("killed")
+
+
+def test_a_run_that_is_killed_leaves_the_record_of_its_whole_epochs():
+    with pytest.raises(RuntimeError, match="killed"):
+        main([*BYOL, "--trainer.max_epochs=3", "--trainer.callbacks+=tests.test_cli.Interrupted"])
+    killed = record("runs/byol-digits")
+    assert (killed["epochs"], killed["steps"]) == (1, 2)
+    assert main(["probe", "runs/byol-digits", "--solver=lbfgs"]) == 0  # the checkpoint is found
+    assert 0 < record("runs/byol-digits")["linear_top1"] <= 1
+
+
+def test_the_record_names_the_last_checkpoint_and_an_earlier_one_is_probed_apart():
+    words = [
+        "--trainer.max_epochs=2", "--name=r", "--trainer.callbacks+=ModelCheckpoint",
+        "--trainer.callbacks.monitor=train_loss", "--trainer.callbacks.mode=max", "--trainer.callbacks.save_last=true",
+        "--trainer.callbacks.filename=best-{epoch}", "--trainer.callbacks.save_top_k=2",
+        "--trainer.callbacks.dirpath=runs/r/checkpoints",
+    ]  # fmt: skip
+    assert main([*BYOL, *words]) == 0
+    run = record("runs/r")
+    assert run["checkpoint"] == "checkpoints/last.ckpt"
+    assert run["budget"]["max_steps"] is None
+    early = "runs/r/checkpoints/best-epoch=0.ckpt"
+    assert main(["probe", early, "--solver=lbfgs", "--device=cpu"]) == 0
+    assert "linear_top1" not in record("runs/r")  # its steps and seconds are those of the end
+    assert json.loads(Path("runs/r/probe-best-epoch=0.json").read_text())["checkpoint"].endswith("best-epoch=0.ckpt")
+    assert main(["probe", "runs/r", "--solver=lbfgs", "--device=cpu"]) == 0
+    assert json.loads(Path("runs/r/probe.json").read_text())["linear_top1"] == record("runs/r")["linear_top1"]
+
+
+def test_probes_log_beside_each_other_and_a_second_loader():
+    words = [
+        "--trainer.max_epochs=1", "--name=s", "--trainer.callbacks+=KNNProbe", "--trainer.callbacks.max_bank=600",
+        "--trainer.callbacks+=OnlineLinearProbe", "--trainer.callbacks.num_classes=10",
+    ]  # fmt: skip
+    assert main(["fit", "--model=rela_lightning.methods.Supervised", *SMALL, *words]) == 0
+    [point] = record("runs/s")["history"]
+    saved = torch.load("runs/s/checkpoints/last.ckpt", weights_only=True)
+    config = yaml.safe_load(Path("runs/s/config.yaml").read_text())
+    module, data = build(Path("runs/s/config.yaml"))
+    module.load_state_dict(saved["state_dict"])
+    module.eval()
+    from sklearn.neighbors import KNeighborsClassifier
+
+    from rela_lightning.probe import extract_features
+
+    rows = [row * 1347 // 600 for row in range(600)]
+    x, y = extract_features(module.backbone, data.dataset("train", "probe"))
+    test_x, test_y = extract_features(module.backbone, data.dataset("val", "probe"))
+    wanted = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)).fit(x[rows], y[rows])
+    assert point["knn_top1"] == pytest.approx(wanted.score(test_x, test_y), abs=3 / 450)
+    head = next(state["head"] for key, state in saved["callbacks"].items() if "OnlineLinearProbe" in key)
+    linear = (test_x @ head["weight"].T + head["bias"]).argmax(1)
+    assert point["linear_top1"] == pytest.approx((linear == test_y).double().mean().item(), abs=2 / 450)
+    assert len(config["trainer"]["callbacks"]) == 2
 
 
 def test_validate_reads_the_checkpoint_and_leaves_nothing_behind(capsys):
@@ -188,7 +259,6 @@ def test_targets_probe_and_compare_make_one_story(targets, capsys):
 
 
 def test_the_probe_agrees_with_scikit_learn_and_a_prior_sees_its_own_preprocessing():
-    import numpy as np
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -238,6 +308,12 @@ def test_the_number_of_classes_comes_from_the_data_unless_given(capsys):
     words = ["fit", "--model=rela_lightning.methods.Supervised", DIGITS, "--print_config"]
     assert printed(words, capsys)["model"]["init_args"]["num_classes"] == 10
     assert printed([*words, "--model.num_classes=4"], capsys)["model"]["init_args"]["num_classes"] == 4
+
+
+def test_the_number_of_classes_reaches_a_method_inside_accelerate(capsys):
+    words = ["fit", "--model=rela_lightning.accelerate", "--model.method=rela_lightning.methods.Supervised"]
+    config = printed([*words, "--model.targets=t", DIGITS, "--print_config"], capsys)
+    assert config["model"]["init_args"]["method"]["init_args"]["num_classes"] == 10
 
 
 def test_peek_sees_what_was_given():

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from rela_lightning.cli import main
@@ -16,7 +18,25 @@ FIT = ["fit", "--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.
 BYOL = "--model=rela_lightning.methods.BYOL"
 SMALL = ["--model.backbone=lightly:resnet-9", "--model.backbone_kwargs={width: 0.125}"]
 DIGITS = ["--data=rela_lightning.data.DigitsData", "--data.batch_size=64", "--trainer.limit_train_batches=1"]
+PRIOR = "--prior_kwargs={width: 0.125, image_size: 32, mean: 0.5, std: 0.5}"
+NO_PACKAGE = "--trainer.logger=tests.test_cli_refused.NeedsPackage"
 RELA = "--trainer.callbacks+=rela_lightning.ReLACallback"
+
+
+class NeedsPackage(CSVLogger):
+    """A logger whose package is not installed."""
+
+    def __init__(self) -> None:
+        raise ModuleNotFoundError("No module named 'no_pkg'")
+
+
+class Nameless(BoringModel):
+    """Its network has no usual name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.my_own = self.layer
+        del self.layer
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +88,24 @@ def refused(words: list[str], capsys) -> str:
         ([*FIT, "--model=rela_lightning.methods.Supervised"], ["Supervised needs num_classes", "--model.num_classes"]),
         ([*FIT, BYOL, *DIGITS, "--ckpt_path=none.ckpt"], ["no such checkpoint", "none.ckpt"]),
         ([*FIT, BYOL, *DIGITS, "--trainer.devices=0"], ["not a valid input"]),
+        ([*FIT, BYOL, *DIGITS, "--ckpt_path=last"], ["does not say of which run", "--ckpt_path runs/NAME"]),
+        ([*FIT, BYOL, *DIGITS, "--name=../elsewhere"], ["none for a folder", "../elsewhere"]),
+        ([*FIT, BYOL, *DIGITS, "--trainer.accelerator=abacus"], ["abacus", "Available names"]),
+        ([*FIT, BYOL, *DIGITS, "--trainer.strategy=none"], ["invalid strategy name"]),
+        ([*FIT, BYOL, *DIGITS, NO_PACKAGE], ["cannot be imported", "no_pkg"]),
+        ([*FIT, "BYOL"], ["no such option", "perhaps --model BYOL"]),
+        ([*FIT, BYOL, *DIGITS, "--model.backbone_kwargs={width: 1}"], ["does not know it", "'width'"]),
+        ([*FIT, BYOL, *DIGITS, "--model.optimizer=SGD", "--model.optimizer.momentun=0.9"],
+         ["SGD has no option `momentun`", "perhaps momentum"]),
+        ([*FIT, BYOL, *DIGITS, "--optimizer=Adamm"], ["no class Adamm", "perhaps Adam"]),
+        ([*FIT, BYOL, *DIGITS, "--compile=fast"], ["no such backend", "inductor"]),
+        ([*FIT, "--model=tests.test_cli_refused.Nameless", *DIGITS[:1], "--compile=eager"], ["not found", "my_own"]),
+        (["targets", "--prior=timm:none", *DIGITS[:1], "--data=ImageFolderData", "--data.root=no", "--path=t"],
+         ["data folder is not there"]),
         (["targets", "--prior=timmm:x", *DIGITS[:1], "--path=t"], ["no such prior", "timm:<model>"]),
         (["targets", "--prior=timm:x", "--data=Digits", "--path=t"], ["no class Digits", "perhaps DigitsData"]),
+        (["probe", "random:lightly:resnet-9", PRIOR, *DIGITS[:1], "--device=abacus"], ["no such device", "abacus"]),
+        (["probe", "random:lightly:resnet-9", PRIOR, *DIGITS[:1], "--k=0"], ["`k` is out of range"]),
         (["probe", "nowhere"], ["no such checkpoint", "nowhere"]),
         (["compare", "nowhere", "there"], ["neither a run nor a report", "nothing at nowhere"]),
         (["demo", "--sedonds=3"], ["no such option", "--seconds"]),
@@ -137,6 +173,10 @@ def test_an_unreadable_image_is_named_and_can_be_skipped(capsys, monkeypatch):
     message = refused(words, capsys)
     assert "broken.png" in message
     assert "on_error" in message
+    in_worker = refused([*words, "--data.num_workers=1"], capsys)
+    assert in_worker.splitlines()[0] == message.splitlines()[0]
+    assert "broken.png" in in_worker
+    assert "worker" not in in_worker
     assert main([*words, "--data.on_error=skip"]) == 0
 
 
@@ -168,6 +208,29 @@ def test_a_checkpoint_of_another_method_or_with_other_options(capsys):
     assert "holds a run already" in message
     message = refused(["compare", "runs/before", "runs/before"], capsys)
     assert "was not probed" in message
+
+
+def test_a_mistake_in_the_users_own_code_keeps_its_traceback():
+    with pytest.raises(ValueError, match="mine"):
+        main([*FIT, "--model=tests.test_cli_refused.Broken", *DIGITS])
+
+
+class Broken(BoringModel):
+    """Its author has to see where it breaks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        raise ValueError("mine")
+
+
+def test_reports_that_something_else_wrote(capsys):
+    for name in ("a", "b"):
+        Path(name).mkdir()
+        Path(name, "run.json").write_text(json.dumps({"linear_top1": 0.5, "knn_top1": 0.5}))
+    assert "has no name" in refused(["compare", "a", "b"], capsys)
+    for name in ("a", "b"):
+        Path(name, "run.json").write_text(json.dumps({"name": name, "linear_top1": 0.5, "knn_top1": 0.5}))
+    assert "`seconds` is missing" in refused(["compare", "a", "b"], capsys)
 
 
 def test_runs_probed_in_different_ways_are_not_compared(capsys):

@@ -217,7 +217,7 @@ def test_the_callback_is_added_on_the_command_line(capsys):
     folder = "--trainer.default_root_dir=by-hand"
     assert main([*words, *quick, folder, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]) == 0
     run = json.loads(Path("by-hand/run.json").read_text())
-    assert (run["method"], run["prior"], run["schedule"]) == ("BYOL", "random:lightly:resnet-9", "Switch")
+    assert (run["method"], run["prior"], run["schedule"]) == ("BYOL", "random:lightly:resnet-9", "Plateau")
     assert run["labelling_seconds"] > 0
 
 

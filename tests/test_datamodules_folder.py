@@ -207,6 +207,12 @@ def test_an_unreadable_image_is_named(workers: int, broken: Path) -> None:
         next(iter(data.probe_train_dataloader()))
 
 
+def test_a_link_to_nothing_is_left_out_too(folders: Path) -> None:
+    (folders / "train" / "temple" / "gone.jpg").symlink_to(folders / "nowhere.jpg")
+    number = len(FolderImages(folders / "train", on_error="skip"))
+    assert number == len(FolderImages(folders / "train")) - 1
+
+
 def test_skipped_images_have_no_row_and_rows_stay(broken: Path, monkeypatch: Any) -> None:
     with pytest.warns(UserWarning, match=r"2 of 12 images.*flower/02\.jpg, temple/04\.jpg"):
         first = FolderImages(broken / "train", on_error="skip")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -186,6 +187,26 @@ def test_a_hub_folder_keeps_its_other_files(small, tmp_path):
     export_backbone(small[1], tmp_path, format="hub", overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert {file.name for file in tmp_path.iterdir()} == {"notes.txt", "README.md", "config.json", "model.safetensors"}
+
+
+def test_the_ending_names_the_format(small, tmp_path):
+    method, folder = small
+    weights = export_backbone(folder, tmp_path / "b.pth")
+    assert same(torch.load(weights, weights_only=True), method.backbone)
+    assert same(load_file(export_backbone(folder, tmp_path / "b")), method.backbone)
+    images = torch.randn(2, 3, 32, 32)
+    found = run_onnx(export_backbone(folder, tmp_path / "b.onnx"), images)
+    torch.testing.assert_close(found, method.backbone.eval().cpu()(images), rtol=1e-3, atol=1e-4)
+
+
+def test_a_checkpoint_named_from_inside_its_folder_finds_its_run(small, tmp_path, monkeypatch):
+    inside = tmp_path / "run" / "checkpoints"
+    inside.mkdir(parents=True)
+    shutil.copy(small[1] if Path(small[1]).is_file() else next(Path(small[1]).rglob("*.ckpt")), inside / "last.ckpt")
+    (tmp_path / "run" / "run.json").write_text(json.dumps({"prior": "a-prior-of-its-own"}))
+    monkeypatch.chdir(inside)
+    export_backbone("last.ckpt", tmp_path / "hub", format="hub")
+    assert "a-prior-of-its-own" in (tmp_path / "hub" / "README.md").read_text()
 
 
 # ---- the command -------------------------------------------------------------------------------------

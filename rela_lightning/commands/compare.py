@@ -71,12 +71,18 @@ def _read(path: Path) -> list[dict[str, Any]]:
         raise ConfigError("The file is neither a run nor a report.", found=files[0])
     if "runs" in content:
         known = content.get("protocol", {})
-        return [{"protocol": known.get("probe", known), **run, "source": str(path)} for run in content["runs"]]
+        return [{"protocol": known.get("probe", known), **_named(run, path)} for run in content["runs"]]
     if "linear_top1" not in content or "knn_top1" not in content:
         raise ConfigError(
             "The run was not probed.", expected="linear_top1 and knn_top1", found=path, do=f"rela probe {path}"
         )
-    return [{**content, "source": str(path)}]
+    return [{"protocol": {}, **_named(content, path)}]
+
+
+def _named(run: Any, path: Path) -> dict[str, Any]:
+    if not isinstance(run, dict) or not isinstance(run.get("name"), str):
+        raise ConfigError("The run has no name.", expected=f"{RECORD} or {REPORT} as rela writes it", found=path)
+    return {**run, "source": str(path)}
 
 
 def _check_alike(runs: list[dict[str, Any]]) -> None:

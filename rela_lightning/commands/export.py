@@ -12,7 +12,7 @@ def export(
     checkpoint: str,
     path: str,
     *,
-    format: Format = "safetensors",
+    format: Format = "auto",
     key: str = "auto",
     architecture: str | None = None,
     backbone_kwargs: dict[str, Any] | None = None,
@@ -30,8 +30,9 @@ def export(
     Args:
         checkpoint: Lightning checkpoint, or a run folder, of which the last checkpoint is taken; or a weights file.
         path: File to write; for `hub` a folder. Missing folders are made.
-        format: `safetensors` or `torch`: a state dict. `onnx`: images float32 `[N, C, S, S]` in, features `[N, F]` out;
-            needs the extra `export`. `hub`: weights, `config.json` and a model card in a folder.
+        format: `auto` goes by the ending of the file. `safetensors` or `torch`: a state dict. `onnx`: images float32
+            `[N, C, S, S]` in, features `[N, F]` out; needs the extra `export`. `hub`: a folder with weights,
+            `config.json` and a model card.
         key: Dotted path of the backbone in the module; `auto` tries the usual names and takes the student.
         architecture: `resnet50`, `timm:<model>` or `lightly:<resnet>`. Needed for ONNX and hub where the checkpoint is
             not of `rela_lightning.methods`; wherever given, the weights must fit it.

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,17 @@ from lightning.pytorch.loggers import CSVLogger
 from rela_lightning._version import __version__
 from rela_lightning.callback import ReLACallback
 from rela_lightning.commands.messages import Readable, own_errors
-from rela_lightning.commands.names import CHECKPOINTS, CONFIG
-from rela_lightning.commands.peek import model_class, peek
+from rela_lightning.commands.names import CHECKPOINTS, CONFIG, RECORD
+from rela_lightning.commands.peek import class_of, peek
 from rela_lightning.commands.resume import check_belongs, checkpoint_file
 from rela_lightning.commands.runs import RunRecord, choose_folder
+from rela_lightning.commands.speed import ChannelsLast, compile_backbone
 from rela_lightning.errors import ConfigError, ReLAError
+from rela_lightning.export.source import read_run
 from rela_lightning.module import ReLAMixin, ReLAModule
+
+_MODELS = ("model", "model.method")
+"""Options that name a training module: the model itself, and the one that `accelerate` is given."""
 
 
 def fit(words: Sequence[str]) -> None:
@@ -94,36 +100,60 @@ class RelaCLI(LightningCLI):
         self.command = command
         self._resumed: Path | None = None
         self._record: RunRecord | None = None
-        super().__init__(
-            save_config_callback=SaveConfig if command == "fit" else None,
-            seed_everything_default=0,
-            parser_class=FitParser,
-            parser_kwargs={
-                "prog": "rela",
-                "description": "Cheaper self-supervised pre-training (ReLA).",
-                "version": __version__,
-                "default_env": True,
-                "env_prefix": "RELA",
-                "allow_abbrev": False,
-            },
-            trainer_defaults={} if command == "fit" else {"logger": False},
-            args=[command, *words],
-        )
+        self._folder: Path | None = None
+        try:
+            super().__init__(
+                save_config_callback=SaveConfig if command == "fit" else None,
+                seed_everything_default=0,
+                parser_class=FitParser,
+                parser_kwargs={
+                    "prog": "rela",
+                    "description": "Cheaper self-supervised pre-training (ReLA).",
+                    "version": __version__,
+                    "default_env": True,
+                    "env_prefix": "RELA",
+                    "allow_abbrev": False,
+                },
+                trainer_defaults={} if command == "fit" else {"logger": False},
+                args=[command, *words],
+            )
+        except BaseException:
+            self._leave_nothing_empty()
+            raise
+
+    def _leave_nothing_empty(self) -> None:
+        """Take away the folder that was made for a run that never began."""
+        for folder in (self._folder, self._folder.parent) if self._folder is not None else ():
+            with suppress(OSError):  # not empty, or not there
+                folder.rmdir()
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one command: parsers of the others would take seconds to build."""
         return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Name of the run."""
-        if self.command == "fit":
-            parser.add_argument(
-                "--name",
-                type=str | None,
-                default=None,
-                help="Name of the run; null for <method>-<data>. Its folder is runs/<name>, unless "
-                "trainer.default_root_dir names one.",
-            )
+        """Name of the run, and what makes it faster."""
+        if self.command != "fit":
+            return
+        parser.add_argument(
+            "--name",
+            type=str | None,
+            default=None,
+            help="Name of the run; null for <method>-<data>. Its folder is runs/<name>, unless "
+            "trainer.default_root_dir names one.",
+        )
+        parser.add_argument(
+            "--compile",
+            type=bool | str,
+            default=False,
+            help="Compile the backbone and its teacher: true, or a backend of torch.compile (inductor, aot_eager).",
+        )
+        parser.add_argument(
+            "--channels_last",
+            type=bool,
+            default=False,
+            help="Keep convolution weights and images channels last in memory, which suits mixed precision on a GPU.",
+        )
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
@@ -138,14 +168,13 @@ class RelaCLI(LightningCLI):
 
     def _num_classes(self, parser: LightningArgumentParser, args: Sequence[str]) -> list[str]:
         given = peek(args[1:])
-        module = model_class(given)
-        wanted = inspect.signature(module).parameters.get("num_classes") if module is not None else None
-        if wanted is None or wanted.default is not wanted.empty or "model.num_classes" in given:
+        missing = [f"--{option}.num_classes" for option in _MODELS if _needs_classes(given, option)]
+        if not missing:
             return []
         plain = [word for word in args if not word.startswith("--print_config")]
-        data = self._get_data(parser.parse_args([*plain, "--model.num_classes=2"])[self.command].get("data"))
-        found = getattr(data, "num_classes", None)
-        return [] if found is None else [f"--model.num_classes={found}"]
+        tried = parser.parse_args([*plain, *(f"{option}=2" for option in missing)])
+        found = getattr(self._get_data(tried[self.command].get("data")), "num_classes", None)
+        return [] if found is None else [f"{option}={found}" for option in missing]
 
     @staticmethod
     def _get_data(config: Any) -> Any:
@@ -170,8 +199,17 @@ class RelaCLI(LightningCLI):
             super().instantiate_classes()
         if self._resumed is not None:
             check_belongs(self.model, self._resumed)
-        wanted, found = (getattr(part, "num_classes", None) for part in (self.model, self.datamodule))
-        if isinstance(wanted, int) and isinstance(found, int) and wanted != found:
+        self._check_classes()
+        backend = self._get(self.config_init, "compile", default=False)
+        if backend is not False:
+            compile_backbone(self.model, "inductor" if backend is True else backend)
+
+    def _check_classes(self) -> None:
+        wanted = getattr(self.model, "num_classes", None)
+        if not isinstance(wanted, int):
+            return
+        found = getattr(self.datamodule, "num_classes", None)
+        if isinstance(found, int) and wanted != found:
             raise ConfigError(
                 "The data have another number of classes than the module.",
                 expected=f"{found}, as in {type(self.datamodule).__name__}",
@@ -182,16 +220,23 @@ class RelaCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose checkpoints, logs and record are in the run's folder."""
         options = self._get(self.config_init, "trainer", default={})
-        if self.command == "fit" and not options.get("fast_dev_run"):
-            kwargs = {**kwargs, **self._in_folder(options)}
-        return super().instantiate_trainer(**kwargs)
+        if self.command == "fit":
+            callbacks = options.get("callbacks") or []
+            callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+            own = {} if options.get("fast_dev_run") else self._in_folder(options, callbacks)
+            if self._get(self.config_init, "channels_last"):
+                callbacks.append(ChannelsLast())
+            kwargs = {**kwargs, **own, "callbacks": callbacks}
+        with own_errors():
+            return super().instantiate_trainer(**kwargs)
 
-    def _in_folder(self, options: Any) -> dict[str, Any]:
-        callbacks = options.get("callbacks") or []
-        callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
-        name = self._get(self.config_init, "name") or _name(self.model, self.datamodule, callbacks)
+    def _in_folder(self, options: Any, callbacks: list[Any]) -> dict[str, Any]:
+        """Options of the trainer that keep a run in its folder; what is missing goes to the callbacks."""
+        given = self._get(self.config_init, "name")
+        name = given or _name(self.model, self.datamodule, callbacks)
         folder = choose_folder(options.get("default_root_dir"), name, self._resumed)
-        self._record = RunRecord(folder, self._get(self.config_init, "name") or folder.name)
+        self._folder = folder
+        self._record = RunRecord(folder, given or folder.name)
         callbacks.append(self._record)
         kinds = tuple(type(callback) for callback in callbacks)
         if options.get("enable_checkpointing") is not False and not any(issubclass(kind, Checkpoint) for kind in kinds):
@@ -203,16 +248,26 @@ class RelaCLI(LightningCLI):
         bar = options.get("enable_progress_bar") is not False and sys.stderr.isatty()
         if bar and not any(issubclass(kind, ProgressBar) for kind in kinds):
             callbacks.append(RichProgressBar())
-        own: dict[str, Any] = {"default_root_dir": str(folder), "callbacks": callbacks}
+        own: dict[str, Any] = {"default_root_dir": str(folder)}
         if options.get("logger") in (None, True):
             own["logger"] = CSVLogger(folder, name="logs")
         return own
 
     def after_fit(self) -> None:
-        """Say where the run is."""
-        if self._record is not None and self.trainer.is_global_zero:
-            record = self._record
-            sys.stdout.write(f"{self.trainer.global_step} steps, {record.seconds:.1f} s: {record.folder}\n")
+        """Say where the run is; by its record, as processes that were spawned share no memory with this one."""
+        if self._record is None or not self.trainer.is_global_zero:
+            return
+        folder = self._record.folder
+        if (folder / RECORD).is_file():
+            record = read_run(folder)
+            sys.stdout.write(f"{record['steps']} steps, {record['seconds']:.1f} s: {folder}\n")
+
+
+def _needs_classes(given: dict[str, Any], option: str) -> bool:
+    """Whether a class that an option names has a required `num_classes` that was not given."""
+    named = class_of(given, option)
+    wanted = inspect.signature(named).parameters.get("num_classes") if named is not None else None
+    return wanted is not None and wanted.default is wanted.empty and f"{option}.num_classes" not in given
 
 
 def _name(model: Any, data: Any, callbacks: Sequence[Any]) -> str:

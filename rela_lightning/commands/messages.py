@@ -21,6 +21,8 @@ _CHOICES = {
     "data": "data",
     "callbacks": "callbacks",
     "schedule": "schedules",
+    "optimizer": "torch.optim",
+    "lr_scheduler": "torch.optim.lr_scheduler",
 }
 """Last part of a parser's key, and what its classes are."""
 _CALLBACKS = ("ReLACallback", "OnlineLinearProbe", "KNNProbe")
@@ -33,6 +35,11 @@ _REASONS = re.compile(
     r"|No module named '(?P<module>[^']+)'|correspond to a subclass of (?P<base>\w+)"
 )
 """What can be wrong with a class or an option, by the name of the group that matched."""
+
+
+_ANY = "the name of a class below, or a dotted path to your own"
+_LIBRARIES = ("lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning")
+_WRAPPED = "\nOriginal Traceback (most recent call last):\n"  # torch's, of an error in a worker process
 
 
 class Readable:
@@ -58,18 +65,54 @@ class ReadableParser(Readable, ArgumentParser):
 
 @contextmanager
 def own_errors() -> Iterator[None]:
-    """Let a ReLAError raised by a class under construction through the parser's wrappings."""
+    """Turn what stops classes under construction into a short error.
+
+    The innermost cause counts: a ReLAError, a missing package, or what Lightning says of a value. Mistakes in other
+    code keep their traceback.
+    """
     try:
         yield
     except ReLAError:
         raise
-    except ValueError as error:
-        inner: BaseException | None = error
-        while inner is not None and not isinstance(inner, ReLAError):
+    except (ValueError, TypeError, ImportError) as error:
+        inner: BaseException = error
+        while inner.__cause__ is not None and not isinstance(inner, ReLAError):
             inner = inner.__cause__
-        if inner is None:
-            raise
-        raise inner from None
+        if isinstance(inner, ReLAError):
+            raise inner from None
+        if isinstance(inner, TypeError) and "unexpected keyword argument" in str(inner):
+            raise ConfigError(
+                "An option is handed on to something that does not know it.", found=str(inner), do="see *_kwargs"
+            ) from error
+        if isinstance(inner, ImportError):
+            raise missing_package(inner) from error
+        if _raised_by(inner) in _LIBRARIES:
+            raise ConfigError(str(inner)) from error
+        raise
+
+
+def missing_package(error: ImportError) -> ConfigError:
+    """The error for a package that is asked for and not installed."""
+    return ConfigError(
+        "A package that this needs cannot be imported.",
+        expected=f"what {_raised_by(error)} asks for" if _raised_by(error) else None,
+        found=" ".join(str(error).split()),
+        do="install it, or leave out the option that needs it",
+    )
+
+
+def _raised_by(error: BaseException) -> str:
+    """Name of the package whose code raised an error."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return str(name).partition(".")[0]
+
+
+def message_of(error: ReLAError) -> str:
+    """What an error says, without the traceback that torch wraps around those of a loader's worker processes."""
+    return re.split(r"(?m)^(?:\w+\.)+\w*Error: ", str(error))[-1].rstrip() if _WRAPPED in str(error) else str(error)
 
 
 def explain(message: str, options: Iterable[str] = ()) -> ConfigError:
@@ -92,7 +135,9 @@ def explain(message: str, options: Iterable[str] = ()) -> ConfigError:
     reason = last.lastgroup if last is not None else None
     if last is not None and reason == "option":
         name = last["option"]
-        return _no_class_option(classes[-1], name) if classes else _no_option([f"--{name}"], known)
+        inside = re.search(r"is not accepted\. Got value: Namespace\(class_path='([^']+)'", text[last.start() :])
+        owner = inside[1] if inside else classes[-1] if classes else None
+        return _no_option([f"--{name}"], known) if owner is None else _no_class_option(owner, name)
     if last is not None and reason == "needed":
         if classes:
             return _missing(f"{_short(classes[-1])} needs {last['needed']}", last["needed"], classes[-1])
@@ -141,6 +186,8 @@ def _no_command(name: str, exists: list[str]) -> ConfigError:
 def _no_option(names: list[str], known: list[str]) -> ConfigError:
     bare = [name.partition("=")[0] for name in names]
     near = [match for name in bare for match in difflib.get_close_matches(name, known, n=3, cutoff=0.6)]
+    options = {"methods": "--model", "data": "--data"}
+    near += [f"{option} {name}" for of, option in options.items() for name in bare if name in _names(of)]
     return ConfigError(
         "There is no such option." if len(bare) == 1 else "There are no such options.",
         expected=f"perhaps {' or '.join(dict.fromkeys(near))}" if near else None,
@@ -171,7 +218,9 @@ def _missing(problem: str, names: str, of: str) -> ConfigError:
         "data": f"pass for example --data {_names('data')[0]}",
     }.get(of)
     if "num_classes" in names:
-        do = "pass --model.num_classes=N, or --data with labelled images"
+        do = (
+            "pass --model.num_classes N (of a method inside another, --model.method.num_classes), or --data with labels"
+        )
     return ConfigError(f"{problem}.", expected=names, do=do)
 
 
@@ -188,7 +237,7 @@ def _no_class(key: str, name: str, reason: re.Match[str]) -> ConfigError:
     near = difflib.get_close_matches(name.rsplit(".", 1)[-1], choices, n=3, cutoff=0.5)
     return ConfigError(
         f"There is no class {name} for `{key}`.",
-        expected=f"perhaps {' or '.join(near)}" if near else "the name of a class below, or a dotted path to your own",
+        expected=f"perhaps {' or '.join(near)}" if near else _ANY if choices else "a dotted path to a class",
         found=f"no module named {reason['module']}" if reason["module"] else None,
         exists=choices or None,
     )
@@ -224,6 +273,8 @@ def _names(of: str) -> list[str]:
     if of in ("methods", "data"):
         exported = importlib.import_module(f"rela_lightning.{of}").__all__
         return [name for name in exported if name not in _BASES and (of == "methods" or name.endswith("Data"))]
+    if of.startswith("torch.optim"):
+        return [name for name in importlib.import_module(of).__all__ if name[0].isupper() and "Optimizer" not in name]
     return list({"callbacks": _CALLBACKS, "schedules": _SCHEDULES}.get(of, ()))
 
 

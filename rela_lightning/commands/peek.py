@@ -33,9 +33,9 @@ def peek(words: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def model_class(given: Mapping[str, Any]) -> Any:
-    """The class or function that `model` names, also by a short name of `rela_lightning.methods`; None if unknown."""
-    path = str(given.get("model.class_path", ""))
+def class_of(given: Mapping[str, Any], option: str = "model") -> Any:
+    """The class or function that an option names, also by a short name of `rela_lightning.methods`; None if unknown."""
+    path = str(given.get(f"{option}.class_path", ""))
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module or "rela_lightning.methods"), name)
@@ -47,7 +47,7 @@ def _flat(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, inner in sorted(value.items(), key=lambda item: item[0] != "class_path"):
             yield from _flat(inner, prefix if key == "init_args" else f"{prefix}.{key}".lstrip("."))
-    elif prefix in ("model", "data") and isinstance(value, str):
+    elif prefix in ("model", "model.method", "data") and isinstance(value, str):
         yield f"{prefix}.class_path", value
     else:
         yield prefix.replace(".init_args.", ".").removesuffix("+"), value

@@ -14,7 +14,7 @@ from rela_lightning.commands.names import RECORD
 from rela_lightning.commands.rebuild import Subject, find_subject
 from rela_lightning.commands.runs import write_record
 from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.export.source import read_run
+from rela_lightning.export.source import find_checkpoint, read_run
 from rela_lightning.probe import extract_features, knn_predict, linear_evaluation
 from rela_lightning.report import versions
 
@@ -42,7 +42,8 @@ def probe(
 ) -> None:
     """Measure frozen features by a linear classifier and by nearest neighbours.
 
-    Prints a table and writes `probe.json`; in a run's folder `run.json` gets `linear_top1` and `knn_top1` too.
+    Prints a table and writes `probe.json`. In a run's folder `run.json` gets `linear_top1` and `knn_top1` too, for its
+    last checkpoint; of an earlier one, `probe-<checkpoint>.json` holds them, as its steps and seconds are others.
     Classifiers learn from training images under the plain probe view and are measured on validation images.
 
     Args:
@@ -70,6 +71,9 @@ def probe(
         DataError: If there are no labelled images.
         PriorError: If there is no such prior.
     """
+    _check_options(
+        {"epochs": epochs, "lr": lr, "l2": l2, "k": k, "temperature": temperature, "batch_size": batch_size}, device
+    )
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs)
     data = data if data is not None else subject.data
     train, validation = (_images(data, split, subject) for split in ("train", "val"))
@@ -104,6 +108,19 @@ def probe(
     _show(result)
 
 
+def _check_options(positive: dict[str, float], device: str) -> None:
+    """Refuse what cannot work before features are computed."""
+    for name, value in positive.items():
+        if not value > 0:
+            raise ConfigError(f"`{name}` is out of range.", expected="a number above 0", found=value)
+    try:
+        _ = device == "auto" or torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(
+            "There is no such device.", expected="auto, cpu, cuda, cuda:1, mps, ...", found=f"{device} ({error})"[:200]
+        ) from error
+
+
 def _images(data: Any, split: Literal["train", "val"], subject: Subject) -> Any:
     if data is None:
         raise ConfigError(
@@ -135,13 +152,20 @@ def _labelled(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tenso
 
 
 def _write(result: dict[str, Any], subject: Subject, folder: Path) -> None:
+    whole = subject.folder is None or subject.checkpoint is None or _same(subject.checkpoint, subject.folder)
+    name = PROBED if whole else f"{Path(PROBED).stem}-{subject.checkpoint.stem}.json"  # type: ignore[union-attr]
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / PROBED).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if subject.folder is None or not (subject.folder / RECORD).is_file():
+    (folder / name).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    if not whole or subject.folder is None or not (subject.folder / RECORD).is_file():
         return
     record = read_run(subject.folder)
     scores = {name: result[name] for name in ("linear_top1", "knn_top1")}
     write_record(subject.folder, {**record, **scores, "protocol": result["protocol"]})
+
+
+def _same(checkpoint: Path, folder: Path) -> bool:
+    """Whether a checkpoint is a run's last."""
+    return find_checkpoint(folder).samefile(checkpoint)
 
 
 def _show(result: dict[str, Any]) -> None:

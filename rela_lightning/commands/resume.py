@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.source import find_checkpoint, find_run, read_run
 
-_KEYWORDS = ("best", "last", "hpc")
+_SOUGHT = ("best", "last")  # Lightning's words for a checkpoint of the same process
 _SHOWN = 3
 
 
@@ -19,12 +19,19 @@ def checkpoint_file(given: Any) -> Path | None:
     """The file behind `--ckpt_path`: the file itself, or the last checkpoint of a run's folder.
 
     Returns:
-        None for nothing, for Lightning's keywords and for addresses, which Lightning resolves.
+        None for nothing, for Lightning's `hpc` and for addresses, which Lightning resolves.
 
     Raises:
-        ConfigError: If there is no such file.
+        ConfigError: If there is no such file, or a word that names no run.
     """
-    if not given or given in _KEYWORDS or "://" in str(given) or str(given).startswith("registry"):
+    if given in _SOUGHT and not Path(given).exists():
+        raise ConfigError(
+            f"`--ckpt_path {given}` does not say of which run: training would start afresh.",
+            expected="the folder of a run, for its last checkpoint, or a checkpoint file",
+            found=given,
+            do="pass for example --ckpt_path runs/NAME",
+        )
+    if not given or given == "hpc" or "://" in str(given) or str(given).startswith("registry"):
         return None
     return find_checkpoint(Path(given).expanduser())
 

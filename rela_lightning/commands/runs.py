@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.utilities import rank_zero_only
 
 from rela_lightning.callback import ReLACallback
 from rela_lightning.commands.names import RECORD
@@ -18,6 +20,8 @@ from rela_lightning.report import versions
 from rela_lightning.schedules import SSL_ONLY
 
 _LOGGED = {"probe/top1": "linear_top1", "knn/top1": "knn_top1"}
+_NO_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # what some file system refuses, and what leads elsewhere
+_KEPT = ("last_model_path", "best_model_path")
 
 
 class RunRecord(Callback):
@@ -106,22 +110,20 @@ class RunRecord(Callback):
     def _record(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         store, rela = _store(trainer), _rela(trainer)
         data = trainer.datamodule if trainer.datamodule is not None else trainer.train_dataloader
-        last = getattr(trainer.checkpoint_callback, "best_model_path", "")
-        checkpoint = Path(last) if last else None
-        inside = checkpoint is not None and self.folder.absolute() in checkpoint.absolute().parents
+        checkpoint = _checkpoint(trainer)
         return {
             "name": self.name,
             "method": type(pl_module).__name__,
-            "prior": store.manifest["prior"] if store is not None else str(rela.prior) if rela is not None else None,
+            "prior": store.manifest["prior"] if store is not None else _prior(rela),
             "data": _data(data),
             "seconds": round(self.seconds, 3),
             "labelling_seconds": round(self._labelling, 3),
             "switch_seconds": self._switched,
             "steps": trainer.global_step,
-            "epochs": trainer.current_epoch,
+            "epochs": trainer.fit_loop.epoch_progress.current.processed,
             "budget": {
                 "max_epochs": trainer.max_epochs,
-                "max_steps": trainer.max_steps,
+                "max_steps": trainer.max_steps if trainer.max_steps >= 0 else None,
                 "max_seconds": _max_seconds(trainer),
                 "data_ratio": float(getattr(data, "data_ratio", 1.0)) * (rela.data_ratio if rela is not None else 1.0),
                 "batch_size": getattr(data, "batch_size", None),
@@ -130,14 +132,30 @@ class RunRecord(Callback):
             "schedule": type(rela.schedule).__name__ if rela is not None else None,
             "history": self._history,
             "versions": versions(),
-            "checkpoint": None
-            if checkpoint is None
-            else str(checkpoint.absolute().relative_to(self.folder.absolute()) if inside else checkpoint),
+            "checkpoint": None if checkpoint is None else _inside(checkpoint, self.folder),
         }
 
 
 def _rela(trainer: Any) -> ReLACallback | None:
     return next((callback for callback in trainer.callbacks if isinstance(callback, ReLACallback)), None)
+
+
+def _prior(rela: ReLACallback | None) -> str | None:
+    """Name of a prior that runs on the fly."""
+    prior = rela.prior if rela is not None else None
+    return prior if prior is None or isinstance(prior, str) else str(getattr(prior, "name", type(prior).__name__))
+
+
+def _checkpoint(trainer: Any) -> Path | None:
+    """The last checkpoint; where only the best are kept, the best."""
+    kept = [getattr(callback, name, "") for name in _KEPT for callback in trainer.checkpoint_callbacks]
+    return next((Path(file) for file in kept if file), None)
+
+
+def _inside(file: Path, folder: Path) -> str:
+    """Path of a file from a folder on, or the whole path of one elsewhere."""
+    whole, base = file.absolute(), folder.absolute()
+    return (whole.relative_to(base) if base in whole.parents else whole).as_posix()
 
 
 def _store(trainer: Any) -> Any:
@@ -177,13 +195,15 @@ def run_of(checkpoint: Path) -> Path | None:
 def choose_folder(given: str | None, name: str, resumed: Path | None) -> Path:
     """The folder of a new run, or of the one that is resumed.
 
+    A folder below `runs` is made at once, on the first process: of runs started together, each has its own.
+
     Args:
         given: Folder the user named, or None.
         name: Name of the run: `runs/<name>`, or where that is taken `runs/<name>-2` and so on.
         resumed: Checkpoint to go on from, or None.
 
     Raises:
-        ConfigError: If the folder holds another run.
+        ConfigError: If the folder holds another run, or the name is none for a folder.
     """
     before = run_of(resumed) if resumed is not None else None
     if given is not None:
@@ -198,5 +218,20 @@ def choose_folder(given: str | None, name: str, resumed: Path | None) -> Path:
         return folder
     if before is not None:
         return before
+    if not name.strip(". ") or _NO_NAME.search(name):
+        raise ConfigError(
+            "The run's name is none for a folder.", expected="letters, digits, `-`, `+`, `_`, `.`, blanks", found=name
+        )
     names = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 100_000))
-    return next(folder for folder in names if not (folder / RECORD).exists())
+    return next(folder for folder in names if _claim(folder))
+
+
+def _claim(folder: Path) -> bool:
+    """Whether the folder is ours now."""
+    if getattr(rank_zero_only, "rank", 0) != 0:  # the first process decides; others write nothing
+        return True
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        return False
+    return True

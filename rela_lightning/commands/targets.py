@@ -54,9 +54,10 @@ def targets(
         PriorError: If there is no such prior.
         TargetError: If targets exist at `path` that were built for something else.
     """
+    images = images_of(data)  # before the prior, which may be a large download
     store = build_targets(
         load_prior(prior, **(prior_kwargs or {})),
-        images_of(data),
+        images,
         path,
         target_dim=target_dim,
         standardise=standardise,

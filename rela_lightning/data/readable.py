@@ -77,8 +77,12 @@ def _cache_folder() -> Path:
 def _key(root: Path, names: Sequence[str]) -> str:
     digest = hashlib.sha256(str(root.resolve()).encode())
     for name in names:
-        state = (root / name).stat()
-        digest.update(f"{name}|{state.st_size}|{state.st_mtime_ns}\n".encode())
+        try:
+            state = (root / name).stat()
+        except OSError:  # a link to nothing
+            digest.update(f"{name}|\n".encode())
+        else:
+            digest.update(f"{name}|{state.st_size}|{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:32]
 
 

@@ -22,6 +22,7 @@ class TransportViews:
     Args:
         size: Height and width of a view, pixels.
         num_views: Views per image; 0 gives one tensor instead of a list.
+        distinct: How many of them differ; the others repeat these, at no cost but memory. None for all.
         channels: 1 or 3.
         mean: Per-channel mean subtracted after scaling to `[0, 1]`; None for no normalisation.
         std: Per-channel standard deviation divided by.
@@ -32,11 +33,13 @@ class TransportViews:
         size: Sequence[int],
         *,
         num_views: int = 2,
+        distinct: int | None = None,
         channels: int = 3,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
         self.num_views = num_views
+        self.distinct = num_views if distinct is None else min(distinct, num_views)
         steps: list[Any] = [
             v2.ToImage(),
             v2.RGB() if channels == 3 else v2.Grayscale(),
@@ -55,7 +58,8 @@ class TransportViews:
         if self.num_views == 0:
             single: Tensor = self.view(image)
             return single
-        return [self.view(image) for _ in range(self.num_views)]
+        views = [self.view(image) for _ in range(self.distinct)]
+        return [views[i % self.distinct] for i in range(self.num_views)]
 
 
 def find_normalisation(transform: Any) -> tuple[list[float], list[float]] | None:
@@ -103,8 +107,9 @@ def default_transport_transform(dataset: Any, num_views: int) -> TransportViews 
     mean, std = find_normalisation(owners[0].transform) or (None, None)
     if mean is None and any(float(view.min()) < 0.0 or float(view.max()) > 1.0 for view in views):
         return None  # normalised in a way that cannot be read: other views would be on another scale
-    count = min(num_views, len(views)) if isinstance(output, (list, tuple)) else 0
-    return TransportViews(size, num_views=count, channels=views[0].shape[0], mean=mean, std=std)
+    # two where there were two or more: collate functions and batch hooks of the user may count on a pair
+    count = min(max(num_views, 2), len(views)) if isinstance(output, (list, tuple)) else 0
+    return TransportViews(size, num_views=count, distinct=num_views, channels=views[0].shape[0], mean=mean, std=std)
 
 
 def transformed_sample(dataset: Any, index: int = 0) -> Any:

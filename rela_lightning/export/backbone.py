@@ -24,7 +24,7 @@ from rela_lightning.report import versions
 
 log = logging.getLogger("rela_lightning")
 
-Format = Literal["safetensors", "torch", "onnx", "hub"]
+Format = Literal["auto", "safetensors", "torch", "onnx", "hub"]
 FORMATS: dict[str, tuple[str, ...]] = {
     "safetensors": (".safetensors",),
     "torch": (".pt", ".pth", ".bin"),
@@ -38,7 +38,7 @@ def export_backbone(
     checkpoint: str | Path | nn.Module,
     path: str | Path,
     *,
-    format: Format = "safetensors",
+    format: Format = "auto",
     key: str = "auto",
     architecture: str | nn.Module | None = None,
     backbone_kwargs: Mapping[str, Any] | None = None,
@@ -58,9 +58,10 @@ def export_backbone(
     Args:
         checkpoint: Lightning checkpoint; run folder, of which the last checkpoint is taken; weights file; or a module.
         path: File to write; for `hub` a folder. Missing folders are made.
-        format: `safetensors` or `torch`: the state dict. `onnx`: images float32 `[N, C, S, S]` in, pooled features
-            float32 `[N, F]` out, any N; needs the extra `export`. `hub`: `model.safetensors`, `config.json` (timm's,
-            where a timm model takes the weights) and a model card.
+        format: `auto` goes by the file's ending, and takes safetensors where that says nothing. `safetensors`, `torch`:
+            the state dict. `onnx`: images float32 `[N, C, S, S]` in, pooled features float32 `[N, F]` out, any N; needs
+            the extra `export`. `hub`: `model.safetensors`, `config.json` (timm's, where a timm model takes the weights)
+            and a model card.
         key: Dotted path of the backbone in the module; `auto` tries the usual names and takes the student, never the
             teacher; `""` is the whole.
         architecture: Name for `rela_lightning.methods.build_backbone`, or a network without heads. Needed for ONNX
@@ -83,6 +84,8 @@ def export_backbone(
         PriorError: If a weights file that is no Lightning checkpoint cannot be read.
     """
     out = Path(path).expanduser()
+    if format == "auto":
+        format = _by_ending(out)
     _check_output(out, format, overwrite)
     source = read_source(checkpoint, run)
     found = find_key(source.state, key, frozen=source.frozen, whole=not source.lightning)
@@ -108,9 +111,15 @@ def export_backbone(
     return out
 
 
+def _by_ending(out: Path) -> Format:
+    """The format whose files end so; safetensors for other endings."""
+    named: dict[str, Format] = {".onnx": "onnx", **dict.fromkeys(FORMATS["torch"], "torch")}
+    return named.get(out.suffix, "safetensors")
+
+
 def _check_output(out: Path, format: str, overwrite: bool) -> None:
     if format not in FORMATS:
-        raise ConfigError("Unknown format.", expected="one of the names below", found=format, exists=FORMATS)
+        raise ConfigError("Unknown format.", expected="one of the names below", found=format, exists=("auto", *FORMATS))
     other = [name for name, endings in FORMATS.items() if name != format and out.suffix in endings]
     if other:
         raise ConfigError(

@@ -107,6 +107,7 @@ def _no_checkpoint(path: Path) -> ConfigError:
 
 def find_run(folder: Path) -> Path | None:
     """`run.json` of a run folder, or of the folder of its checkpoints; None without one."""
+    folder = folder.absolute()
     around = [folder, folder / "checkpoints", *([folder.parent] if folder.name == "checkpoints" else [])]
     return next((place / _RUN for place in around if (place / _RUN).is_file()), None)
 

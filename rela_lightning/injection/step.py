@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -213,8 +214,9 @@ class StepEngine:
 
     def _own_call(self, backbone: Backbone, views: list[Tensor], index: Tensor, low_resolution: bool) -> Tensor:
         largest = max(views, key=lambda view: (view.shape[-2:], view.shape[1])).shape[1:]  # masks have one channel
-        chosen = [view for view in views if view.shape[1:] == largest][: self._num_views]
-        rows = torch.cat([self._rows_of(view, len(index)) for view in chosen])
+        single = (part for view in views if view.shape[1:] == largest for part in self._split(view, len(index)))
+        chosen = list(itertools.islice(single, self._num_views))
+        rows = torch.arange(len(index), device=chosen[0].device).repeat(len(chosen))
         images = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
         if not low_resolution or self._resolution is None:
             return self._loss(backbone(images), rows, index)
@@ -229,16 +231,17 @@ class StepEngine:
             return view
         return view[:: view.shape[0] // samples] if self._rows.row_layout == "interleaved" else view[:samples]
 
-    def _rows_of(self, view: Tensor, samples: int) -> Tensor:
-        if view.shape[0] != samples and self._rows.row_layout == "auto":
+    def _split(self, view: Tensor, samples: int) -> Sequence[Tensor]:
+        """Views of one row a sample."""
+        count, layout = view.shape[0] // samples, self._rows.row_layout
+        if count > 1 and layout == "auto":
             raise DataError(
                 "A view in the batch has more rows than samples were drawn, in unknown order.",
                 expected=f"{samples} rows, one a sample",
                 found=f"{view.shape[0]} rows",
                 do='say how they are ordered: row_layout="cat" (a b a b) or "interleaved" (a a b b)',
             )
-        layout = "cat" if view.shape[0] == samples else self._rows.row_layout
-        return regular_rows(view.shape[0], samples, layout, view.device)
+        return [view[i::count] for i in range(count)] if layout == "interleaved" else torch.split(view, samples)
 
     def _from_calls(self, calls: list[Call], views: list[Tensor], index: Tensor) -> Tensor:
         if not calls or self._backbone is None:

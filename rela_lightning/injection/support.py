@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -113,4 +114,32 @@ def check_end_known(schedule: Schedule, *, head_warmup: float, transport_resolut
         expected="a schedule that begins with transport alone and goes by progress, such as Switch",
         found=type(schedule).__name__,
         do=f"leave `{needs}` out, or use Switch(at)",
+    )
+
+
+def warn_never_lets_go(schedule: Schedule) -> None:
+    """Before training: transport is on to the end."""
+    warnings.warn(
+        f"The schedule {type(schedule).__name__} keeps the transport loss to the end of training. "
+        "Cached targets help early and hold back late; Plateau, Switch or Blend let go.",
+        stacklevel=3,
+    )
+
+
+def warn_still_falling(schedule: Schedule) -> None:
+    """After training: an adaptive schedule never let go."""
+    warnings.warn(
+        f"{type(schedule).__name__} saw no end to the fall of the transport loss: all of this budget went into "
+        "transport, and the module's own objective never ran, because the targets had more to teach. To give the "
+        "objective a share whatever happens, pass schedule=Switch(at), for example Switch(0.4).",
+        stacklevel=3,
+    )
+
+
+def warn_unknown_to_checkpoint() -> None:
+    """On resume: nothing of ours is in the checkpoint."""
+    warnings.warn(
+        "The checkpoint was written without ReLACallback: the transport map starts afresh, "
+        "and the schedule goes by the budget already spent.",
+        stacklevel=3,
     )
