@@ -20,10 +20,21 @@ from typing import Any
 RESULTS = Path(__file__).parent / "results" / "convergence.jsonl"
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 NAMES = {
-    "a": "(a) SSL alone, tuned", "b": "(b) transport alone", "c": "(c) authors' rule, frozen map",
-    "switch": "(d) Switch(0.4)", "switch+warm": "(d) Switch(0.4), head warm-up", "blend": "(d) Blend",
-    "plateau": "(d) Plateau", "mix": "(d) Mix", "e": "(e) online distillation", "f": "(f) supervised",
-}  # fmt: skip
+    "a": "(a) SSL alone, tuned",
+    "b": "(b) transport alone",
+    "b2": "(b) transport alone, two views",
+    "c": "(c) authors' rule, frozen map",
+    "switch": "(d) Switch(0.4)",
+    "switch+warm": "(d) Switch(0.4), head warm-up",
+    "late": "(d) Switch(0.8)",
+    "last": "(d) Switch(0.9)",
+    "blend": "(d) Blend",
+    "plateau": "(d) Plateau, the default",
+    "mix": "(d) Mix",
+    "e": "(e) online distillation",
+    "f": "(f) supervised",
+}
+DEFAULT = "plateau"
 Group = dict[str, dict[float, list[dict[str, Any]]]]
 
 
@@ -91,6 +102,36 @@ def counted_table(group: Group, budgets: list[float], full_seconds: float) -> li
     return ["", *lines]
 
 
+def mean_of(group: Group, variant: str, budget: float) -> float | None:
+    """Mean linear top-1 of a variant at a budget."""
+    rows = group.get(variant, {}).get(budget, [])
+    return statistics.fmean(row["linear_top1"] for row in rows) if rows else None
+
+
+def bars(group: Group) -> list[str]:
+    """How far the default is from the best of its parts, and its cost to the baseline's accuracy."""
+    lines: list[str] = []
+    for budget in sorted(group.get(DEFAULT, {})):
+        parts = [found for part in "abc" if (found := mean_of(group, part, budget)) is not None]
+        own = mean_of(group, DEFAULT, budget)
+        if own is not None and len(parts) == 3:
+            gap = 100 * (own - max(parts))
+            lines.append(f"- At {100 * budget:.0f}%: the default is {gap:+.1f} points from the best of a, b, c.")
+    goal = mean_of(group, "a", 1.0)
+    if goal is not None and DEFAULT in group:
+        full = points({1.0: group["a"][1.0]}, labelling=False)[0][0]
+        for name, labelling in (("training", False), ("training and labelling", True)):
+            needed = seconds_to(points(group[DEFAULT], labelling=labelling), goal)
+            number = float(needed.lstrip("≤> ")) / full
+            sign = needed[0] + " " if needed[0] in "≤>" else ""
+            cost = f"{needed} s, {sign}{100 * number:.0f}% of its time"
+            lines.append(f"- Cost to the baseline's full-budget accuracy, {name}: {cost}.")
+        own = mean_of(group, DEFAULT, 1.0)
+        if own is not None:
+            lines.append(f"- At the full budget the default is {100 * (own - goal):+.1f} points from (a).")
+    return ["", *lines] if lines else []
+
+
 def section(title: str, group: Group) -> list[str]:
     """Tables of one method, data set and prior."""
     budgets = sorted({budget for rows in group.values() for budget in rows})
@@ -116,7 +157,7 @@ def section(title: str, group: Group) -> list[str]:
         for variant in sorted(group, key=list(NAMES).index):
             both = [seconds_to(points(group[variant], labelling=counted), goal) for counted in (False, True)]
             lines.append(f"| {NAMES[variant]} | {both[0]} | {both[1]} |")
-        lines += counted_table(group, budgets, full_seconds)
+        lines += [*counted_table(group, budgets, full_seconds), *bars(group)]
     return [*lines, ""]
 
 

@@ -259,6 +259,20 @@ def test_other_sources_give_pooled_features(name, options, width):
     assert network.eval()(torch.rand(2, 3, 32, 32)).shape == (2, width)
 
 
+def test_lightlys_net_is_its_own_at_32_pixels_and_pools_at_any_other():
+    from lightly.models import ResNetGenerator
+
+    network, width = build_backbone("lightly:resnet-9", width=0.25)
+    theirs = ResNetGenerator("resnet-9", width=0.25).eval()
+    theirs.linear = torch.nn.Identity()
+    theirs.load_state_dict(network.state_dict(), strict=True)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(network.eval()(images), theirs(images))
+    for size in (16, 24, 64):
+        assert network(torch.rand(2, 3, size, size)).shape == (2, width)
+    assert network(images.contiguous(memory_format=torch.channels_last)).shape == (2, width)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
 def test_small_images_keep_their_resolution(name):
     network, _ = build_backbone(name, cifar_stem=True)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from rela_lightning.errors import ConfigError
+from rela_lightning.priors.lightly import Trunk
 
 _HEADS = ("fc", "classifier", "heads", "head", "linear")
 
@@ -40,7 +41,9 @@ def build_backbone(name: str, *, cifar_stem: bool = False, **kwargs: Any) -> tup
             network = ResNetGenerator(model, **kwargs)
         except ValueError as error:
             raise ConfigError("lightly has no such network.", found=name, do=str(error)) from error
-    elif source in ("", "torchvision"):
+        width = network.linear.in_features
+        return Trunk(network, pooled=True), width
+    if source in ("", "torchvision"):
         from torchvision import models
 
         try:
@@ -50,7 +53,7 @@ def build_backbone(name: str, *, cifar_stem: bool = False, **kwargs: Any) -> tup
     else:
         raise _unknown(name, ["resnet18", "timm:resnet18", "lightly:resnet-18"])
     width = _cut_classifier(network, name)
-    if cifar_stem and source != "lightly":
+    if cifar_stem:
         _shrink_stem(network, name)
     return network, width
 

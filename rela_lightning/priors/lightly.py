@@ -23,14 +23,22 @@ def build(name: str, *, pretrained: bool, image_size: int | None = None, **kwarg
 
     if pretrained:
         raise ValueError("lightly has no weights for it; use checkpoint:<file> with arch='lightly:...'")
-    return Architecture(_Trunk(ResNetGenerator(name, **kwargs)), None)
+    return Architecture(Trunk(ResNetGenerator(name, **kwargs)), None)
 
 
-class _Trunk(nn.Module):
-    """The generator's layers under their own names, so that its checkpoints load; returns the map."""
+class Trunk(nn.Module):
+    """The generator's layers under their own names, so that its checkpoints load, for images of any size.
 
-    def __init__(self, resnet: nn.Module) -> None:
+    lightly's own forward pools 4x4 pixels whatever the size, which leaves one vector at 32 pixels only.
+
+    Args:
+        resnet: What `ResNetGenerator` gives.
+        pooled: Whether to return the mean `[B, F]` over the map, or the map `[B, F, h, w]`.
+    """
+
+    def __init__(self, resnet: nn.Module, *, pooled: bool = False) -> None:
         super().__init__()
+        self.pooled = pooled
         self.conv1 = resnet.get_submodule("conv1")
         self.bn1 = resnet.get_submodule("bn1")
         self.layer1 = resnet.get_submodule("layer1")
@@ -39,7 +47,8 @@ class _Trunk(nn.Module):
         self.layer4 = resnet.get_submodule("layer4")
 
     def forward(self, images: Tensor) -> Tensor:
+        """The map of images `[B, 3, H, W]`, or its mean."""
         features = F.relu(self.bn1(self.conv1(images)))
         features = self.layer2(self.layer1(features))
         mapped: Tensor = self.layer4(self.layer3(features))
-        return mapped
+        return F.adaptive_avg_pool2d(mapped, 1).flatten(1) if self.pooled else mapped
