@@ -29,7 +29,9 @@ class Weights(NamedTuple):
 
 
 SSL_ONLY = Weights(1.0, 0.0)
-_FEWEST_LOSSES = 20  # in a window of Plateau: the mean of fewer says little
+_FEWEST_LOSSES = 50  # in a window of Plateau: the mean of fewer says little
+_OF_STEEPEST = 0.125  # of the steepest fall: what is left of it on a plateau
+_NO_FALL = 0.2  # of `slope`: a loss that never fell faster than that had nothing to level off from
 TRANSPORT_ONLY = Weights(0.0, 1.0)
 
 
@@ -205,10 +207,11 @@ class AuthorsRule(Schedule):
 class Plateau(Schedule):
     """Transport alone for as long as it teaches something: until its loss has levelled off, then SSL alone.
 
-    The loss is averaged over windows of the budget, of 20 steps or more; the switch comes for good when one window
-    lies less than `slope` per percent of budget below the one before it, within the bounds `at_least` and `at_most`.
-    A prior that has little to say levels off early and is let go early; in a budget too short to learn what it says,
-    it stays. The bounds cost least where they are loose: see docs/convergence.md for what was measured.
+    The loss is averaged over windows of the budget, of 50 steps or more. It has levelled off when it falls, from one
+    window to the next, by less than `slope` per percent of the budget, and by less than an eighth of the steepest
+    fall seen: in a short budget it falls slowly from the start, and still teaches. A loss that never fell counts as
+    level. The switch is for good, and within the bounds `at_least` and `at_most`. A prior that has little to say is
+    let go early; in a budget too short to learn what it says, it stays. See docs/convergence.md for measurements.
 
     Args:
         slope: Fall of the loss per percent of the budget below which it has levelled off, > 0.
@@ -236,6 +239,7 @@ class Plateau(Schedule):
         self._sum: Tensor = torch.zeros(())
         self._count = 0
         self._before = math.inf
+        self._steepest = 0.0
 
     @property
     def certain(self) -> float:
@@ -256,18 +260,21 @@ class Plateau(Schedule):
             return
         mean = float(self._sum) / self._count
         percent = 100.0 * (self._progress - self._start)
-        level = math.isfinite(self._before) and (self._before - mean) / percent < self.slope
-        self.fired = self.fired or (level and self._progress >= self.at_least)
+        if math.isfinite(self._before):
+            fall = (self._before - mean) / percent
+            self._steepest = max(self._steepest, fall)
+            left = fall < _OF_STEEPEST * self._steepest or self._steepest < _NO_FALL * self.slope
+            self.fired = self.fired or (fall < self.slope and left and self._progress >= self.at_least)
         self._before, self._start = mean, self._progress
         self._sum, self._count = torch.zeros_like(self._sum), 0
 
     def state_dict(self) -> dict[str, Tensor]:
         """The current window, the one before, and whether the switch has come."""
-        numbers = [self._progress, self._start, float(self._sum), float(self._count), self._before]
+        numbers = [self._progress, self._start, float(self._sum), float(self._count), self._before, self._steepest]
         return {"window": torch.tensor(numbers, dtype=torch.double), "fired": torch.tensor(self.fired)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned."""
-        self._progress, self._start, total, count, self._before = state["window"].tolist()
+        self._progress, self._start, total, count, self._before, self._steepest = state["window"].tolist()
         self._sum, self._count = torch.tensor(total), int(count)
         self.fired = bool(state["fired"])

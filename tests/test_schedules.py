@@ -112,7 +112,7 @@ def test_plateau_lets_go_when_the_loss_has_levelled_off() -> None:
 
 def test_plateau_stays_within_its_bounds() -> None:
     assert run_plateau(Plateau(), lambda p: 1.0) == pytest.approx(0.2, abs=0.01), "two windows, then a flat loss goes"
-    assert run_plateau(Plateau(window=0.03), lambda p: 1.0) == pytest.approx(0.06, abs=0.01)
+    assert run_plateau(Plateau(window=0.06), lambda p: 1.0) == pytest.approx(0.12, abs=0.01)
     assert run_plateau(Plateau(at_least=0.5), lambda p: 1.0) == pytest.approx(0.5, abs=0.11)
     assert run_plateau(Plateau(at_most=0.5), lambda p: 1.0 - p) == pytest.approx(0.5, abs=0.002)
     assert run_plateau(Plateau(), lambda p: 1.0 - p) is None, "it goes on for as long as the loss falls"
@@ -120,11 +120,18 @@ def test_plateau_stays_within_its_bounds() -> None:
 
 
 def test_plateau_averages_enough_losses_to_tell() -> None:
-    """Forty steps of noise around a falling loss: a window of a tenth is four steps, and would be fooled."""
-    noise = 0.05 * torch.randn(40, generator=torch.Generator().manual_seed(0))
-    assert run_plateau(Plateau(), lambda p: 1.0 - 0.3 * p + float(noise[round(40 * p)]), steps=40) is None
-    flat = run_plateau(Plateau(), lambda p: 1.0, steps=50)
-    assert flat == pytest.approx(0.8, abs=0.05), "two windows of twenty steps"
+    """A hundred steps of noise around a falling loss: a window of a tenth is ten steps, and would be fooled."""
+    noise = 0.05 * torch.randn(100, generator=torch.Generator().manual_seed(0))
+    assert run_plateau(Plateau(), lambda p: 1.0 - 0.3 * p + float(noise[round(100 * p)]), steps=100) is None
+    assert run_plateau(Plateau(), lambda p: 1.0, steps=125) == pytest.approx(0.8, abs=0.05), "two windows of fifty"
+
+
+def test_plateau_goes_by_the_shape_of_the_fall_not_by_its_height() -> None:
+    slow = run_plateau(Plateau(), lambda p: 1.0 - 0.03 * p)
+    assert slow is None, "below `slope` all the way, but as steep at its end as at its start"
+    decaying = [run_plateau(Plateau(), lambda p, h=height: h * math.exp(-p / 0.1)) for height in (1.0, 0.1)]
+    assert decaying[0] == pytest.approx(0.6, abs=0.11), "10% windows fall to an eighth after .21, to .0005 after .5"
+    assert decaying[1] == pytest.approx(0.5, abs=0.11)
 
 
 @pytest.mark.parametrize("stop", [100, 317])
