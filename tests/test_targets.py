@@ -136,6 +136,15 @@ def test_options_shape_the_targets(tmp_path, prior, options):
     np.testing.assert_allclose(store.manifest["explained_variance"], shares, rtol=1e-4)
 
 
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.999])
+def test_a_share_of_the_variance_cuts_where_scikit_learn_does(tmp_path, prior, share):
+    store = build_targets(prior, Digits(), tmp_path / "t", target_dim=share, storage_dtype=torch.float32)
+    oracle = PCA(share, whiten=True, svd_solver="full")
+    expected = oracle.fit_transform(features_by_hand(prior, DIGITS[:40]))
+    assert store.dim == expected.shape[1]
+    same_up_to_sign(store[torch.arange(40)], expected, 1e-3)
+
+
 def test_files_hold_what_they_say(tmp_path, prior):
     store = build_targets(prior, Digits(), tmp_path / "deep" / "t")
     assert sorted(p.name for p in store.path.iterdir()) == ["manifest.json", "projection.safetensors", "targets.npy"]

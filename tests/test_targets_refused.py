@@ -74,6 +74,7 @@ def test_features_that_are_not_finite_are_refused_by_row(tmp_path):
     [
         ({"target_dim": 21}, r"expected: 1 to 20[\s\S]*found:    21"),
         ({"target_dim": 0}, "not a width"),
+        ({"target_dim": 1.0}, r"not a width[\s\S]*a share in \(0, 1\)"),
         ({"standardise": "white"}, "per_dim, isotropic, none"),
         ({"storage_dtype": torch.int8}, "float16 or torch.float32"),
         ({"batch_size": 0}, "batch_size=0"),

@@ -19,7 +19,7 @@ def targets(
     path: str,
     *,
     prior_kwargs: dict[str, Any] | None = None,
-    target_dim: int | None = None,
+    target_dim: int | float | None = None,
     standardise: Literal["per_dim", "isotropic", "none"] = "per_dim",
     storage_dtype: Literal["float16", "float32"] = "float16",
     batch_size: int = 256,
@@ -38,7 +38,7 @@ def targets(
         path: Folder to write.
         prior_kwargs: Options of `load_prior`: `arch` (for a checkpoint), `image_size`, `mean`, `std`, `pooling`,
             `seed` (for random weights), ...
-        target_dim: Most columns that are kept; null for all that carry variance.
+        target_dim: Most columns that are kept, or the share of the variance they explain; null for all that carry any.
         standardise: `per_dim`: each column mean 0 and standard deviation 1. `isotropic`: one scale for all.
             `none`: centred and rotated only.
         storage_dtype: Type of the numbers on disk.

@@ -33,7 +33,7 @@ def assemble(
     *,
     length: int,
     feature_dim: int,
-    target_dim: int | None,
+    target_dim: int | float | None,
     standardise: Standardise,
     storage_dtype: torch.dtype,
 ) -> dict[str, Any]:
@@ -47,7 +47,7 @@ def assemble(
         out: Folder to write to; must exist.
         length: Number of rows N.
         feature_dim: Width F of the features.
-        target_dim: Keep at most this many columns.
+        target_dim: Keep at most this many columns, or as many as explain this share of the variance.
         standardise: `per_dim`, `isotropic` or `none`.
         storage_dtype: `torch.float16` or `torch.float32`.
 
@@ -63,7 +63,7 @@ def assemble(
         return (torch.from_numpy(chunk) for chunk in ordered_chunks(shards, length, feature_dim))
 
     full = pca(streaming_moments(chunks()))
-    kept = full if target_dim is None else full.first(target_dim)
+    kept = full.first(target_dim)
     by = projection(kept, standardise)
     _write_rows(out / TARGETS, chunks(), by, length, storage_dtype)
     save_file({name: tensor.contiguous() for name, tensor in by._asdict().items()}, out / PROJECTION)

@@ -48,7 +48,7 @@ def build_targets(
     dataset: Any,
     path: str | Path,
     *,
-    target_dim: int | None = None,
+    target_dim: int | float | None = None,
     standardise: Standardise = "per_dim",
     storage_dtype: torch.dtype | str = torch.float16,
     batch_size: int = 256,
@@ -69,8 +69,9 @@ def build_targets(
             uint8 tensor `[C, H, W]`, or float tensor in [0, 1]. Its own `transform` is set aside
             while labelling and put back.
         path: Folder to write; its parent may be missing.
-        target_dim: Keep at most this many columns, at most the prior's feature_dim; `None` keeps
-            every one above the rank cut (see `rela_lightning.targets.reduce.rank_tolerance`).
+        target_dim: Keep at most this many columns, at most the prior's feature_dim; a share in (0, 1) keeps the
+            fewest that explain so much of the variance (0.95), `None` every one above the rank cut (see
+            `rela_lightning.targets.reduce.rank_tolerance`).
         standardise: `per_dim` (each column mean 0, standard deviation 1), `isotropic` (one scale for
             all, as PHI-S) or `none` (centred and rotated only).
         storage_dtype: `torch.float16` or `torch.float32`.
@@ -255,7 +256,7 @@ def _quiet(*, own: bool) -> Iterator[None]:
 def _checked(
     *,
     prior: Prior,
-    target_dim: int | None,
+    target_dim: int | float | None,
     standardise: str,
     storage_dtype: torch.dtype | str,
     batch_size: int,
@@ -263,10 +264,12 @@ def _checked(
     trainer: Any,
 ) -> torch.dtype:
     """Refuse options that cannot work; the storage dtype as torch's."""
-    if target_dim is not None and not 1 <= target_dim <= prior.feature_dim:
+    share = isinstance(target_dim, float) and 0.0 < target_dim < 1.0
+    width = isinstance(target_dim, int) and 1 <= target_dim <= prior.feature_dim
+    if target_dim is not None and not (share or width):
         raise ConfigError(
-            "`target_dim` is more than the prior gives." if target_dim > 0 else "`target_dim` is not a width.",
-            expected=f"1 to {prior.feature_dim} (feature_dim of {prior.name}), or None",
+            "`target_dim` is more than the prior gives." if target_dim > 1 else "`target_dim` is not a width.",
+            expected=f"1 to {prior.feature_dim} (feature_dim of {prior.name}), a share in (0, 1), or None",
             found=target_dim,
         )
     if standardise not in STANDARDISATIONS:

@@ -40,8 +40,12 @@ class PCA(NamedTuple):
     variance: Tensor
     total: float
 
-    def first(self, count: int) -> PCA:
-        """The first components only, at most `count`."""
+    def first(self, count: int | float | None) -> PCA:
+        """The first components only: at most `count`, or as many as explain the share `count` of the variance."""
+        if count is None:
+            return self
+        if isinstance(count, float):
+            count = 1 + int((self.variance.cumsum(0) / self.total < count).sum())
         return self._replace(components=self.components[:, :count], variance=self.variance[:count])
 
 
