@@ -86,8 +86,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if not args.no_rela:
         prior = load_prior("random:lightly:resnet-9", width=0.25, image_size=32, **STATS)
         build_targets(prior, images, args.targets)
-        # half of the steps for the targets, half for BYOL; transform=None: a mirrored digit is no digit
-        callbacks.append(ReLACallback(args.targets, schedule=Switch(0.5), transform=None))
+        callbacks.append(ReLACallback(args.targets, schedule=Switch(0.5), transform=None))  # None: no mirrored digits
     quiet = {"logger": False, "enable_checkpointing": False, "enable_model_summary": False}
     trainer = pl.Trainer(max_epochs=args.epochs, callbacks=callbacks, num_sanity_val_steps=0, **quiet)
     trainer.fit(byol_class(pl)(), train, validation)
