@@ -47,7 +47,7 @@ def fit_logistic(
             penalty = l2 / (2 * len(x)) * weight.square().sum()
             loss = F.cross_entropy(F.linear(z, weight, bias), y) + penalty
             weight.grad, bias.grad = torch.autograd.grad(loss, (weight, bias))
-        return float(loss)
+        return float(loss.detach())
 
     solver.step(objective)  # type: ignore[no-untyped-call]
     weight, bias = weight.detach(), bias.detach()
