@@ -59,13 +59,11 @@ def quiet_lightning() -> None:
 
 
 def _command() -> str:
-    """The command line, with the script's path relative to the repository and no folder of this machine."""
+    """The command line, with the script's path relative to the repository."""
     script = Path(sys.argv[0]).resolve()
     root = Path(__file__).resolve().parents[1]
     name = script.relative_to(root) if script.is_relative_to(root) else script.name
-    words = ["python", str(name), *sys.argv[1:]]
-    pairs = zip(["", *words], words, strict=False)
-    return " ".join("DATA_ROOT" if before == "--data-root" else word for before, word in pairs)
+    return " ".join(["python", str(name), *sys.argv[1:]])
 
 
 def _cpu() -> str:

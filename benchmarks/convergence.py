@@ -27,6 +27,7 @@ import lightning.pytorch as L
 import torch
 from common import header, quiet_lightning
 from images import Images, SSLViews, load_splits, plain_view
+from journal import Journal, without_paths
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.transforms.functional import pil_to_tensor
@@ -239,7 +240,9 @@ def calibrate(options: argparse.Namespace) -> None:
             print(method, batch_size, json.dumps(table[f"{method}/{batch_size}"]))
     path = RESULTS / "calibration.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    known[options.data] = {**header(), "step": {**known.get(options.data, {}).get("step", {}), **table}}
+    head = header()
+    head["command"] = without_paths(head["command"], private_paths(options))
+    known[options.data] = {**head, "step": {**known.get(options.data, {}).get("step", {}), **table}}
     path.write_text(json.dumps(known, indent=2) + "\n")
 
 
@@ -294,25 +297,14 @@ def one_run(options: argparse.Namespace, job: dict[str, Any], train: Images, eva
     }
 
 
-def append(path: Path, row: dict[str, Any]) -> None:
-    """One line of results, with what it was made on."""
-    head = header()
-    row |= {key: head[key] for key in ("date", "commit", "hardware", "threads", "versions", "command")}
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print({k: row[k] for k in ("method", "variant", "budget", "seed", "steps", "linear_top1", "knn_top1")}, flush=True)
+SHOWN = ("method", "variant", "budget", "seed", "steps", "linear_top1", "knn_top1")
+KEY = ("asked", "variant", "prior", "data", "images", "budget", "seconds_full", "seed", "settings")
+"""What makes a run the same run."""
 
 
-def done(path: Path) -> set[tuple[Any, ...]]:
-    """Keys of the runs in a results file."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {key_of(row) for row in rows}
-
-
-def key_of(row: dict[str, Any]) -> tuple[Any, ...]:
-    """What makes a run the same run."""
-    names = ("asked", "variant", "prior", "data", "images", "budget", "seconds_full", "seed")
-    return (*(row[name] for name in names), tuple(sorted(row["settings"].items())))
+def private_paths(options: argparse.Namespace) -> dict[str, Path]:
+    """Folders of this machine that no result may name."""
+    return {"DATA_ROOT": options.data_root}
 
 
 def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -328,25 +320,26 @@ def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def work(options: argparse.Namespace) -> None:
     """Do the runs of this shard that nobody did before."""
-    path = RESULTS / FILES[options.action]
+    journal = Journal(RESULTS / FILES[options.action], KEY, private_paths(options))
     splits = load_splits(options.data, options.data_root, options.images)
     shard, shards = map(int, options.shard.split("/"))
     for job in jobs(options)[shard::shards]:
         prior = options.prior if VARIANTS[job["variant"]] is not None else None
         row = {**job, "asked": options.method, "prior": prior, "data": options.data, "images": len(splits.train)}
         row["seconds_full"] = options.seconds
-        if key_of(row) in done(path):
+        if journal.has(row):
             continue
         evaluate = splits.test if options.action == "run" else splits.validation
-        append(path, {**row, **one_run(options, job, splits.train, evaluate)})
+        row |= one_run(options, job, splits.train, evaluate)
+        journal.append(row)
+        print({key: row[key] for key in SHOWN}, flush=True)
     if options.action == "tune" and options.choose:
-        choose(options, path)
+        choose(options, journal)
 
 
-def choose(options: argparse.Namespace, path: Path) -> None:
+def choose(options: argparse.Namespace, journal: Journal) -> None:
     """Keep the settings with the best validation accuracy."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = [row for row in rows if row["asked"] == options.method and row["data"] == options.data]
+    rows = [row for row in journal.rows() if row["asked"] == options.method and row["data"] == options.data]
     best = max(rows, key=lambda row: row["linear_top1"])
     chosen = RESULTS / "tuned.json"
     tuned = json.loads(chosen.read_text()) if chosen.exists() else {}
