@@ -282,6 +282,8 @@ def one_run(options: argparse.Namespace, job: dict[str, Any], train: Images, eva
     costs = costs_of(options, method, settings["batch_size"])
     clock = VirtualClock(options.seconds * job["budget"], costs, kind, *callbacks)
     module = build(method, settings, seed)
+    if options.channels_last:
+        module.to(memory_format=torch.channels_last)
     begun = time.perf_counter()
     fit(module, train.rows(range(len(train)), views_of(method)), settings, seed, clock, *callbacks)
     wall = time.perf_counter() - begun
@@ -307,11 +309,13 @@ def private_paths(options: argparse.Namespace) -> dict[str, Path]:
     return {"DATA_ROOT": options.data_root}
 
 
-def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """The runs asked for."""
+def jobs(options: argparse.Namespace, tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs asked for; a search over batch sizes starts from the best of those tried."""
     if options.action == "tune":
         grid = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
         grid = [g for g in grid if options.method == "byol" or g["momentum"] == GRID["momentum"][0]]
+        if options.batch_sizes:
+            grid = [{**best_of(options, tried)["settings"], "batch_size": size} for size in options.batch_sizes]
         return [{"variant": "a", "budget": options.budgets[0], "seed": 100, "settings": g} for g in grid]
     settings = settings_of(options.method, options.data)
     product = itertools.product(options.budgets, options.seeds, options.variants)
@@ -323,7 +327,7 @@ def work(options: argparse.Namespace) -> None:
     journal = Journal(RESULTS / FILES[options.action], KEY, private_paths(options))
     splits = load_splits(options.data, options.data_root, options.images)
     shard, shards = map(int, options.shard.split("/"))
-    for job in jobs(options)[shard::shards]:
+    for job in jobs(options, journal.rows())[shard::shards]:
         prior = options.prior if VARIANTS[job["variant"]] is not None else None
         row = {**job, "asked": options.method, "prior": prior, "data": options.data, "images": len(splits.train)}
         row["seconds_full"] = options.seconds
@@ -334,13 +338,17 @@ def work(options: argparse.Namespace) -> None:
         journal.append(row)
         print({key: row[key] for key in SHOWN}, flush=True)
     if options.action == "tune" and options.choose:
-        choose(options, journal)
+        choose(options, best_of(options, journal.rows()))
 
 
-def choose(options: argparse.Namespace, journal: Journal) -> None:
-    """Keep the settings with the best validation accuracy."""
-    rows = [row for row in journal.rows() if row["asked"] == options.method and row["data"] == options.data]
-    best = max(rows, key=lambda row: row["linear_top1"])
+def best_of(options: argparse.Namespace, tried: list[dict[str, Any]]) -> dict[str, Any]:
+    """The tuning run of the method, on the data, with the best validation accuracy."""
+    rows = [row for row in tried if row["asked"] == options.method and row["data"] == options.data]
+    return max(rows, key=lambda row: row["linear_top1"])
+
+
+def choose(options: argparse.Namespace, best: dict[str, Any]) -> None:
+    """Keep its settings."""
     chosen = RESULTS / "tuned.json"
     tuned = json.loads(chosen.read_text()) if chosen.exists() else {}
     tuned[f"{options.method}/{options.data}"] = best["settings"]
@@ -356,13 +364,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--method", choices=tuple(METHODS), default="byol")
     parser.add_argument("--methods", nargs="*", default=["byol", "supervised"], help="to calibrate")
-    parser.add_argument("--batch-sizes", nargs="*", type=int, help="to calibrate, beside the tuned one")
+    parser.add_argument("--batch-sizes", nargs="*", type=int, help="to calibrate; to tune, with the best so far")
     parser.add_argument("--prior", default="efficientnet_lite0")
     parser.add_argument("--variants", nargs="*", choices=tuple(VARIANTS), default=["a", "b", "switch"])
     parser.add_argument("--budgets", nargs="*", type=float, default=[1.0], help="shares of --seconds")
     parser.add_argument("--seconds", type=float, default=240.0, help="the full budget")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--shard", default="0/1")
+    parser.add_argument("--channels-last", action="store_true", help="run so: quicker on a CPU, equal up to rounding")
     parser.add_argument("--choose", action="store_true", help="after tuning, keep the best settings")
     parser.add_argument("--steps", type=int, default=8, help="steps of a calibration run, 3 of them warm-up")
     parser.add_argument("--rounds", type=int, default=6)
