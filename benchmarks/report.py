@@ -108,6 +108,11 @@ def mean_of(group: Group, variant: str, budget: float) -> float | None:
     return statistics.fmean(row["linear_top1"] for row in rows) if rows else None
 
 
+def has_curve(group: Group) -> bool:
+    """Whether the default was run at several budgets, so that its cost can be read between them."""
+    return len(group.get(DEFAULT, {})) > 1
+
+
 def bars(group: Group) -> list[str]:
     """How far the default is from the best of its parts, and its cost to the baseline's accuracy."""
     lines: list[str] = []
@@ -120,7 +125,8 @@ def bars(group: Group) -> list[str]:
     goal = mean_of(group, "a", 1.0)
     if goal is not None and DEFAULT in group:
         full = points({1.0: group["a"][1.0]}, labelling=False)[0][0]
-        for name, labelling in (("training", False), ("training and labelling", True)):
+        counted = (("training", False), ("training and labelling", True)) if has_curve(group) else ()
+        for name, labelling in counted:
             needed = seconds_to(points(group[DEFAULT], labelling=labelling), goal)
             number = float(needed.lstrip("≤> ")) / full
             sign = needed[0] + " " if needed[0] in "≤>" else ""
@@ -145,7 +151,9 @@ def section(title: str, group: Group) -> list[str]:
         cells = [cell(rows.get(budget, [])) for budget in budgets]
         lines.append(f"| {NAMES[variant]} | {' | '.join(cells)} | {cell(full, 'knn_top1')} | {labelling:.0f} |")
     base = group.get("a", {})
-    if base and 1.0 in base:
+    if base and 1.0 in base and not has_curve(group):
+        lines += bars(group)
+    elif base and 1.0 in base:
         goal = statistics.fmean(row["linear_top1"] for row in base[1.0])
         full_seconds = points({1.0: base[1.0]}, labelling=False)[0][0]
         lines += [
