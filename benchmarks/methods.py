@@ -23,10 +23,12 @@ from typing import Any, NamedTuple
 import lightning.pytorch as L
 import torch
 from common import quiet_lightning
-from convergence import BACKBONE, accuracy, fit, targets_of
+from convergence import accuracy, targets_of
+from curves import shown
 from images import Splits, SSLViews, load_splits
 from journal import Journal
-from report import cell, mean_and_interval
+from networks import BACKBONE, fit
+from report import cell
 from targets import now, since
 from torchvision.transforms import v2
 
@@ -162,8 +164,7 @@ def difference(rows: list[Row], key: str) -> str:
     pairs = [100 * (by["rela", seed] - by["plain", seed]) for v, seed in by if v == "rela" and ("plain", seed) in by]
     if not pairs:
         return "–"
-    mean, half = mean_and_interval(pairs)
-    return f"{mean:+.1f}" + (f" ± {half:.1f}" if len(pairs) > 1 else "")
+    return shown(pairs, "+.1f")
 
 
 def accuracy_table(rows: list[Row], key: str, title: str) -> list[str]:

@@ -2,23 +2,24 @@
 
     python benchmarks/report.py [--out docs/convergence_tables.md]
 
-Means over seeds with 95% confidence intervals (Student's t). Training seconds and training plus labelling stand
-side by side. Nothing is left out: every run in the file enters its table.
+Means over seeds with 95% confidence intervals (Student's t); differences are taken seed by seed. Training seconds
+and training plus labelling stand side by side. Nothing is left out: every run in the file enters its table.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from curves import Row, Runs, at, cost, mean_and_interval, paired, shown
+
 RESULTS = Path(__file__).parent / "results" / "convergence.jsonl"
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 NAMES = {
     "a": "(a) SSL alone, tuned",
     "b": "(b) transport alone",
@@ -35,155 +36,151 @@ NAMES = {
     "f": "(f) supervised",
 }
 DEFAULT = "plateau"
-Group = dict[str, dict[float, list[dict[str, Any]]]]
+COUNTED = (("training", False), ("training and labelling", True))
+Group = dict[str, Runs]
+"""Runs of one method, data set and prior, by variant and budget."""
 
 
-def mean_and_interval(values: list[float]) -> tuple[float, float]:
-    """Mean and half-width of the 95% interval; infinite for one value."""
-    if len(values) < 2:
-        return statistics.fmean(values), math.inf
-    return statistics.fmean(values), T95[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+def top1(row: Row) -> float:
+    """Linear top-1 in percent."""
+    return 100 * float(row["linear_top1"])
 
 
-def cell(rows: list[dict[str, Any]], key: str = "linear_top1") -> str:
+def cell(rows: list[Row], key: str = "linear_top1") -> str:
     """`71.2 ± 0.8 (3)`: percent, interval, seeds."""
-    if not rows:
-        return "–"
-    mean, half = mean_and_interval([100 * row[key] for row in rows])
-    interval = "" if math.isinf(half) else f" ± {half:.1f}"
-    return f"{mean:.1f}{interval} ({len(rows)})"
+    return f"{shown([100 * row[key] for row in rows])} ({len(rows)})" if rows else "–"
 
 
-def points(group: dict[float, list[dict[str, Any]]], *, labelling: bool) -> list[tuple[float, float]]:
-    """(seconds, mean accuracy) of each budget, rising."""
-    result = []
-    for rows in group.values():
-        seconds = statistics.fmean(row["training_seconds"] + labelling * row["labelling_seconds"] for row in rows)
-        result.append((seconds, statistics.fmean(row["linear_top1"] for row in rows)))
-    return sorted(result)
+def in_order(group: Group) -> list[str]:
+    """Variants in the order of their names."""
+    return sorted(group, key=list(NAMES).index)
 
 
-def seconds_to(curve: list[tuple[float, float]], accuracy: float) -> str:
-    """Seconds at which a curve reaches an accuracy, interpolated between budgets."""
-    if not curve:
-        return "–"
-    if curve[0][1] >= accuracy:
-        return f"≤ {curve[0][0]:.0f}"
-    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
-        if y0 < accuracy <= y1:
-            return f"{x0 + (x1 - x0) * (accuracy - y0) / (y1 - y0):.0f}"
-    return f"> {curve[-1][0]:.0f}"
+def accuracies(group: Group, budgets: list[float]) -> Iterator[str]:
+    """Accuracy at equal training time."""
+    yield "Linear top-1, percent, at equal training time; kNN top-1 at the longest budget."
+    yield from ("", "| variant | " + " | ".join(f"{100 * b:.0f}%" for b in budgets) + " | kNN | labelling s |")
+    yield "|---|" + "---:|" * (len(budgets) + 2)
+    for variant in in_order(group):
+        runs = group[variant]
+        labelling = statistics.fmean(row["labelling_seconds"] for rows in runs.values() for row in rows)
+        cells = [cell(runs.get(budget, [])) for budget in budgets]
+        cells += [cell(runs.get(budgets[-1], []), "knn_top1"), f"{labelling:.0f}"]
+        yield f"| {NAMES[variant]} | {' | '.join(cells)} |"
 
 
-def accuracy_at(curve: list[tuple[float, float]], seconds: float) -> float | None:
-    """Accuracy a curve has at some seconds, interpolated between budgets; None before its first point."""
-    if not curve or seconds < curve[0][0]:
-        return None
-    for (x0, y0), (x1, y1) in itertools.pairwise(curve):
-        if seconds <= x1:
-            return y0 + (y1 - y0) * (seconds - x0) / (x1 - x0)
-    return curve[-1][1]
-
-
-def counted_table(group: Group, budgets: list[float], full_seconds: float) -> list[str]:
-    """Accuracy at equal training plus labelling time."""
-    lines = [
-        "Linear top-1, percent, at equal time of training and labelling together (interpolated between budgets;",
-    ]
-    lines[0] += " – where labelling alone takes longer, or no run is that short):"
-    lines += ["", "| variant | " + " | ".join(f"{b * full_seconds:.0f} s" for b in budgets) + " |"]
-    lines += ["|---|" + "---:|" * len(budgets)]
-    for variant in sorted(group, key=list(NAMES).index):
-        curve = points(group[variant], labelling=True)
+def counted(group: Group, budgets: list[float], full: float) -> Iterator[str]:
+    """Accuracy at equal time of training and labelling together."""
+    yield ""
+    yield (
+        "Linear top-1, percent, at equal time of training and labelling together (interpolated between budgets; – "
+        "where no run is that short or that long):"
+    )
+    yield from ("", "| variant | " + " | ".join(f"{b * full:.0f} s" for b in budgets) + " |")
+    yield "|---|" + "---:|" * len(budgets)
+    for variant in in_order(group):
         # a budget's last step never quite fills it: half a percent short of the budget counts as the budget
-        found = [accuracy_at(curve, b * full_seconds * 1.005) for b in budgets]
-        cells = ["–" if value is None else f"{100 * value:.1f}" for value in found]
-        lines.append(f"| {NAMES[variant]} | {' | '.join(cells)} |")
-    return ["", *lines]
+        found = [at(group[variant], b * full * 1.005, labelling=True) for b in budgets]
+        yield f"| {NAMES[variant]} | {' | '.join(shown([100 * v for v in f]) if f else '–' for f in found)} |"
 
 
-def mean_of(group: Group, variant: str, budget: float) -> float | None:
-    """Mean linear top-1 of a variant at a budget."""
-    rows = group.get(variant, {}).get(budget, [])
-    return statistics.fmean(row["linear_top1"] for row in rows) if rows else None
+def seconds(found: tuple[str, list[float]]) -> str:
+    """`28 ± 3`, `≤ 60`: seconds over seeds, after their sign."""
+    sign, values = found
+    return (sign + " " if sign else "") + shown(values, ".0f")
 
 
-def has_curve(group: Group) -> bool:
-    """Whether the default was run at several budgets, so that its cost can be read between them."""
-    return len(group.get(DEFAULT, {})) > 1
+def costs(group: Group, goal: float, full: float) -> Iterator[str]:
+    """Seconds to the accuracy that the baseline has after its full budget."""
+    yield from (
+        "",
+        f"Seconds to the baseline's mean accuracy after its full budget ({100 * goal:.1f}% in {full:.0f} s),",
+    )
+    yield "mean and interval over seeds (≤: the shortest run is enough; >: the longest is not; ≈: either, for a seed):"
+    yield from ("", "| variant | training | training + labelling |", "|---|---:|---:|")
+    for variant in in_order(group):
+        both = [seconds(cost(group[variant], goal, labelling=counted)) for _, counted in COUNTED]
+        yield f"| {NAMES[variant]} | {both[0]} | {both[1]} |"
 
 
-def bars(group: Group) -> list[str]:
-    """How far the default is from the best of its parts, and its cost to the baseline's accuracy."""
-    lines: list[str] = []
-    for budget in sorted(group.get(DEFAULT, {})):
-        parts = [found for part in "abc" if (found := mean_of(group, part, budget)) is not None]
-        own = mean_of(group, DEFAULT, budget)
-        if own is not None and len(parts) == 3:
-            gap = 100 * (own - max(parts))
-            lines.append(f"- At {100 * budget:.0f}%: the default is {gap:+.1f} points from the best of a, b, c.")
-    goal = mean_of(group, "a", 1.0)
-    if goal is not None and DEFAULT in group:
-        full = points({1.0: group["a"][1.0]}, labelling=False)[0][0]
-        counted = (("training", False), ("training and labelling", True)) if has_curve(group) else ()
-        for name, labelling in counted:
-            needed = seconds_to(points(group[DEFAULT], labelling=labelling), goal)
-            number = float(needed.lstrip("≤> ")) / full
-            sign = needed[0] + " " if needed[0] in "≤>" else ""
-            cost = f"{needed} s, {sign}{100 * number:.0f}% of its time"
-            lines.append(f"- Cost to the baseline's full-budget accuracy, {name}: {cost}.")
-        own = mean_of(group, DEFAULT, 1.0)
-        if own is not None:
-            lines.append(f"- At the full budget the default is {100 * (own - goal):+.1f} points from (a).")
-    return ["", *lines] if lines else []
+def bars(group: Group, goal: float, full: float) -> Iterator[str]:
+    """How far the default is from the best of its parts and from the baseline, and what that accuracy costs."""
+    ours = group.get(DEFAULT, {})
+    yield ""
+    for budget in sorted(ours):
+        parts = {part: group[part][budget] for part in "abc" if budget in group.get(part, {})}
+        if len(parts) == 3:
+            best = max(parts, key=lambda part: statistics.fmean(map(top1, parts[part])))
+            gap, share = shown(paired(ours[budget], parts[best], top1), "+.1f"), f"{100 * budget:.0f}%"
+            yield f"- At {share} of training time the default is {gap} points from the best of a, b, c ({best})."
+    if 1.0 in ours:
+        gap = shown(paired(ours[1.0], group["a"][1.0], top1), "+.1f")
+        extra = statistics.fmean(row["labelling_seconds"] for row in ours[1.0])
+        spent = f"{full:.0f} s of training each, and {extra:.0f} s of labelling"
+        yield f"- After {spent}, the default is {gap} points from (a)."
+    if len(ours) > 1:
+        own = cost(group["a"], goal, labelling=False)
+        for name, labelling in COUNTED:
+            sign, values = cost(ours, goal, labelling=labelling)
+            mean, itself = statistics.fmean(values), statistics.fmean(own[1])
+            share = f"{sign}{100 * mean / full:.0f}% of that budget"
+            yield (
+                f"- Cost to (a)'s full-budget accuracy, {name}: {seconds((sign, values))} s, {share}; (a) itself first "
+                f"has it after {seconds(own)} s, of which that is {100 * mean / itself:.0f}%."
+            )
 
 
 def section(title: str, group: Group) -> list[str]:
     """Tables of one method, data set and prior."""
-    budgets = sorted({budget for rows in group.values() for budget in rows})
-    lines = [f"## {title}", "", "Linear top-1, percent, at equal training time; kNN top-1 at the full budget.", ""]
-    lines += ["| variant | " + " | ".join(f"{100 * b:.0f}%" for b in budgets) + " | kNN | labelling s |"]
-    lines += ["|---|" + "---:|" * (len(budgets) + 2)]
-    for variant in sorted(group, key=list(NAMES).index):
-        rows = group[variant]
-        full = rows.get(budgets[-1], [])
-        labelling = statistics.fmean(row["labelling_seconds"] for runs in rows.values() for row in runs)
-        cells = [cell(rows.get(budget, [])) for budget in budgets]
-        lines.append(f"| {NAMES[variant]} | {' | '.join(cells)} | {cell(full, 'knn_top1')} | {labelling:.0f} |")
-    base = group.get("a", {})
-    if base and 1.0 in base and not has_curve(group):
-        lines += bars(group)
-    elif base and 1.0 in base:
-        goal = statistics.fmean(row["linear_top1"] for row in base[1.0])
-        full_seconds = points({1.0: base[1.0]}, labelling=False)[0][0]
-        lines += [
-            "",
-            f"Seconds to the baseline's full-budget accuracy ({100 * goal:.1f}% in {full_seconds:.0f} s):",
-            "",
-        ]
-        lines += ["| variant | training | training + labelling |", "|---|---:|---:|"]
-        for variant in sorted(group, key=list(NAMES).index):
-            both = [seconds_to(points(group[variant], labelling=counted), goal) for counted in (False, True)]
-            lines.append(f"| {NAMES[variant]} | {both[0]} | {both[1]} |")
-        lines += [*counted_table(group, budgets, full_seconds), *bars(group)]
+    budgets = sorted({budget for runs in group.values() for budget in runs})
+    lines = [f"## {title}", "", *accuracies(group, budgets)]
+    base = group.get("a", {}).get(1.0)
+    if base:
+        goal = statistics.fmean(row["linear_top1"] for row in base)
+        full = statistics.fmean(row["training_seconds"] for row in base)
+        if any(len(runs) > 1 for variant, runs in group.items() if variant != "a"):
+            lines += [*costs(group, goal, full), *counted(group, budgets, full)]
+        lines += bars(group, goal, full)
+    return [*lines, ""]
+
+
+def step_times(calibration: dict[str, Any]) -> list[str]:
+    """What a step costs, with the wait for its data and without."""
+    lines = ["## Step times", "", "Seconds of a step, calibrated side by side; `ssl` is 1. Budgets go by these.", ""]
+    lines += ["| data | method/batch | step | seconds | of which data | ratio | ratio without data |"]
+    lines += ["|---|---|---|---:|---:|---:|---:|"]
+    for data, found in sorted(calibration.items()):
+        for name, kinds in sorted(found["step"].items()):
+            own = kinds["ssl"]
+            for kind, row in kinds.items():
+                bare, base = row["seconds"] - row["data_wait"], own["seconds"] - own["data_wait"]
+                lines.append(
+                    f"| {data} | {name} | {kind} | {row['seconds']:.3f} | {row['data_wait']:.3f} "
+                    f"| {row['seconds'] / own['seconds']:.2f} | {bare / base:.2f} |"
+                )
     return [*lines, ""]
 
 
 def draw(title: str, group: Group, path: Path) -> None:
-    """Accuracy against seconds, labelling left out and counted."""
+    """Accuracy against seconds, labelling left out and counted, with intervals."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    for axis, labelling in zip(axes, (False, True), strict=True):
-        for variant in sorted(group, key=list(NAMES).index):
-            curve = points(group[variant], labelling=labelling)
-            axis.plot(*zip(*curve, strict=True), marker="o", label=NAMES[variant])
-        axis.set_xlabel("seconds of training" + (" and labelling" if labelling else ""))
+    for axis, (name, labelling) in zip(axes, COUNTED, strict=True):
+        for variant in in_order(group):
+            points = []
+            for _, rows in sorted(group[variant].items()):
+                mean, half = mean_and_interval([top1(row) for row in rows])
+                spent = statistics.fmean(row["training_seconds"] + labelling * row["labelling_seconds"] for row in rows)
+                points.append((spent, mean, 0.0 if math.isinf(half) else half))
+            x, y, error = zip(*points, strict=True)
+            axis.errorbar(x, y, yerr=error, marker="o", capsize=2, label=NAMES[variant])
+        axis.set_xlabel(f"seconds of {name}")
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("linear top-1")
+    axes[0].set_ylabel("linear top-1, %")
     axes[0].legend(fontsize=7)
     figure.suptitle(title)
     figure.tight_layout()
@@ -192,20 +189,35 @@ def draw(title: str, group: Group, path: Path) -> None:
     plt.close(figure)
 
 
+def grouped(rows: list[Row]) -> Iterator[tuple[str, str, Group]]:
+    """Title, file name and runs of every setting; the runs without a prior stand in every prior's table.
+
+    Raises:
+        SystemExit: If a seed was run twice, as after tuning again: both cannot enter one mean.
+    """
+    settings: dict[tuple[str, str, int, float], list[Row]] = defaultdict(list)
+    for row in rows:
+        settings[row["asked"], row["data"], row["images"], row["seconds_full"]].append(row)
+    for (method, data, images, spent), own in sorted(settings.items()):
+        for prior in sorted({row["prior"] for row in own if row["prior"]}) or [None]:
+            group: Group = defaultdict(lambda: defaultdict(list))
+            for row in own:
+                if row["prior"] in (None, prior):
+                    group[row["variant"]][row["budget"]].append(row)
+            for variant, runs in group.items():
+                for budget, found in runs.items():
+                    if len({row["seed"] for row in found}) < len(found):
+                        raise SystemExit(f"{method}, {data}, {variant} at {budget}: a seed was run twice.")
+            name = f"{method}-{data}-{images}-{spent:.0f}-{prior}.png".replace(":", "-").replace("/", "-")
+            yield f"{method}, {data}, {images} images, {spent:.0f} s, prior {prior}", name, group
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path, default=RESULTS.parents[2] / "docs" / "convergence_tables.md")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.results.read_text().splitlines()]
-    groups: dict[tuple[str, str, int, float], dict[str, Group]] = defaultdict(
-        lambda: defaultdict(lambda: defaultdict(dict))
-    )
-    for row in rows:
-        setting = (row["asked"], row["data"], row["images"], row["seconds_full"])
-        priors = [row["prior"]] if row["prior"] else {r["prior"] for r in rows if r["prior"]}
-        for prior in priors:  # the baseline stands in every prior's table
-            groups[setting][prior][row["variant"]].setdefault(row["budget"], []).append(row)
     last = rows[-1]
     lines = [
         "# Convergence: tables",
@@ -215,16 +227,13 @@ def main() -> None:
         f"{last['versions']['lightning']}. In brackets: seeds. CIFAR-10 is a JPEG copy.",
         "",
     ]
-    for (method, data, images, seconds), by_prior in sorted(groups.items()):
-        for prior, group in sorted(by_prior.items()):
-            if set(group) <= {"a", "f"} and len(by_prior) > 1:
-                continue
-            title = f"{method}, {data}, {images} images, {seconds:.0f} s, prior {prior}"
-            figure = (
-                options.out.parent / "figures" / f"{method}-{data}-{images}-{seconds:.0f}-{prior}.png".replace(":", "-")
-            )
-            draw(title, group, figure)
-            lines += [*section(title, group), f"![{title}]({figure.relative_to(options.out.parent)})", ""]
+    for title, name, group in grouped(rows):
+        figure = options.out.parent / "figures" / name
+        draw(title, group, figure)
+        lines += [*section(title, group), f"![{title}]({figure.relative_to(options.out.parent)})", ""]
+    calibration = options.results.parent / "calibration.json"
+    if calibration.exists():
+        lines += step_times(json.loads(calibration.read_text()))
     options.out.write_text("\n".join(lines))
     print(options.out)
 

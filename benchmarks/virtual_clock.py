@@ -42,9 +42,13 @@ class VirtualClock(L.Callback):
         """Seconds spent so far, by calibration."""
         return self.elapsed
 
+    @property
+    def _share(self) -> float:
+        return self.elapsed / self._duration
+
     def factor(self) -> float:
         """Learning-rate factor: warm-up and cosine over the budget."""
-        share = self.elapsed / self._duration
+        share = self._share
         if share < self.warmup:
             return max(share / self.warmup, 0.02)
         return 0.5 * (1.0 + math.cos(math.pi * min((share - self.warmup) / (1.0 - self.warmup), 1.0)))
@@ -63,6 +67,8 @@ class VirtualClock(L.Callback):
         kind = self.kind or KINDS[float(trainer.callback_metrics["rela/phase"])]
         if kind == "transport" and self.callback is not None:
             kind += "" if self.callback.num_views == 2 else str(self.callback.num_views)
+            if self.callback.transport_resolution and self._share < 0.75 * self.callback.schedule.certain:
+                kind += f"@{self.callback.transport_resolution}"
         if kind == "ssl" and self.switched_at is None:
             self.switched_at = self.elapsed
         if kind.startswith(("transport", "online")):

@@ -1,11 +1,8 @@
-"""The logic of benchmarks/methods.py and benchmarks/gpu.py, on tiny input."""
+"""The logic of benchmarks/methods.py, on tiny input."""
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,52 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[Callable[[str], Any]]:
-    """Imports a benchmark by name as running it would, beside its siblings."""
-    sys.path.insert(0, str(BENCHMARKS))
-    yield importlib.import_module
-    sys.path.remove(str(BENCHMARKS))
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", "")).startswith(str(BENCHMARKS)):
-            del sys.modules[name]
-
-
-@pytest.fixture(scope="module")
-def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Handwritten digits in the files of Fashion-MNIST."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    large = np.stack([np.asarray(Image.fromarray(d.astype(np.uint8) * 15).resize((28, 28))) for d in digits.images])
-    root = tmp_path_factory.mktemp("data")
-    raw = root / "FashionMNIST" / "raw"
-    raw.mkdir(parents=True)
-    for name, rows in (("train", slice(0, 192)), ("t10k", slice(192, 256))):
-        for kind, array in (("images-idx3", large[rows]), ("labels-idx1", digits.target[rows].astype(np.uint8))):
-            head = np.array([0x0800 + array.ndim, *array.shape], dtype=">i4")
-            (raw / f"{name}-{kind}-ubyte").write_bytes(head.tobytes() + array.tobytes())
-    return root
-
-
-def call(module: Any, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", [module.__file__, *map(str, arguments)])
-    module.main()
-
-
-def refused(module: Any, monkeypatch: pytest.MonkeyPatch, capsys: Any, *arguments: object) -> str:
-    with pytest.raises(SystemExit):
-        call(module, monkeypatch, *arguments)
-    return capsys.readouterr().err
-
-
-def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+from tests.benchmarks.calls import call, lines_of, refused
 
 
 def test_methods_runs_once_and_goes_on_where_it_stopped(script, data_root, tmp_path, monkeypatch):
@@ -211,7 +164,7 @@ def test_tables_hold_means_intervals_and_paired_differences(script, tmp_path, mo
 
 
 def test_the_page_of_this_repository_has_its_marks():
-    page = (BENCHMARKS.parent / "docs" / "methods_benchmark.md").read_text()
+    page = (Path(__file__).parents[2] / "docs" / "methods_benchmark.md").read_text()
     assert page.count("<!-- tables -->") == page.count("<!-- end of tables -->") == 1
 
 
@@ -229,67 +182,3 @@ def test_bad_input_is_refused_readably(script, tmp_path, monkeypatch, capsys):
     assert "goes with --tiny" in refused(gpu, monkeypatch, capsys, "--device", "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no GPU here" in refused(gpu, monkeypatch, capsys)
-
-
-def test_gpu_benchmark_runs_small_on_the_cpu(script, tmp_path, monkeypatch):
-    gpu, out = script("gpu"), tmp_path / "gpu.json"
-    call(gpu, monkeypatch, "--device", "cpu", "--tiny", "--jpeg", "--modes", "fp32", "--out", out)
-    written = json.loads(out.read_text())
-    assert str(tmp_path) not in out.read_text() and written["command"].endswith("--out OUT")
-    rows = written["result"]["steps"]["fp32"]
-    assert set(rows) == {"alone", "mixed", "transport, two views", "transport, one view", "after the switch"}
-    assert rows["alone"]["ratio"] == 1 and all(row["seconds_per_step"] > 0 for row in rows.values())
-    assert rows["mixed"]["ratio"] == pytest.approx(
-        rows["mixed"]["seconds_per_step"] / rows["alone"]["seconds_per_step"]
-    )
-    (prior,) = written["result"]["labelling"].values()
-    assert set(prior) == {"32-true", "bf16-mixed"}
-    for rates in prior.values():
-        assert len(rates) == 4 and rates["bare forward"]["share_of_bare_forward"] == 1
-        assert all(rate["images_per_second"] > 0 for rate in rates.values())
-
-
-@pytest.mark.slow
-def test_gpu_benchmark_runs_every_mode_small_on_the_cpu(script, tmp_path, monkeypatch):
-    gpu, out = script("gpu"), tmp_path / "gpu.json"
-    call(gpu, monkeypatch, "steps", "--device", "cpu", "--tiny", "--out", out)
-    assert list(json.loads(out.read_text())["result"]["steps"]) == list(gpu.MODES)
-
-
-@pytest.mark.gpu
-def test_gpu_benchmark_runs_on_a_gpu(script, tmp_path, monkeypatch):
-    gpu, out = script("gpu"), tmp_path / "gpu.json"
-    call(gpu, monkeypatch, "--device", "cuda", "--tiny", "--jpeg", "--compiler", "inductor", "--out", out)
-    rows = json.loads(out.read_text())["result"]["steps"]
-    assert all(row["peak_mib"] > 0 for mode in rows.values() for row in mode.values())
-
-
-def test_modes_reach_the_networks(script):
-    gpu = script("gpu")
-    options = SimpleNamespace(backbone="lightly:resnet-9", compiler="eager")
-    plain, fast = gpu.build(options, gpu.Mode()), gpu.build(options, gpu.MODES["bf16, channels-last, compiled"])
-    for module, expected in ((plain, False), (fast, True)):
-        for network in (module.backbone, module.teacher_backbone):
-            assert network.layer1[0].conv1.weight.is_contiguous(memory_format=torch.channels_last) is expected
-            assert (network._compiled_call_impl is not None) is expected
-    pairs = zip(plain.parameters(), fast.parameters(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
-
-
-def test_the_window_leaves_the_warm_up_out(script):
-    calls: list[tuple[str, int]] = []
-    meter = SimpleNamespace(
-        start=lambda: calls.append(("start", window.seen)), stop=lambda: calls.append(("stop", window.seen))
-    )
-    window = script("gpu").Window(meter, warmup=2, steps=3)
-    for _ in range(7):
-        window.on_train_batch_end()
-    assert calls == [("start", 2), ("stop", 5)]
-
-
-def test_summaries_pair_rounds_and_take_medians(script):
-    alone = [{"seconds": s, "bytes": 2**20} for s in (1.0, 2.0, 4.0)]
-    rows = [{"seconds": s, "bytes": 2**20 * k} for s, k in ((3.0, 1), (2.0, 5), (6.0, 2))]
-    result = script("gpu").summary(rows, alone, batch_size=12)
-    assert result == {"seconds_per_step": 3.0, "images_per_second": 4.0, "ratio": 1.5,
-                      "ratio_of_each_round": [3.0, 1.0, 1.5], "peak_mib": 5.0}  # fmt: skip

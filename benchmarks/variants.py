@@ -1,0 +1,87 @@
+"""What is compared: the callback's options by a short name, and the kinds of steps they make."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from networks import prior_of
+
+from rela_lightning import ReLACallback, TargetStore, load_prior
+from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Schedule, Switch, TransportOnly
+from rela_lightning.targets.source import PriorTargets
+
+VARIANTS: dict[str, dict[str, Any] | None] = {
+    "a": None,  # the SSL method alone, tuned
+    "b": {"schedule": TransportOnly},
+    "b2": {"schedule": TransportOnly, "num_views": 2},
+    "c": {"schedule": AuthorsRule, "transport_optimizer": None, "num_views": 2},
+    "switch": {"schedule": Switch},
+    "switch+warm": {"schedule": Switch, "head_warmup": 0.05},
+    "late": {"schedule": functools.partial(Switch, 0.8)},
+    "last": {"schedule": functools.partial(Switch, 0.9)},
+    "blend": {"schedule": Blend},
+    "plateau": {"schedule": Plateau},
+    "mix": {"schedule": Mix},
+    "frozen": {"schedule": TransportOnly, "transport_optimizer": None},
+    "small": {"schedule": TransportOnly, "transport_resolution": 24},
+    "isotropic": {"schedule": TransportOnly},
+    "rank": {"schedule": TransportOnly},
+    "e": {"schedule": TransportOnly},  # the teacher in the loop: it embeds the student's view at every step
+    "f": None,  # supervised: the ceiling
+}
+"""Options of ReLACallback by variant; None for runs without it."""
+STORES: dict[str, dict[str, Any]] = {"isotropic": {"standardise": "isotropic"}, "rank": {"target_dim": 0.95}}
+"""Options of build_targets for the variants that need targets of their own."""
+KINDS: dict[str, tuple[str, Any]] = {
+    "ssl": ("a", None),
+    "transport": ("b2", None),
+    "transport1": ("b", None),
+    "transport1@24": ("small", None),
+    "mixed": ("b", Mix),
+    "online": ("e", None),
+}
+"""Kind of a step: (variant, schedule in its place) that it is calibrated with."""
+
+
+def kinds_of(method: str) -> list[str]:
+    """Kinds of steps of a method: the supervised has one, and only BYOL stands beside online distillation."""
+    if method == "supervised":
+        return ["ssl"]
+    return [kind for kind in KINDS if kind not in ("online", "transport1@24") or method == "byol"]
+
+
+def callback_of(variant: str, store: Path, prior: str, schedule: Any = None) -> ReLACallback | None:
+    """The callback of a variant, with another schedule if one is given; None for the plain method."""
+    options = VARIANTS[variant]
+    if options is None:
+        return None
+    options = {**options, "schedule": (schedule or options["schedule"])()}
+    if variant == "e":
+        return OnlineDistillation(store, prior=prior_of(prior), **options)
+    return ReLACallback(store, **options)
+
+
+def in_words(variant: str) -> str | None:
+    """A variant's options with every value, for the results: names may come to mean something else."""
+    options = VARIANTS[variant]
+    if options is None:
+        return None
+    schedule: Schedule = options["schedule"]()
+    values = ", ".join(f"{name}={value}" for name, value in vars(schedule).items() if name[0] != "_")
+    rest = {"num_views": 1, **options, **STORES.get(variant, {})}
+    words = [f"{name}={value}" for name, value in rest.items() if name != "schedule"]
+    return ", ".join([f"{type(schedule).__name__}({values})", *words])
+
+
+class OnlineDistillation(ReLACallback):
+    """The prior embeds the student's view at every step.
+
+    The projection is the store's, and its cost is not counted: no step is spent on learning it.
+    """
+
+    def _open_targets(self) -> PriorTargets:
+        source = PriorTargets(load_prior(self.prior))
+        source.load_state_dict({"projection": [part.float() for part in TargetStore(self.targets).projection]})
+        return source

@@ -1,0 +1,194 @@
+"""The logic of benchmarks/convergence.py, on tiny input: whose images are judged, and what a second costs."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+
+from tests.benchmarks.calls import call, lines_of
+
+SETTINGS = {"lr": 1e-3, "batch_size": 16, "momentum": 0.9}
+COSTS = {"ssl": 1.0, "transport": 0.9, "transport1": 0.4, "mixed": 1.2}
+
+
+@pytest.fixture
+def convergence(script, data_root, tmp_path, monkeypatch):
+    """The script with results of its own and calibrated step times."""
+    module = script("convergence")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
+    (tmp_path / "results").mkdir()
+    step = {f"byol/{size}": {kind: {"seconds": s} for kind, s in COSTS.items()} for size in (16, 32, 64)}
+    (tmp_path / "results" / "calibration.json").write_text(json.dumps({"fashion_mnist": {"step": step}}))
+    (tmp_path / "results" / "tuned.json").write_text(json.dumps({"byol/fashion_mnist": SETTINGS}))
+    return module
+
+
+def arguments(action: str, data_root: Any, *more: object) -> tuple[object, ...]:
+    return (action, "--data", "fashion_mnist", "--data-root", data_root, "--images", 128, "--prior", "random", *more)
+
+
+def test_images_that_choose_and_images_that_judge_are_apart(script, data_root):
+    splits = script("images").load_splits("fashion_mnist", data_root, 128)
+    train, validation, test = ({image.numpy().tobytes() for image in part.images} for part in splits)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (128, 64, 64)
+    assert not train & validation and not train & test and not validation & test
+
+
+def test_only_run_sees_the_test_images(convergence, script, data_root, monkeypatch):
+    splits = script("images").load_splits("fashion_mnist", data_root, 128)
+    judged: list[torch.Tensor] = []
+
+    def one_run(options: Any, job: Any, train: Any, evaluate: Any) -> dict[str, Any]:
+        judged.append(evaluate.images)
+        assert torch.equal(train.images, splits.train.images)
+        return {"method": "byol", "steps": 1, "linear_top1": 0.5, "knn_top1": 0.5}
+
+    monkeypatch.setattr(convergence, "one_run", one_run)
+    for action in ("tune", "explore", "run"):
+        judged.clear()
+        call(convergence, monkeypatch, *arguments(action, data_root, "--variants", "a", "b"))
+        wanted = splits.test if action == "run" else splits.validation
+        assert judged and all(torch.equal(images, wanted.images) for images in judged)
+
+
+def test_the_best_settings_on_validation_images_are_kept_and_used(convergence, data_root, monkeypatch):
+    def one_run(options: Any, job: Any, train: Any, evaluate: Any) -> dict[str, Any]:
+        settings = job["settings"]
+        top1 = 0.5 - abs(settings["lr"] - 2e-3) + 0.01 * (settings["momentum"] == 0.99) + settings["batch_size"] / 1e4
+        return {"method": "byol", "steps": 1, "linear_top1": top1, "knn_top1": 0.5}
+
+    monkeypatch.setattr(convergence, "one_run", one_run)
+    results = convergence.RESULTS
+    call(convergence, monkeypatch, *arguments("tune", data_root, "--budgets", 0.5, "--choose"))
+    assert len(lines_of(results / "tuning.jsonl")) == 10
+    best = {"lr": 2e-3, "momentum": 0.99, "batch_size": 64}
+    assert json.loads((results / "tuned.json").read_text())["byol/fashion_mnist"] == best
+    call(convergence, monkeypatch, *arguments("tune", data_root, "--budgets", 0.5, "--batch-sizes", 128, "--choose"))
+    assert lines_of(results / "tuning.jsonl")[-1]["settings"] == {**best, "batch_size": 128}
+    call(convergence, monkeypatch, *arguments("run", data_root, "--variants", "b"))
+    assert lines_of(results / "convergence.jsonl")[-1]["settings"] == {**best, "batch_size": 128}
+
+
+def test_runs_are_made_once_and_shared_out(convergence, data_root, monkeypatch):
+    made: list[tuple[Any, ...]] = []
+
+    def one_run(options: Any, job: Any, train: Any, evaluate: Any) -> dict[str, Any]:
+        made.append((job["variant"], job["budget"], job["seed"]))
+        return {"method": "byol", "steps": 1, "linear_top1": 0.5, "knn_top1": 0.5}
+
+    monkeypatch.setattr(convergence, "one_run", one_run)
+    asked = ("--variants", "a", "b", "plateau", "--budgets", 0.5, 1.0, "--seeds", 0, 1)
+    for shard in ("0/2", "1/2", "0/1"):
+        call(convergence, monkeypatch, *arguments("run", data_root, *asked, "--shard", shard))
+    assert len(made) == 12 == len(set(made)) == len(lines_of(convergence.RESULTS / "convergence.jsonl"))
+    call(convergence, monkeypatch, *arguments("run", data_root, *asked, "--seconds", 10))
+    assert len(made) == 24  # another budget in seconds is another run
+    text = (convergence.RESULTS / "convergence.jsonl").read_text()
+    assert str(data_root) not in text and "--data-root DATA_ROOT" in text
+
+
+class Rates(L.Callback):
+    """The learning rate and the phase of every step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+        self.phases: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.phases.append(float(trainer.callback_metrics.get("rela/phase", 2.0)))
+
+
+def train_for(convergence: Any, data_root: Any, variant: str, seconds: float) -> tuple[Any, Rates]:
+    options = SimpleNamespace(data="fashion_mnist", data_root=data_root)
+    train = convergence.load_splits("fashion_mnist", data_root, 128).train
+    callback = convergence.callback_of(variant, convergence.targets_of(options, train, "random"), "random")
+    callbacks = [] if callback is None else [callback]
+    clock = convergence.VirtualClock(seconds, COSTS, "ssl" if variant == "a" else None, *callbacks)
+    rates = Rates()
+    data = train.rows(range(128), convergence.SSLViews(2))
+    convergence.fit(convergence.build("byol", SETTINGS, 0), data, SETTINGS, 0, clock, *callbacks, rates)
+    return clock, rates
+
+
+@pytest.mark.parametrize(
+    ("variant", "seconds", "steps"),
+    [
+        ("a", 10.05, 10),
+        ("b", 10.1, 25),  # one view: .4 s
+        ("b2", 10.1, 11),  # two views: .9 s
+        ("mix", 10.1, 8),
+        ("switch", 10.1, 12 + 5),  # 40% is 4.04 s: 11 steps reach it, one batch had been fetched; 5.3 s are left
+    ],
+)
+def test_a_budget_of_seconds_is_spent_at_the_calibrated_cost(convergence, data_root, variant, seconds, steps):
+    clock, rates = train_for(convergence, data_root, variant, seconds)
+    assert clock.steps == steps == len(rates.rates)
+    cost = {0.0: COSTS["transport" if variant == "b2" else "transport1"], 1.0: COSTS["mixed"], 2.0: COSTS["ssl"]}
+    assert clock.elapsed == pytest.approx(sum(cost[phase] for phase in rates.phases)) and clock.elapsed <= seconds
+    if variant == "switch":
+        assert rates.phases == [0.0] * 12 + [2.0] * 5
+        assert clock.switched_at == pytest.approx(12 * 0.4)
+    if variant in ("b", "b2"):
+        assert clock.switched_at is None and len(clock.transport_loss) == steps
+
+
+def test_the_learning_rate_warms_up_and_falls_as_a_cosine_of_the_seconds(convergence, data_root):
+    clock, rates = train_for(convergence, data_root, "switch", 40.2)
+    begun = np.cumsum([0.0] + [COSTS["transport1"] if phase == 0 else COSTS["ssl"] for phase in rates.phases[:-1]])
+    share = begun / 40.2
+    falling = 0.5 * (1 + np.cos(np.pi * (share - 0.1) / 0.9))
+    expected = SETTINGS["lr"] * np.where(share < 0.1, np.maximum(share / 0.1, 0.02), falling)
+    np.testing.assert_allclose(rates.rates, expected, rtol=1e-9)
+    assert clock.steps == len(begun)
+
+
+def test_a_run_says_what_it_cost_and_is_repeatable(convergence, data_root, monkeypatch):
+    for _ in range(2):
+        for file in convergence.RESULTS.glob("*.jsonl"):
+            file.rename(file.with_suffix(".before"))
+        call(convergence, monkeypatch, *arguments("run", data_root, "--variants", "a", "plateau", "--seconds", 6.1))
+    first, second = (
+        [json.loads(line) for line in (convergence.RESULTS / name).read_text().splitlines()]
+        for name in ("convergence.before", "convergence.jsonl")
+    )
+    for one, two in zip(first, second, strict=True):
+        assert all(one[key] == two[key] for key in ("steps", "training_seconds", "linear_top1", "knn_top1"))
+    plain, rela = first
+    assert (plain["steps"], rela["steps"]) == (6, 15)
+    assert plain["labelling_seconds"] == 0 < rela["labelling_seconds"]
+    assert plain["prior"] is None and rela["prior"] == "random"
+    assert plain["linear_top1"] != rela["linear_top1"] or plain["knn_top1"] != rela["knn_top1"]
+
+
+def test_online_distillation_aims_at_what_the_store_holds(convergence, data_root, script):
+    options = SimpleNamespace(data="fashion_mnist", data_root=data_root)
+    train = convergence.load_splits("fashion_mnist", data_root, 128).train
+    store = convergence.targets_of(options, train, "random")
+    callback = convergence.callback_of("e", store, "random")
+    source = callback._open_targets()
+    data = train.rows(range(128), script("images").plain_view())
+    source.check(data)
+    views = torch.stack([image for image, _ in data])
+    online = source(torch.arange(128), views, SimpleNamespace(world_size=1))
+    stored = convergence.TargetStore(store)[torch.arange(128)].float()
+    assert torch.cosine_similarity(online, stored).min() > 0.99
+    assert torch.cosine_similarity(online, stored.roll(1, 0)).mean() < 0.5
+
+
+def test_calibration_times_every_kind_of_step(convergence, data_root, monkeypatch):
+    more = ("--methods", "byol", "supervised", "--batch-sizes", 32, "--steps", 6, "--rounds", 1)
+    call(convergence, monkeypatch, *arguments("calibrate", data_root, *more))
+    found = json.loads((convergence.RESULTS / "calibration.json").read_text())["fashion_mnist"]
+    assert set(found["step"]["byol/32"]) == {"ssl", "transport", "transport1", "mixed", "online"}
+    assert set(found["step"]["supervised/32"]) == {"ssl"}
+    assert found["step"]["byol/64"]["ssl"] == {"seconds": 1.0}  # what was calibrated before stays
+    for row in found["step"]["byol/32"].values():
+        assert 0 < row["data_wait"] < row["seconds"] and row["steps"] == 3
+    assert str(data_root) not in found["command"] and found["hardware"]["cores"]
