@@ -160,14 +160,7 @@ class ReLACallback(DualCallback):
             )
         support.check_strategy(trainer.strategy, allow_untested=self.allow_untested_strategy)
         support.check_step(pl_module)
-        replace = pl_module.automatic_optimization if self.step == "auto" else self.step == "replace"
-        if replace and not pl_module.automatic_optimization:
-            raise ConfigError(
-                'step="replace" leaves out the training step, and with it the optimizer steps it makes.',
-                expected="automatic optimization",
-                found=f"{type(pl_module).__name__} with automatic_optimization = False",
-                do='leave `step` at "auto", or pass step="swap_loss"',
-            )
+        replace = support.replaces_step(pl_module, self.step, self.transport_resolution)
         self.schedule.load_state_dict(self._fresh)
         self._monitored = replace and self.schedule.weights(0.01).transport_only  # past a fade's very first step
         if self._monitored:
@@ -258,6 +251,8 @@ class ReLACallback(DualCallback):
             self._phases.start()
         if self.teachers != "auto":
             named_pairs(pl_module, self.teachers)
+        if self.schedule.adaptive:
+            support.say_when_it_ends(self.schedule)
         if not self.schedule.lets_go:
             support.warn_never_lets_go(self.schedule)
 

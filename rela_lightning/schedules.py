@@ -216,7 +216,7 @@ class Plateau(Schedule):
     Args:
         slope: Fall of the loss per percent of the budget below which it has levelled off, > 0.
         window: Share of the budget that is averaged, in `(0, 0.5]`.
-        at_least: No switch before this share of the budget, in `(0, 1]`.
+        at_least: No switch before this share of the budget, in `(0, 1]`; nor before two windows are through.
         at_most: The switch comes here at the latest, in `(0, 1]`; 1 leaves it to the loss.
     """
 
@@ -243,8 +243,8 @@ class Plateau(Schedule):
 
     @property
     def certain(self) -> float:
-        """`at_least`."""
-        return self.at_least
+        """Two windows, or `at_least` if that is later; `at_most` if that is sooner."""
+        return min(max(self.at_least, 2 * self.window), self.at_most)
 
     def weights(self, progress: float) -> Weights:
         """`(0, 1)` until the loss has levelled off, `(1, 0)` from then on."""

@@ -10,7 +10,7 @@ import torch
 
 from rela_lightning import ReLACallback
 from rela_lightning.injection.step import StepEngine
-from rela_lightning.schedules import Mix, Switch, TransportOnly
+from rela_lightning.schedules import Mix, Plateau, Switch, TransportOnly
 from tests.modules import byol, simclr
 from tests.test_callback import Log, loader, seeded
 
@@ -75,4 +75,5 @@ def test_no_step_waits_for_the_device(targets64: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(StepEngine, "run", watched)
     fit(seeded(simclr), ReLACallback(targets64, schedule=Mix()), data=loader(pin_memory=True))
     fit(seeded(simclr), ReLACallback(targets64, schedule=TransportOnly()), data=loader(pin_memory=True))
-    assert steps[0] == 16
+    fit(seeded(simclr), ReLACallback(targets64, schedule=Plateau()), data=loader(pin_memory=True))
+    assert steps[0] == 24

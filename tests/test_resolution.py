@@ -55,7 +55,8 @@ class Stepped(Schedule):
 @pytest.mark.parametrize(
     ("schedule", "share"),
     [
-        (Switch(0.4), 0.4), (TransportOnly(), 1.0), (Mix(), 0.0), (Plateau(at_least=0.1), 0.1), (AuthorsRule(), 0.0),
+        (Switch(0.4), 0.4), (TransportOnly(), 1.0), (Mix(), 0.0), (Plateau(at_least=0.1), 0.2),
+        (Plateau(at_least=0.3), 0.3), (Plateau(window=0.05), 0.1), (Plateau(at_most=0.1), 0.1), (AuthorsRule(), 0.0),
         (Stepped(), 0.25), (Blend(), 0.001),
     ],
 )  # fmt: skip
@@ -63,12 +64,18 @@ def test_what_is_transport_alone_whatever_happens(schedule: Schedule, share: flo
     assert schedule.certain == pytest.approx(share, abs=1e-9)
 
 
-@pytest.mark.parametrize("schedule", [AuthorsRule(), Mix()])
+@pytest.mark.parametrize("schedule", [AuthorsRule(), Mix(), Blend()])
 def test_refused_where_the_end_is_unknown(schedule: Schedule, targets64: Any) -> None:
     with pytest.raises(ConfigError, match="`transport_resolution` needs to know when the transport phase will end"):
         ReLACallback(targets64, schedule=schedule, transport_resolution=8)
     with pytest.raises(ConfigError, match="`transport_resolution` is out of range"):
         ReLACallback(targets64, transport_resolution=0)
+
+
+def test_refused_where_the_users_step_runs_on_its_own_views(targets64: Any) -> None:
+    callback = ReLACallback(targets64, schedule=Switch(0.5), transport_resolution=8, step="swap_loss")
+    with pytest.raises(ConfigError, match="`transport_resolution` cannot be had"):
+        fit(seeded(byol), callback)
 
 
 class FixedSize(nn.Sequential):

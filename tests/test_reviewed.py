@@ -282,7 +282,7 @@ def test_a_teacher_that_cannot_be_seen_to_move_is_watched_on() -> None:
 
 
 def test_head_warmup_needs_a_schedule_that_knows_its_end(targets64: Any) -> None:
-    for schedule in (AuthorsRule(), Plateau()):
+    for schedule in (AuthorsRule(), Plateau(), Blend()):
         with pytest.raises(ConfigError, match="head_warmup"):
             ReLACallback(targets64, schedule=schedule, head_warmup=0.1)
 

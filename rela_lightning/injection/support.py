@@ -7,9 +7,12 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
+
 from rela_lightning.errors import ConfigError, InjectionError
 from rela_lightning.schedules import Schedule
 
+_SHORTEST_PHASE = 0.01  # of the budget: less is no transport phase, but the first step of a fade
 _TRIED = ("SingleDeviceStrategy", "DDPStrategy")
 _UNTRIED = {
     "FSDPStrategy": "parameters are sharded: the backbone's gradients and the teachers' average were never tried so",
@@ -101,10 +104,11 @@ def check_range(name: str, value: Any, expected: str, ok: bool) -> None:
 
 
 def check_end_known(schedule: Schedule, *, head_warmup: float, transport_resolution: int | None) -> None:
-    """Refuse options that go by the end of the transport phase, where nobody knows it."""
+    """Refuse options that go by the end of the transport phase, where nobody knows it or there is hardly a phase."""
+    begins = schedule.certain >= _SHORTEST_PHASE
     unknown = {
-        "head_warmup": head_warmup > 0 and schedule.adaptive,
-        "transport_resolution": transport_resolution is not None and not schedule.certain,
+        "head_warmup": head_warmup > 0 and (schedule.adaptive or not begins),
+        "transport_resolution": transport_resolution is not None and not begins,
     }
     needs = next((name for name, found in unknown.items() if found), None)
     if needs is None:
@@ -114,6 +118,36 @@ def check_end_known(schedule: Schedule, *, head_warmup: float, transport_resolut
         expected="a schedule that begins with transport alone and goes by progress, such as Switch",
         found=type(schedule).__name__,
         do=f"leave `{needs}` out, or use Switch(at)",
+    )
+
+
+def replaces_step(module: Any, step: str, transport_resolution: int | None) -> bool:
+    """Whether the transport phase leaves the module's step out; refuses what does not go with the way it is run."""
+    automatic = module.automatic_optimization
+    if step == "replace" and not automatic:
+        raise ConfigError(
+            'step="replace" leaves out the training step, and with it the optimizer steps it makes.',
+            expected="automatic optimization",
+            found=f"{type(module).__name__} with automatic_optimization = False",
+            do='leave `step` at "auto", or pass step="swap_loss"',
+        )
+    replace = automatic if step == "auto" else step == "replace"
+    if transport_resolution is not None and not replace:
+        raise ConfigError(
+            "`transport_resolution` cannot be had: the module's own step runs, on its own views.",
+            expected='a step that is replaced (step="replace", automatic optimization)',
+            found='step="swap_loss"' if automatic else f"{type(module).__name__} with automatic_optimization = False",
+            do="leave `transport_resolution` out",
+        )
+    return bool(replace)
+
+
+def say_when_it_ends(schedule: Schedule) -> None:
+    """Before training: what an adaptive schedule will do, as its end is not known."""
+    rank_zero_info(
+        f"ReLA: transport alone until {type(schedule).__name__} finds that its loss has levelled off. A short budget "
+        "may end first, and the module's own objective then never runs; rela/phase says what does. Switch(at) has a "
+        "fixed end."
     )
 
 
