@@ -73,7 +73,7 @@ def build_targets(
             fewest that explain so much of the variance (0.95), `None` every one above the rank cut (see
             `rela_lightning.targets.reduce.rank_tolerance`).
         standardise: `per_dim` (each column mean 0, standard deviation 1), `isotropic` (one scale for
-            all, as PHI-S) or `none` (centred and rotated only).
+            all, as PHI-S) or `none` (centred and rotated only; under the cosine the same as `isotropic`).
         storage_dtype: `torch.float16` or `torch.float32`.
         batch_size: Images in one forward of the prior, on each device.
         num_workers: Worker processes that read images, on each device.

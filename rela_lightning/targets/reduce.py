@@ -159,7 +159,8 @@ def projection(result: PCA, standardise: Standardise = "per_dim") -> Projection:
             variance is 1: PHI-S (arXiv 2410.01680) without its last rotation, which spreads the
             variance evenly over the columns; the loss cannot tell the difference, as the cosine and
             the linear map W do not change under a rotation, and the order would be lost. `none`
-            only centres and rotates.
+            only centres and rotates: to the cosine it is the same as `isotropic`, and differs from it for
+            losses that see lengths, and in float16.
 
     Raises:
         ConfigError: For another name.
