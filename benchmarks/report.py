@@ -85,8 +85,10 @@ def counted(group: Group, budgets: list[float], full: float) -> Iterator[str]:
 
 
 def seconds(found: tuple[str, list[float]]) -> str:
-    """`28 ± 3`, `≤ 60`: seconds over seeds, after their sign."""
+    """`28 ± 3`, `≤ 60`: seconds over seeds, after their sign; a bound has no interval."""
     sign, values = found
+    if sign in ("≤", ">"):
+        return f"{sign} {statistics.fmean(values):.0f}"
     return (sign + " " if sign else "") + shown(values, ".0f")
 
 
@@ -123,11 +125,11 @@ def bars(group: Group, goal: float, full: float) -> Iterator[str]:
         for name, labelling in COUNTED:
             sign, values = cost(ours, goal, labelling=labelling)
             mean, itself = statistics.fmean(values), statistics.fmean(own[1])
-            share = f"{sign}{100 * mean / full:.0f}% of that budget"
-            yield (
-                f"- Cost to (a)'s full-budget accuracy, {name}: {seconds((sign, values))} s, {share}; (a) itself first "
-                f"has it after {seconds(own)} s, of which that is {100 * mean / itself:.0f}%."
-            )
+            share = f"{sign} {100 * mean / full:.0f}% of that budget".lstrip()
+            line = f"- Cost to (a)'s full-budget accuracy, {name}: {seconds((sign, values))} s, {share}"
+            if len(group["a"]) > 1:
+                line += f"; (a) itself first has it after {seconds(own)} s, of which that is {100 * mean / itself:.0f}%"
+            yield f"{line}."
 
 
 def section(title: str, group: Group) -> list[str]:
