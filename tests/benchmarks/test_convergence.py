@@ -185,10 +185,21 @@ def test_online_distillation_aims_at_what_the_store_holds(convergence, data_root
 def test_calibration_times_every_kind_of_step(convergence, data_root, monkeypatch):
     more = ("--methods", "byol", "supervised", "--batch-sizes", 32, "--steps", 6, "--rounds", 1)
     call(convergence, monkeypatch, *arguments("calibrate", data_root, *more))
-    found = json.loads((convergence.RESULTS / "calibration.json").read_text())["fashion_mnist"]
-    assert set(found["step"]["byol/32"]) == {"ssl", "transport", "transport1", "mixed", "online"}
-    assert set(found["step"]["supervised/32"]) == {"ssl"}
-    assert found["step"]["byol/64"]["ssl"] == {"seconds": 1.0}  # what was calibrated before stays
-    for row in found["step"]["byol/32"].values():
-        assert 0 < row["data_wait"] < row["seconds"] and row["steps"] == 3
-    assert str(data_root) not in found["command"] and found["hardware"]["cores"]
+    path = convergence.RESULTS / "calibration.json"
+    step = json.loads(path.read_text())["fashion_mnist"]["step"]
+    assert set(step["byol/32"]) == set(convergence.KINDS) and set(step["supervised/32"]) == {"ssl"}
+    assert step["byol/64"]["ssl"] == {"seconds": 1.0}  # what was calibrated before stays
+    for row in step["byol/32"].values():
+        assert 0 < row["data_wait"] < row["seconds"] and row["steps"] == 3 and row["scale"] == 1
+        assert str(data_root) not in row["command"]
+
+
+def test_a_kind_that_is_calibrated_later_is_on_the_scale_of_the_others(convergence, data_root, monkeypatch):
+    path = convergence.RESULTS / "calibration.json"
+    known = {"seconds": 50.0, "data_wait": 10.0}
+    path.write_text(json.dumps({"fashion_mnist": {"step": {"byol/32": {"ssl": known, "mixed": known}}}}))
+    more = ("--methods", "byol", "--batch-sizes", 32, "--kinds", "transport1", "--steps", 6, "--rounds", 1)
+    call(convergence, monkeypatch, *arguments("calibrate", data_root, *more))
+    step = json.loads(path.read_text())["fashion_mnist"]["step"]["byol/32"]
+    assert step["ssl"] == known == step["mixed"] and set(step) == {"ssl", "mixed", "transport1"}
+    assert 5 < step["transport1"]["seconds"] < 50 and step["transport1"]["scale"] > 50
