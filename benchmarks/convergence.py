@@ -216,6 +216,7 @@ def jobs(options: argparse.Namespace, tried: list[dict[str, Any]]) -> list[dict[
     """
     if options.action == "tune":
         grid = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+        grid = [g for g in grid if g["lr"] in (options.lrs or GRID["lr"])]
         grid = [g for g in grid if options.method == "byol" or g["momentum"] == GRID["momentum"][0]]
         if options.batch_sizes:
             grid = [{**best_of(options, tried)["settings"], "batch_size": size} for size in options.batch_sizes]
@@ -275,6 +276,7 @@ def main() -> None:
     parser.add_argument("--method", choices=tuple(METHODS), default="byol")
     parser.add_argument("--methods", nargs="*", default=["byol", "supervised"], help="to calibrate")
     parser.add_argument("--batch-sizes", nargs="*", type=int, help="to calibrate; to tune, with the best so far")
+    parser.add_argument("--lrs", nargs="*", type=float, choices=GRID["lr"], help="learning rates to tune; all")
     parser.add_argument("--kinds", nargs="*", choices=tuple(KINDS), help="of steps to calibrate; all")
     parser.add_argument("--prior", default="efficientnet_lite0")
     parser.add_argument("--variants", nargs="*", choices=tuple(VARIANTS), default=["a", "b", "switch"])
