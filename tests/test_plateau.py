@@ -10,7 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback
-from rela_lightning.schedules import Plateau
+from rela_lightning.injection import support
+from rela_lightning.schedules import Plateau, Switch
 from tests.modules import NAMESPACES, byol
 from tests.parts import make_digits
 from tests.test_callback import Log, TwoViews, fit, seeded, trainer
@@ -80,7 +81,11 @@ def test_a_resumed_run_lets_go_on_the_same_step(targets64: Any, tmp_path: Any) -
     assert phases(rest) == phases(whole)[72:] and {0.0, 2.0} == set(phases(rest))
 
 
-def test_what_it_will_do_is_said_before(targets64: Any, caplog: Any) -> None:
-    with caplog.at_level("INFO"), pytest.warns(UserWarning, match="saw no end"):
+def test_what_it_will_do_is_said_before(targets64: Any, monkeypatch: Any) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(support, "rank_zero_info", said.append)
+    with pytest.warns(UserWarning, match="saw no end"):
         fit(seeded(byol), ReLACallback(targets64), max_epochs=1)
-    assert "transport alone until Plateau finds" in caplog.text and "rela/phase" in caplog.text
+    assert len(said) == 1 and "transport alone until Plateau finds" in said[0] and "rela/phase" in said[0]
+    fit(seeded(byol), ReLACallback(targets64, schedule=Switch(0.5)), max_epochs=1)
+    assert len(said) == 1, "a fixed end needs no words"
