@@ -31,7 +31,7 @@ def header(*, seeds: Sequence[int] = ()) -> dict[str, Any]:
         `gpu`), `threads`, `versions`, `command`, `seeds`.
     """
     return {
-        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "date": date(),
         "commit": _commit(),
         "hardware": {"cpu": _cpu(), "cores": os.cpu_count(), "ram_gb": _ram_gb(), "gpu": _gpus()},
         "threads": torch.get_num_threads(),
@@ -39,6 +39,11 @@ def header(*, seeds: Sequence[int] = ()) -> dict[str, Any]:
         "command": _command(),
         "seeds": list(seeds),
     }
+
+
+def date() -> str:
+    """Now, UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def write_result(path: str | Path, head: dict[str, Any], result: dict[str, Any]) -> Path:

@@ -29,6 +29,11 @@ def shown(values: Sequence[float], form: str = ".1f") -> str:
     return f"{mean:{form}}" + ("" if math.isinf(half) else f" ± {half:{form.lstrip('+')}}")
 
 
+def spent(row: Row, *, labelling: bool) -> float:
+    """Seconds of a run: its training, and the labelling if that counts."""
+    return float(row["training_seconds"] + labelling * row["labelling_seconds"])
+
+
 def curve_of(rows: Sequence[Row], *, labelling: bool) -> Curve:
     """The curve of one seed's runs.
 
@@ -36,7 +41,7 @@ def curve_of(rows: Sequence[Row], *, labelling: bool) -> Curve:
         rows: One run a budget.
         labelling: Whether the seconds of labelling count.
     """
-    return sorted((row["training_seconds"] + labelling * row["labelling_seconds"], row["linear_top1"]) for row in rows)
+    return sorted((spent(row, labelling=labelling), row["linear_top1"]) for row in rows)
 
 
 def curves(runs: Runs, *, labelling: bool) -> list[Curve]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common import header
+from common import date, header
 
 
 class Journal:
@@ -34,7 +34,7 @@ class Journal:
 
     def append(self, run: dict[str, Any]) -> None:
         """Add a run, with its date, and the commit, hardware, versions and command of the process's start."""
-        head = {"date": header()["date"], **self._head}
+        head = {"date": date(), **self._head}
         head["command"] = without_paths(head["command"], self.private)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:

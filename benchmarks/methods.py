@@ -31,6 +31,7 @@ from networks import BACKBONE, fit
 from report import cell
 from targets import now, since
 from torchvision.transforms import v2
+from variants import schedule_in_words
 
 from rela_lightning import ReLACallback, TargetStore, methods
 from rela_lightning.schedules import Switch
@@ -38,6 +39,7 @@ from rela_lightning.schedules import Switch
 ROOT = Path(__file__).resolve().parents[1]
 KEY = ("method", "variant", "seed", "data", "images", "steps", "prior", "settings")
 VARIANTS = ("start", "plain", "rela")
+SCHEDULE = functools.partial(Switch, 0.4)  # a fixed share for both parts, so that each method's own step is run too
 OPTIMIZER = {"lr": 1e-3, "weight_decay": 1e-2}  # AdamW at a constant rate, for all
 BATCH_SIZE = 64
 SMALL_CROPS = (0.1, 0.4)  # share of the image; enlarged to 32 pixels, the one size this backbone takes
@@ -97,12 +99,6 @@ def build(method: str, seed: int) -> L.LightningModule:
     return module
 
 
-def schedule_in_words() -> str:
-    """The schedule of every ReLA run: a fixed share for both parts, so that each method's own step is run too."""
-    schedule = Switch(0.4)
-    return f"{type(schedule).__name__}({', '.join(f'{k}={v}' for k, v in vars(schedule).items() if k[0] != '_')})"
-
-
 def jobs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The runs asked for, all methods at the first seed first."""
     for seed, method, variant in itertools.product(options.seeds, options.methods, VARIANTS):
@@ -116,7 +112,7 @@ def jobs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "images": options.images,
             "steps": 0 if variant == "start" else options.steps,
             "prior": options.prior if rela else None,
-            "settings": {**settings, "schedule": schedule_in_words()} if rela else settings,
+            "settings": {**settings, "schedule": schedule_in_words(SCHEDULE())} if rela else settings,
         }
 
 
@@ -127,7 +123,7 @@ def one_run(options: argparse.Namespace, job: dict[str, Any], splits: Splits) ->
     if job["variant"] == "rela":
         store = targets_of(options, splits.train, options.prior)
         labelling = TargetStore(store).manifest["labelling_seconds"]
-        callbacks = [ReLACallback(store, schedule=Switch(0.4))]
+        callbacks = [ReLACallback(store, schedule=SCHEDULE())]
     begun = now()
     if job["steps"]:
         data = splits.train.rows(range(len(splits.train)), views_of(job["method"]))

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from curves import Row, Runs, at, cost, mean_and_interval, paired, shown
+from curves import Row, Runs, at, cost, mean_and_interval, paired, shown, spent
 
 RESULTS = Path(__file__).parent / "results" / "convergence.jsonl"
 NAMES = {
@@ -101,7 +101,7 @@ def costs(group: Group, goal: float, full: float) -> Iterator[str]:
     yield "mean and interval over seeds (≤: the shortest run is enough; >: the longest is not; ≈: either, for a seed):"
     yield from ("", "| variant | training | training + labelling |", "|---|---:|---:|")
     for variant in in_order(group):
-        both = [seconds(cost(group[variant], goal, labelling=counted)) for _, counted in COUNTED]
+        both = [seconds(cost(group[variant], goal, labelling=labelling)) for _, labelling in COUNTED]
         yield f"| {NAMES[variant]} | {both[0]} | {both[1]} |"
 
 
@@ -118,8 +118,8 @@ def bars(group: Group, goal: float, full: float) -> Iterator[str]:
     if 1.0 in ours:
         gap = shown(paired(ours[1.0], group["a"][1.0], top1), "+.1f")
         extra = statistics.fmean(row["labelling_seconds"] for row in ours[1.0])
-        spent = f"{full:.0f} s of training each, and {extra:.0f} s of labelling"
-        yield f"- After {spent}, the default is {gap} points from (a)."
+        each = f"{full:.0f} s of training each, and {extra:.0f} s of labelling"
+        yield f"- After {each}, the default is {gap} points from (a)."
     if len(ours) > 1:
         own = cost(group["a"], goal, labelling=False)
         for name, labelling in COUNTED:
@@ -176,8 +176,8 @@ def draw(title: str, group: Group, path: Path) -> None:
             points = []
             for _, rows in sorted(group[variant].items()):
                 mean, half = mean_and_interval([top1(row) for row in rows])
-                spent = statistics.fmean(row["training_seconds"] + labelling * row["labelling_seconds"] for row in rows)
-                points.append((spent, mean, 0.0 if math.isinf(half) else half))
+                x = statistics.fmean(spent(row, labelling=labelling) for row in rows)
+                points.append((x, mean, 0.0 if math.isinf(half) else half))
             x, y, error = zip(*points, strict=True)
             axis.errorbar(x, y, yerr=error, marker="o", capsize=2, label=NAMES[variant])
         axis.set_xlabel(f"seconds of {name}")
@@ -200,7 +200,7 @@ def grouped(rows: list[Row]) -> Iterator[tuple[str, str, Group]]:
     settings: dict[tuple[str, str, int, float], list[Row]] = defaultdict(list)
     for row in rows:
         settings[row["asked"], row["data"], row["images"], row["seconds_full"]].append(row)
-    for (method, data, images, spent), own in sorted(settings.items()):
+    for (method, data, images, full), own in sorted(settings.items()):
         for prior in sorted({row["prior"] for row in own if row["prior"]}) or [None]:
             group: Group = defaultdict(lambda: defaultdict(list))
             for row in own:
@@ -210,8 +210,8 @@ def grouped(rows: list[Row]) -> Iterator[tuple[str, str, Group]]:
                 for budget, found in runs.items():
                     if len({row["seed"] for row in found}) < len(found):
                         raise SystemExit(f"{method}, {data}, {variant} at {budget}: a seed was run twice.")
-            name = f"{method}-{data}-{images}-{spent:.0f}-{prior}.png".replace(":", "-").replace("/", "-")
-            yield f"{method}, {data}, {images} images, {spent:.0f} s, prior {prior}", name, group
+            name = f"{method}-{data}-{images}-{full:.0f}-{prior}.png".replace(":", "-").replace("/", "-")
+            yield f"{method}, {data}, {images} images, {full:.0f} s, prior {prior}", name, group
 
 
 def main() -> None:

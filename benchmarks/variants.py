@@ -63,16 +63,20 @@ def callback_of(variant: str, store: Path, prior: str, schedule: Any = None) -> 
     return ReLACallback(store, **options)
 
 
+def schedule_in_words(schedule: Schedule) -> str:
+    """`Switch(at=0.4)`: a schedule with every value."""
+    values = ", ".join(f"{name}={value}" for name, value in vars(schedule).items() if name[0] != "_")
+    return f"{type(schedule).__name__}({values})"
+
+
 def in_words(variant: str) -> str | None:
     """A variant's options with every value, for the results: names may come to mean something else."""
     options = VARIANTS[variant]
     if options is None:
         return None
-    schedule: Schedule = options["schedule"]()
-    values = ", ".join(f"{name}={value}" for name, value in vars(schedule).items() if name[0] != "_")
     rest = {"num_views": 1, **options, **STORES.get(variant, {})}
     words = [f"{name}={value}" for name, value in rest.items() if name != "schedule"]
-    return ", ".join([f"{type(schedule).__name__}({values})", *words])
+    return ", ".join([schedule_in_words(options["schedule"]()), *words])
 
 
 class OnlineDistillation(ReLACallback):
