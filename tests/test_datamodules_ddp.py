@@ -55,3 +55,4 @@ def test_both_ranks_draw_one_fresh_share_each_epoch(tmp_path: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1])
+    torch.distributed.destroy_process_group()
