@@ -1,6 +1,7 @@
 """Every method from the same start, plain and with ReLACallback, for the same number of steps.
 
     python benchmarks/methods.py run --data-root DIR [--shard 0/2]   # Fashion-MNIST in torchvision's layout
+    python benchmarks/methods.py run --data-root DIR --schedule default  # ReLACallback's own schedule
     python benchmarks/methods.py table                               # into docs/methods_benchmark.md
 
 All methods share one backbone, one optimizer and one batch size, fixed beforehand and tuned for none of them, so
@@ -34,12 +35,15 @@ from torchvision.transforms import v2
 from variants import schedule_in_words
 
 from rela_lightning import ReLACallback, TargetStore, methods
-from rela_lightning.schedules import Switch
+from rela_lightning.schedules import Plateau, Schedule, Switch
 
 ROOT = Path(__file__).resolve().parents[1]
 KEY = ("method", "variant", "seed", "data", "images", "steps", "prior", "settings")
 VARIANTS = ("start", "plain", "rela")
-SCHEDULE = functools.partial(Switch, 0.4)  # a fixed share for both parts, so that each method's own step is run too
+SCHEDULES: dict[str, Callable[[], Schedule]] = {
+    "switch": functools.partial(Switch, 0.4),  # a fixed share for both parts: each method's own step is run too
+    "default": Plateau,  # what ReLACallback(targets) does
+}
 OPTIMIZER = {"lr": 1e-3, "weight_decay": 1e-2}  # AdamW at a constant rate, for all
 BATCH_SIZE = 64
 SMALL_CROPS = (0.1, 0.4)  # share of the image; enlarged to 32 pixels, the one size this backbone takes
@@ -112,7 +116,9 @@ def jobs(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             "images": options.images,
             "steps": 0 if variant == "start" else options.steps,
             "prior": options.prior if rela else None,
-            "settings": {**settings, "schedule": schedule_in_words(SCHEDULE())} if rela else settings,
+            "settings": {**settings, "schedule": schedule_in_words(SCHEDULES[options.schedule]())}
+            if rela
+            else settings,
         }
 
 
@@ -123,7 +129,7 @@ def one_run(options: argparse.Namespace, job: dict[str, Any], splits: Splits) ->
     if job["variant"] == "rela":
         store = targets_of(options, splits.train, options.prior)
         labelling = TargetStore(store).manifest["labelling_seconds"]
-        callbacks = [ReLACallback(store, schedule=SCHEDULE())]
+        callbacks = [ReLACallback(store, schedule=SCHEDULES[options.schedule]())]
     begun = now()
     if job["steps"]:
         data = splits.train.rows(range(len(splits.train)), views_of(job["method"]))
@@ -249,6 +255,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=156, help="of a run; 156 are two epochs of 5,000 images")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--prior", default="efficientnet_lite0", help="or random, or what load_prior takes")
+    parser.add_argument("--schedule", choices=tuple(SCHEDULES), default="switch", help="of the runs with ReLA")
     parser.add_argument("--shard", type=shard_of, default=(0, 1), help="k/n: the k-th of n parts, from 0")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "methods.jsonl")

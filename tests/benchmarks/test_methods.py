@@ -43,13 +43,16 @@ def test_methods_runs_once_and_goes_on_where_it_stopped(script, data_root, tmp_p
     assert len(lines_of(results)) == 6
     call(methods, monkeypatch, *arguments[:-3], 1, *arguments[-3:])  # another seed is another run
     assert {job["seed"] for job in asked[1:]} == {1} and len(asked) == 7
+    call(methods, monkeypatch, *arguments, "--schedule", "default")  # so is another schedule; the other runs serve both
+    assert [(job["method"], job["variant"]) for job in asked[7:]] == [("byol", "rela"), ("swav", "rela")]
+    assert asked[7]["settings"]["schedule"].startswith("Plateau")
 
 
 def test_training_moves_the_backbone_and_rela_moves_it_elsewhere(script, data_root, monkeypatch):
     methods, images = script("methods"), script("images")
     seen: dict[str, torch.Tensor] = {}
     splits = images.load_splits("fashion_mnist", data_root, 128)
-    options = SimpleNamespace(data="fashion_mnist", data_root=data_root, prior="random")
+    options = SimpleNamespace(data="fashion_mnist", data_root=data_root, prior="random", schedule="switch")
 
     def keep(module: Any, train: Any, test: Any) -> dict[str, float]:
         seen[str(len(seen))] = torch.nn.utils.parameters_to_vector(module.backbone.parameters()).detach()
