@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import atexit
-import sys
+import time
 
 import torch
 
+_SECONDS = 0.25
 
-def destroy_at_exit() -> None:
-    """Let a process that ends well close its gloo group first; repeated calls change nothing.
 
-    A worker thread of gloo may still hold tensors of the last collective when Python shuts down, and
-    then the finished process aborts ("terminate called without an active exception",
-    https://github.com/pytorch/pytorch/pull/179291). PyTorch asks programs to destroy the group;
-    Lightning does so for NCCL only.
+def wait_at_exit() -> None:
+    """Let a process with a gloo group wait a moment before Python shuts down; repeated calls change nothing.
+
+    A worker thread of gloo drops the tensors of the last collective after that has returned, and needs
+    the interpreter for it. If it comes when Python is shutting down, the finished process aborts
+    ("terminate called without an active exception", https://github.com/pytorch/pytorch/pull/179291).
+    Lightning leaves gloo's group open. Closing it here would be no remedy: in older releases of PyTorch
+    that waits for the same thread while holding the interpreter, for ever
+    (https://github.com/pytorch/pytorch/pull/154976).
     """
-    atexit.unregister(_destroy)
-    atexit.register(_destroy)
+    atexit.unregister(_wait)
+    atexit.register(_wait)
 
 
-def _destroy() -> None:
-    """Close the default group, unless an error ends the process: a collective may then never finish."""
-    if hasattr(sys, "last_value") or not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
-    if torch.distributed.get_backend() == "gloo":
-        torch.distributed.destroy_process_group()
+def _wait() -> None:
+    """Leave the interpreter to other threads for a moment, if there is a gloo group."""
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
+        time.sleep(_SECONDS)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from lightly.utils.lars import LARS
 from lightly.utils.scheduler import CosineWarmupScheduler
-from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, WeightAveraging
+from lightning.pytorch import callbacks as lightnings
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import lr_scheduler as schedulers
 
@@ -94,12 +95,13 @@ def test_overflow_skips_the_map_too(targets64: Any) -> None:
     assert scaler.get_scale() < 2.0**126
 
 
+@pytest.mark.skipif(not hasattr(lightnings, "WeightAveraging"), reason="needs lightning 2.6")
 def test_weight_averaging_beside(targets64: Any) -> None:
     """It deep-copies the module while our hooks are on it; the copy must not feed the map."""
     plain, beside, log = seeded(byol), seeded(byol), Log()
     callback = ReLACallback(targets64, schedule=Mix())
     fit(plain, ReLACallback(targets64, schedule=Mix()))
-    average = WeightAveraging(avg_fn=lambda old, new, n: old + (new - old) / (n + 1))
+    average = lightnings.WeightAveraging(avg_fn=lambda old, new, n: old + (new - old) / (n + 1))
     fit(beside, average, callback, log)
     assert not same(weights(plain), weights(beside)), "the average is what is left in the module"
     assert all(0 < entry["rela/loss"] < 2 for entry in log.seen)

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback, TargetStore, transport_loss
 from rela_lightning.errors import ConfigError, DataError, InjectionError
+from rela_lightning.namespaces import DualCallback
 from rela_lightning.schedules import Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
 from tests.modules import NAMESPACES, byol, same, simclr, weights
 from tests.parts import TwoViews, make_digits
@@ -50,7 +51,7 @@ def seeded(build: Any, *args: Any, **options: Any) -> Any:
     return build(*args, **options)
 
 
-class Log(L.Callback):
+class Log(DualCallback):
     """Collects what the callback logs."""
 
     def __init__(self) -> None:

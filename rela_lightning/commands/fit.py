@@ -28,7 +28,7 @@ from rela_lightning.commands.speed import ChannelsLast, compile_backbone
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.source import read_run
 from rela_lightning.module import ReLAMixin, ReLAModule
-from rela_lightning.process_group import destroy_at_exit
+from rela_lightning.process_group import wait_at_exit
 
 _MODELS = ("model", "model.method")
 """Options that name a training module: the model itself, and the one that `accelerate` is given."""
@@ -66,7 +66,7 @@ def register_names() -> None:
 
 def _run(command: str, words: Sequence[str]) -> None:
     register_names()
-    destroy_at_exit()
+    wait_at_exit()
     try:
         RelaCLI(command, words)
     except MisconfigurationException as error:
