@@ -41,6 +41,7 @@ def spy_collate(samples: list) -> dict:
     return {"image": torch.stack(samples)}
 
 
+OUT_OF_ORDER = {"in_order": False} if "in_order" in DataLoader.__init__.__annotations__ else {}  # since torch 2.6
 LOADERS = {
     "plain": lambda: DataLoader(Painted(), batch_size=8),
     "shuffled": lambda: DataLoader(Painted(), batch_size=8, shuffle=True, drop_last=True),
@@ -48,7 +49,7 @@ LOADERS = {
     "persistent, prefetch 4": lambda: DataLoader(
         Painted(), batch_size=8, shuffle=True, num_workers=2, persistent_workers=True, prefetch_factor=4
     ),
-    "out of order": lambda: DataLoader(Painted(), batch_size=4, shuffle=True, num_workers=2, in_order=False),
+    "out of order": lambda: DataLoader(Painted(), batch_size=4, shuffle=True, num_workers=2, **OUT_OF_ORDER),
     "spawned": lambda: DataLoader(Painted(), batch_size=25, num_workers=1, multiprocessing_context="spawn"),
     "weighted": lambda: DataLoader(Painted(), batch_size=8, sampler=WeightedRandomSampler(torch.rand(50), 64)),
     "batch sampler": lambda: DataLoader(

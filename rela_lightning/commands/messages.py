@@ -27,7 +27,7 @@ _CHOICES = {
 """Last part of a parser's key, and what its classes are."""
 _CALLBACKS = ("ReLACallback", "OnlineLinearProbe", "KNNProbe")
 _SCHEDULES = ("Switch", "Blend", "Mix", "TransportOnly", "Plateau", "AuthorsRule")
-_BASES = ("ImageData", "Method", "MomentumMethod", "build_backbone")
+_BASES = ("ImageData", "Method", "MomentumMethod", "build_backbone", "Optimizer", "LRScheduler")
 _REASONS = re.compile(
     r"[Oo]ption '(?P<option>[^']+)'|the following arguments are required: (?P<needed>.+)"
     r"|dot import path string: (?P<path>\S+)|import path format: (?P<format>\S+)"
@@ -274,7 +274,8 @@ def _names(of: str) -> list[str]:
         exported = importlib.import_module(f"rela_lightning.{of}").__all__
         return [name for name in exported if name not in _BASES and (of == "methods" or name.endswith("Data"))]
     if of.startswith("torch.optim"):
-        return [name for name in importlib.import_module(of).__all__ if name[0].isupper() and "Optimizer" not in name]
+        classes = inspect.getmembers(importlib.import_module(of), inspect.isclass)
+        return [name for name, found in classes if found.__module__.startswith(of) and name not in _BASES]
     return list({"callbacks": _CALLBACKS, "schedules": _SCHEDULES}.get(of, ()))
 
 
