@@ -106,9 +106,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"rela: {missing_package(error)}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("rela: stopped\n")
-        return 130
+        return _stopped(command)
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # how Lightning ends after Ctrl-C
+            return _stopped(command)
+        raise
     return 0
+
+
+def _stopped(command: str | None) -> int:
+    """Say that Ctrl-C was heard, and how to go on."""
+    go_on = {
+        "targets": "; what is labelled is kept, the same command goes on from there",
+        "fit": "; a run goes on from its last checkpoint by --ckpt_path runs/NAME",
+    }
+    sys.stderr.write(f"rela: stopped{go_on.get(command or '', '')}\n")
+    return 130
 
 
 def _run(command: str | None, words: list[str]) -> None:

@@ -76,6 +76,9 @@ def refused(words: list[str], capsys) -> str:
         ([*FIT, BYOL, "--trainer.max_epoch=1"], ["no such option", "--trainer.max_epochs"]),
         ([*FIT, BYOL, "--model.momentun=1"], ["BYOL has no option `momentun`", "perhaps momentum"]),
         ([*FIT, BYOL, "--model.queue_size=4"], ["BYOL has no option `queue_size`", "MoCoV2", "config of that method"]),
+        ([*FIT, BYOL], ["no images to train on", "--data"]),
+        ([*FIT, BYOL, *DIGITS[:1], "--data.batch_size=3.5"], ["`--data.batch_size`", "expected: int\n"]),
+        ([*FIT, BYOL, "--data=ImageFolderData", "--data.root=.", "--data.on_error=ignore"], ["raise or skip\n"]),
         ([*FIT, BYOL, "--trainer.max_steps=many"], ["--trainer.max_steps", "int", "many"]),
         ([*FIT, BYOL, "--model.projector_dim=0"], ["`projector_dim` is out of range"]),
         ([*FIT, BYOL, "--config=none.yaml"], ["File does not exist", "none.yaml"]),
@@ -115,6 +118,12 @@ def test_messages(words, said, capsys):
     message = refused(words, capsys)
     for part in said:
         assert part in message
+
+
+def test_an_empty_checkpoint(capsys):
+    Path("empty.ckpt").touch()
+    message = refused([*FIT, BYOL, *SMALL, *DIGITS, "--ckpt_path=empty.ckpt"], capsys)
+    assert "cannot be read" in message and "empty.ckpt" in message
 
 
 def test_options_of_another_method_in_a_config_file(capsys):

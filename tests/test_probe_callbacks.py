@@ -425,6 +425,22 @@ def test_every_n_epochs():
     assert note.seen[1] is not None
 
 
+def test_without_labels_the_online_probe_logs_nothing():
+    with pytest.warns(UserWarning, match="OnlineLinearProbe found no labelled row"):
+        run, _ = train([OnlineLinearProbe(10)], train=digits(0, 100, labels=torch.full_like(LABELS, -1)))
+    assert not [name for name in run.callback_metrics if name.startswith("probe/")]
+
+
+def test_without_validation_images_the_knn_probe_says_so():
+    with pytest.warns(UserWarning, match="no validation images"):
+        train([KNNProbe(5)])
+
+
+def test_labels_beyond_the_number_of_classes_are_told():
+    with pytest.raises(DataError, match=r"num_classes=2(?s:.*)1 up to 9(?s:.*)raise num_classes"):
+        train([OnlineLinearProbe(2)])
+
+
 def test_no_label_at_all_is_a_warning():
     with pytest.warns(UserWarning, match="no labelled row"):
         train([KNNProbe(labels=1)], val=digits(500, 600, labels=torch.full_like(LABELS, -1)))

@@ -219,7 +219,11 @@ def main(argv: Sequence[str] | None = None, execute: Callable[[list[str]], int] 
     parser.add_argument("--out", type=Path, default=Path("paper"), help="folder of everything that is made")
     parser.add_argument("--frozen-map", action="store_true", help="keep the linear map untrained, as the authors' code")
     parser.add_argument("--dry-run", action="store_true", help="print the commands that are left, run none")
-    parser.add_argument("--fast-dev-run", action="store_true", help="one step a run, untrained priors: a test")
+    parser.add_argument(
+        "--fast-dev-run",
+        action="store_true",
+        help="one training step a run, untrained priors: a test; data are labelled and probed whole",
+    )
     args = parser.parse_args(words[:end])
     plan = Plan(args.out, args.root, quick=args.fast_dev_run, frozen_map=args.frozen_map, more=words[end + 1 :])
     for step in plan.steps(choose_runs(args)):

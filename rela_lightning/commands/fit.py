@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -16,6 +17,8 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rela_lightning._version import __version__
 from rela_lightning.callback import ReLACallback
@@ -27,7 +30,7 @@ from rela_lightning.commands.runs import RunRecord, choose_folder
 from rela_lightning.commands.speed import ChannelsLast, compile_backbone
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.source import read_run
-from rela_lightning.module import ReLAMixin, ReLAModule
+from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
 from rela_lightning.process_group import wait_at_exit
 
 _MODELS = ("model", "model.method")
@@ -87,7 +90,9 @@ class SaveConfig(SaveConfigCallback):
         """Write it, also over the one of a run that is resumed."""
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.parser.save(self.config, str(folder / CONFIG), skip_none=False, overwrite=True, multifile=self.multifile)
+        config = self.config.clone()
+        config["ckpt_path"] = None  # whoever starts from this file wants a run of their own
+        self.parser.save(config, str(folder / CONFIG), skip_none=False, overwrite=True, multifile=self.multifile)
 
 
 class RelaCLI(LightningCLI):
@@ -103,6 +108,7 @@ class RelaCLI(LightningCLI):
         self._resumed: Path | None = None
         self._record: RunRecord | None = None
         self._folder: Path | None = None
+        self._claimed = False  # the folder is one below runs/ that was made for this run
         try:
             super().__init__(
                 save_config_callback=SaveConfig if command == "fit" else None,
@@ -120,28 +126,32 @@ class RelaCLI(LightningCLI):
                 args=[command, *words],
             )
         except BaseException:
-            self._leave_nothing_empty()
+            self._leave_no_name_taken()
             raise
 
-    def _leave_nothing_empty(self) -> None:
+    def _leave_no_name_taken(self) -> None:
         """Take away the folder that was made for a run that never began."""
-        for folder in (self._folder, self._folder.parent) if self._folder is not None else ():
+        folder, rank = self._folder, getattr(rank_zero_only, "rank", 0)
+        if folder is None or rank != 0 or (folder / RECORD).is_file() or (folder / CHECKPOINTS).exists():
+            return
+        trainer = getattr(self, "trainer", None)
+        if self._claimed and (trainer is None or trainer.global_step == 0):
+            shutil.rmtree(folder, ignore_errors=True)
+        for empty in (folder, folder.parent):
             with suppress(OSError):  # not empty, or not there
-                folder.rmdir()
+                empty.rmdir()
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one command: parsers of the others would take seconds to build."""
         return {self.command: LightningCLI.subcommands()[self.command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Name of the run, and what makes it faster."""
-        if self.command != "fit":
-            return
+        """Name of the run, and what makes it faster; for every command, so that each reads a run's config.yaml."""
         parser.add_argument(
             "--name",
             type=str | None,
             default=None,
-            help="Name of the run; null for <method>-<data>. Its folder is runs/<name>, unless "
+            help="Name of the run that `fit` starts; null for <method>-<data>. Its folder is runs/<name>, unless "
             "trainer.default_root_dir names one.",
         )
         parser.add_argument(
@@ -188,6 +198,13 @@ class RelaCLI(LightningCLI):
         with own_errors():
             return alone.instantiate_classes(alone.parse_object({"data": config.clone()})).data
 
+    def _dump_config(self) -> None:
+        """What a module saves as its hyper-parameters: inside `accelerate` its own, not those of ReLA."""
+        super()._dump_config()
+        model = self.config_dump.get("model")
+        if isinstance(model, dict) and class_of({"model.class_path": model.get("class_path")}) is accelerate:
+            self.config_dump["model"] = model["init_args"]["method"]
+
     def _parse_ckpt_path(self) -> None:
         """Find the checkpoint to go on from. The config holds, not the options saved in it."""
         options = self.config[self.command]
@@ -199,6 +216,12 @@ class RelaCLI(LightningCLI):
         """Build everything; refuse what does not fit together before a folder is made."""
         with own_errors():
             super().instantiate_classes()
+        if self.command == "fit" and self.datamodule is None and not is_overridden("train_dataloader", self.model):
+            raise ConfigError(
+                "There are no images to train on.",
+                expected="a data module, or a module with a train_dataloader of its own",
+                do="pass for example --data CIFAR10Data --data.root DIR",
+            )
         if self._resumed is not None:
             check_belongs(self.model, self._resumed)
         self._check_classes()
@@ -207,28 +230,30 @@ class RelaCLI(LightningCLI):
             compile_backbone(self.model, "inductor" if backend is True else backend)
 
     def _check_classes(self) -> None:
-        wanted = getattr(self.model, "num_classes", None)
-        if not isinstance(wanted, int):
-            return
         found = getattr(self.datamodule, "num_classes", None)
-        if isinstance(found, int) and wanted != found:
-            raise ConfigError(
-                "The data have another number of classes than the module.",
-                expected=f"{found}, as in {type(self.datamodule).__name__}",
-                found=f"model.num_classes = {wanted}",
-                do="leave model.num_classes out: it follows the data",
-            )
+        for part, do in (
+            (self.model, "leave model.num_classes out: it follows the data"),
+            *((callback, "give the probe the number of the data") for callback in self.trainer.callbacks),  # type: ignore[attr-defined]
+        ):
+            wanted = getattr(part, "num_classes", None)
+            if isinstance(found, int) and isinstance(wanted, int) and wanted != found:
+                raise ConfigError(
+                    f"The data have another number of classes than {type(part).__name__}.",
+                    expected=f"{found}, as in {type(self.datamodule).__name__}",
+                    found=f"num_classes = {wanted}",
+                    do=do,
+                )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose checkpoints, logs and record are in the run's folder."""
         options = self._get(self.config_init, "trainer", default={})
-        if self.command == "fit":
-            callbacks = options.get("callbacks") or []
-            callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
-            own = {} if options.get("fast_dev_run") else self._in_folder(options, callbacks)
-            if self._get(self.config_init, "channels_last"):
-                callbacks.append(ChannelsLast())
-            kwargs = {**kwargs, **own, "callbacks": callbacks}
+        callbacks = options.get("callbacks") or []
+        callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
+        if self.command == "fit" and not options.get("fast_dev_run"):
+            kwargs = {**kwargs, **self._in_folder(options, callbacks)}
+        if self._get(self.config_init, "channels_last"):
+            callbacks.append(ChannelsLast())
+        kwargs["callbacks"] = callbacks
         with own_errors():
             return super().instantiate_trainer(**kwargs)
 
@@ -236,8 +261,9 @@ class RelaCLI(LightningCLI):
         """Options of the trainer that keep a run in its folder; what is missing goes to the callbacks."""
         given = self._get(self.config_init, "name")
         name = given or _name(self.model, self.datamodule, callbacks)
-        folder = choose_folder(options.get("default_root_dir"), name, self._resumed)
-        self._folder = folder
+        root = options.get("default_root_dir")
+        folder = choose_folder(root, name, self._resumed, given)
+        self._folder, self._claimed = folder, root is None and self._resumed is None
         self._record = RunRecord(folder, given or folder.name)
         callbacks.append(self._record)
         kinds = tuple(type(callback) for callback in callbacks)

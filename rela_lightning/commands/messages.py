@@ -148,9 +148,9 @@ def explain(message: str, options: Iterable[str] = ()) -> ConfigError:
         value = last["path"] or (named and (named[1] or named[2])) or (classes[-1] if classes else values[0])
         return _no_class(keys[-1], str(value), last)
     if keys and values:
-        wanted = re.findall(r"Expected an? (?!path but)([^.\n]+(?:\.\w[^.\n]*)*)", message)
+        wanted = re.findall(r"Expected an? (?!path but)([^.\n]+(?:\.\w[^.\n]*)*)", _about(keys[-1], message))
         return ConfigError(
-            f"`--{keys[-1]}` has a value that cannot be.",
+            f"`--{'.'.join(keys).replace('.init_args.', '.')}` has a value that cannot be.",
             expected=" or ".join(dict.fromkeys(_plain(want) for want in wanted)) or None,
             found=values[0][:200],
         )
@@ -170,6 +170,14 @@ def _first_tries(message: str) -> str:
         second = starts[1] if len(starts) > 1 else end
         lines = [*lines[:at], *lines[at + 1 : second], *lines[end:]]
     return "\n".join(lines)
+
+
+def _about(key: str, message: str) -> str:
+    """The lines of the message about one option, which may be inside those about another."""
+    lines = message.splitlines()
+    at = next(n for n, line in enumerate(lines) if f'Parser key "{key}"' in line)
+    end = next((n for n in range(at + 1, len(lines)) if _indent(lines[n]) <= _indent(lines[at])), len(lines))
+    return "\n".join(lines[at:end])
 
 
 def _indent(line: str) -> int:
@@ -275,7 +283,8 @@ def _names(of: str) -> list[str]:
         return [name for name in exported if name not in _BASES and (of == "methods" or name.endswith("Data"))]
     if of.startswith("torch.optim"):
         classes = inspect.getmembers(importlib.import_module(of), inspect.isclass)
-        return [name for name, found in classes if found.__module__.startswith(of) and name not in _BASES]
+        own = (name for name, found in classes if found.__module__.startswith(of) and name not in _BASES)
+        return [name for name in own if name[0].isalpha()]
     return list({"callbacks": _CALLBACKS, "schedules": _SCHEDULES}.get(of, ()))
 
 
@@ -284,4 +293,6 @@ def _short(path: str) -> str:
 
 
 def _plain(kind: str) -> str:
+    if kind.startswith("typing.Literal["):
+        return " or ".join(re.findall(r"'([^']*)'", kind))
     return {"NoneType": "null"}.get(name := re.sub(r"<class '(.+)'>", r"\1", kind), name)

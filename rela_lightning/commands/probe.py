@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.export.source import find_checkpoint, read_run
 from rela_lightning.probe import extract_features, knn_predict, linear_evaluation
 from rela_lightning.report import versions
+from rela_lightning.targets.content import row_hashes, sampled_rows
 
 PROBED = "probe.json"
 
@@ -95,6 +97,8 @@ def probe(
         **found,
         "protocol": {
             "data": type(data).__name__,
+            "images": _fingerprint(train, validation),
+            "image_size": getattr(data, "image_size", None),
             "train_images": len(x),
             "validation_images": len(test_x),
             "features": x.shape[1],
@@ -141,6 +145,12 @@ def _images(data: Any, split: Literal["train", "val"], subject: Subject) -> Any:
     if subject.preprocess is not None:
         images.transform = subject.preprocess
     return images
+
+
+def _fingerprint(*datasets: Any) -> str:
+    """A short hash of some images of each data set, which tells data of one name and size apart."""
+    hashes = [row_hashes(dataset, sampled_rows(len(dataset))) for dataset in datasets]
+    return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
 
 
 def _labelled(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

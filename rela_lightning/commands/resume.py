@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.export.source import find_checkpoint, find_run, read_run
+from rela_lightning.export.source import find_checkpoint, find_run, read_checkpoint, read_run
 
 _SOUGHT = ("best", "last")  # Lightning's words for a checkpoint of the same process
 _SHOWN = 3
@@ -51,7 +50,7 @@ def check_belongs(module: LightningModule, file: Path) -> None:
     )
     if later or not module.strict_loading:
         return
-    content = _read(file)
+    content = read_checkpoint(file)
     saved, own = content.get("state_dict"), module.state_dict()
     if not isinstance(saved, dict):
         raise ConfigError("This is no checkpoint of a training run.", expected="one of Lightning's", found=file)
@@ -79,18 +78,6 @@ def check_belongs(module: LightningModule, file: Path) -> None:
         if writer not in (here, None)
         else "go on with the config.yaml of that run, or leave --ckpt_path out",
     )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ConfigError(
-            "The checkpoint cannot be read.",
-            expected="tensors and plain values (it is loaded with weights_only=True)",
-            found=f"{file}: {type(error).__name__}: {str(error).splitlines()[0][:200]}",
-        ) from error
-    return content if isinstance(content, dict) else {}
 
 
 def _writer(content: dict[str, Any], file: Path) -> str | None:

@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from rela_lightning.callback import ReLACallback
 from rela_lightning.commands.names import RECORD
 from rela_lightning.errors import ConfigError
-from rela_lightning.export.source import find_run
+from rela_lightning.export.source import find_run, read_run
 from rela_lightning.report import versions
 from rela_lightning.schedules import SSL_ONLY
 
@@ -192,7 +192,7 @@ def run_of(checkpoint: Path) -> Path | None:
     return record.parent if record is not None else None
 
 
-def choose_folder(given: str | None, name: str, resumed: Path | None) -> Path:
+def choose_folder(given: str | None, name: str, resumed: Path | None, asked: str | None = None) -> Path:
     """The folder of a new run, or of the one that is resumed.
 
     A folder below `runs` is made at once, on the first process: of runs started together, each has its own.
@@ -201,9 +201,10 @@ def choose_folder(given: str | None, name: str, resumed: Path | None) -> Path:
         given: Folder the user named, or None.
         name: Name of the run: `runs/<name>`, or where that is taken `runs/<name>-2` and so on.
         resumed: Checkpoint to go on from, or None.
+        asked: Name the user asked for, or None.
 
     Raises:
-        ConfigError: If the folder holds another run, or the name is none for a folder.
+        ConfigError: If the folder holds another run, the name is none for a folder, or not that of a resumed run.
     """
     before = run_of(resumed) if resumed is not None else None
     if given is not None:
@@ -217,6 +218,15 @@ def choose_folder(given: str | None, name: str, resumed: Path | None) -> Path:
             )
         return folder
     if before is not None:
+        known = (before.name, read_run(before).get("name"))
+        if asked is not None and asked not in known:
+            raise ConfigError(
+                "A run that is resumed keeps its name and its folder.",
+                expected=f"--name {known[1]}, or none",
+                found=asked,
+                do="leave --ckpt_path out to start a run of that name, or name a new folder, to go on there from the "
+                f"weights of this one, by --trainer.default_root_dir runs/{asked}",
+            )
         return before
     if not name.strip(". ") or _NO_NAME.search(name):
         raise ConfigError(

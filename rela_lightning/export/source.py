@@ -165,7 +165,7 @@ def _global_step(module: nn.Module) -> int | None:
 
 
 def _of_file(path: Path) -> Source:
-    content = {} if path.suffix == ".safetensors" else _load(path)
+    content = {} if path.suffix == ".safetensors" else read_checkpoint(path)
     state = content.get("state_dict")
     if "pytorch-lightning_version" not in content or not isinstance(state, Mapping):
         return Source(tidy(read_state(path)), {}, {}, lightning=False)
@@ -178,7 +178,12 @@ def _of_file(path: Path) -> Source:
     return Source(tidy({str(k): v for k, v in state.items() if isinstance(v, Tensor)}), hyper, facts)
 
 
-def _load(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """The content of a file of tensors and plain values, by name; nothing if it is of another shape.
+
+    Raises:
+        ConfigError: If it is no such file, or holds objects.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
@@ -187,7 +192,7 @@ def _load(path: Path) -> dict[str, Any]:
             raise ConfigError(
                 "The checkpoint cannot be read.",
                 expected="a file written by Lightning, torch.save or safetensors",
-                found=f"{path}: {type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else ''}",
+                found=f"{path}: {type(error).__name__}",
             ) from error
         raise ConfigError(
             "The checkpoint holds pickled objects, which could run code when loaded.",

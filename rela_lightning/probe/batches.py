@@ -73,6 +73,13 @@ def find_labels(batch: Any, rows: int, path: int | str = "auto", num_classes: in
     candidates = named or {
         name: leaf for name, leaf in vectors.items() if num_classes is None or int(leaf.max()) < num_classes
     }
+    if vectors and not candidates:
+        raise DataError(
+            f"No vector of the batch holds labels of {num_classes} classes.",
+            expected=f"one integer vector of length {rows} with values below num_classes={num_classes}",
+            found=", ".join(f"{name} up to {int(leaf.max())}" for name, leaf in vectors.items()),
+            do="raise num_classes, or say where the labels are, for example labels=1",
+        )
     if len(candidates) != 1:
         raise DataError(
             "The labels of the batch could not be told.",

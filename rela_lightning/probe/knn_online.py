@@ -82,6 +82,11 @@ class KNNProbe(ProbeCallback):
         super().teardown(trainer, pl_module, stage)
         self._bank, self._queries = [], []
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where there is nothing to vote on."""
+        if not sum(trainer.num_val_batches):
+            rank_zero_warn("KNNProbe has no validation images: knn/top1 is not logged.")
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty bank."""
         self._bank, self._queries = [], []

@@ -122,8 +122,11 @@ class OnlineLinearProbe(ProbeCallback):
         if self._train_sums is not None:
             rows, hits, loss = _summed(trainer, self._train_sums).tolist()
             self._train_sums = None
-            log_number(pl_module, "probe/train_top1", hits / max(rows, 1))
-            log_number(pl_module, "probe/loss", loss / max(rows, 1))
+            if not rows:
+                rank_zero_warn("OnlineLinearProbe found no labelled row in this epoch: nothing of it is logged.")
+                return
+            log_number(pl_module, "probe/train_top1", hits / rows)
+            log_number(pl_module, "probe/loss", loss / rows)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forget an epoch that was broken off."""

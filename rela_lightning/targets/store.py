@@ -241,7 +241,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
             exists=sorted(p.name for p in path.iterdir())[:12] if path.is_dir() else None,
             do="call build_targets with the same arguments again: it goes on where it stopped"
             if unfinished
-            else "build_targets(prior, dataset, path)",
+            else "build_targets(prior, dataset, path), with a path at which there is nothing else",
         )
     try:
         manifest: dict[str, Any] = json.loads(file.read_text())

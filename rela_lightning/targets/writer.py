@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,6 +23,8 @@ from rela_lightning.priors.base import Prior
 from rela_lightning.targets.images import LabelView
 from rela_lightning.targets.partial import claimed, prepare, read_seconds, write_seconds
 from rela_lightning.targets.shards import ShardWriter, missing_rows
+
+log = logging.getLogger("rela_lightning")
 
 
 @dataclass(frozen=True)
@@ -137,6 +141,9 @@ class ShardSteps:
             event.record()
         self._flush()
         self._pending = (copies[0], copies[1], event)
+        if trainer.received_sigterm:  # Lightning notes the signal and leaves it to the loop, which here does not look
+            log.warning("SIGTERM: labelling stops. The rows so far are kept, the same call goes on from there.")
+            raise SystemExit(128 + signal.SIGTERM)
         if trainer.is_global_zero and time.time() - self._clock > 1.0:
             self._clock = time.time()
             write_seconds(self.plan.folder, self._earlier + self._clock - self.plan.started)

@@ -1,0 +1,179 @@
+"""Runs that are resumed, renamed, refused, stopped or compared, as a user of `rela` meets them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from rela_lightning import build_targets
+from rela_lightning.cli import main
+from tests.test_cli import BYOL, DIGITS, PRIOR, SMALL, in_a_folder_of_its_own, record, targets  # noqa: F401
+from tests.test_targets import Digits, pixel_prior
+
+ACCELERATED = ["fit", "--model=rela_lightning.accelerate", "--model.targets=t", DIGITS, *SMALL[3:]]
+
+
+class Reader(L.LightningModule):
+    """A user's module that reads its own hyper-parameters."""
+
+    def __init__(self, lr: float = 0.1, width: int = 8) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, width))
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.backbone(batch[0][0]).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=self.hparams.lr)
+
+
+def message(words: list[str], capsys: Any) -> str:
+    capsys.readouterr()
+    assert main(words) == 2
+    return capsys.readouterr().err
+
+
+def fit(*words: str) -> None:
+    assert main([*BYOL, "--trainer.max_epochs=1", *words]) == 0
+
+
+# ---- accelerate ------------------------------------------------------------------------------------------
+
+
+def test_inside_accelerate_a_module_has_its_own_hyperparameters(targets):  # noqa: F811
+    assert main([*ACCELERATED, "--model.method=tests.test_cli_runs.Reader", "--model.method.lr=0.2",
+                 "--trainer.max_epochs=1", "--name=own"]) == 0  # fmt: skip
+    saved = torch.load("runs/own/checkpoints/last.ckpt", weights_only=True)["hyper_parameters"]
+    assert {name: value for name, value in saved.items() if name != "_instantiator"} == {
+        "_class_path": "tests.test_cli_runs.Reader", "lr": 0.2, "width": 8,
+    }  # fmt: skip
+
+
+def test_a_run_of_accelerate_is_exported(targets):  # noqa: F811
+    method = ["--model.method=rela_lightning.methods.SimSiam", "--model.method.backbone=lightly:resnet-9"]
+    assert main([*ACCELERATED, *method, "--model.method.backbone_kwargs={width: 0.125}", "--trainer.max_epochs=1",
+                 "--name=sim"]) == 0  # fmt: skip
+    assert main(["export", "runs/sim", "backbone.onnx", "--image_size=32"]) == 0
+    assert Path("backbone.onnx").stat().st_size > 1000
+
+
+# ---- resume ----------------------------------------------------------------------------------------------
+
+
+def test_the_config_of_a_resumed_run_starts_runs_of_its_own(capsys):
+    fit("--name=first")
+    assert main(["fit", "--config=runs/first/config.yaml", "--ckpt_path=runs/first", "--trainer.max_epochs=2"]) == 0
+    assert record("runs/first")["epochs"] == 2
+    assert yaml.safe_load(Path("runs/first/config.yaml").read_text())["ckpt_path"] is None
+    assert main(["fit", "--config=runs/first/config.yaml", "--name=second", "--trainer.max_epochs=1"]) == 0
+    assert (record("runs/second")["name"], record("runs/second")["epochs"]) == ("second", 1)
+    assert record("runs/first")["name"] == "first"
+    assert main(["validate", "--config=runs/first/config.yaml", "--ckpt_path=runs/first"]) == 0
+    said = message([*BYOL, "--ckpt_path=runs/first", "--name=third", "--trainer.max_epochs=3"], capsys)
+    assert "keeps its name" in said and "--name first" in said
+    assert record("runs/first")["epochs"] == 2 and not Path("runs/third").exists()
+
+
+def test_a_start_that_fails_takes_no_name(targets, capsys):  # noqa: F811
+    rela = ["--trainer.callbacks+=rela_lightning.ReLACallback", "--trainer.callbacks.targets=t", "--name=wanted"]
+    manifest = json.loads((targets / "manifest.json").read_text())
+    (targets / "manifest.json").write_text(json.dumps({**manifest, "length": manifest["length"] - 1}))
+    assert "targets" in message([*BYOL, "--trainer.max_epochs=1", *rela], capsys)
+    assert not Path("runs").exists()
+    fit("--name=wanted")
+    assert [folder.name for folder in Path("runs").iterdir()] == ["wanted"]
+
+
+# ---- stopped ---------------------------------------------------------------------------------------------
+
+
+class Stop(L.Callback):
+    """Ctrl-C in the second step."""
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_is_answered_and_leaves_with_130(capsys):
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        words = [*BYOL, "--trainer.max_epochs=1", "--trainer.callbacks+=tests.test_cli_runs.Stop"]
+        assert main(words) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = capsys.readouterr().err
+    assert "rela: stopped" in said and "--ckpt_path" in said
+
+
+def test_other_exits_keep_their_code(monkeypatch):
+    def leave(**options: Any) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr("rela_lightning.commands.compare.compare", leave)
+    monkeypatch.setattr("rela_lightning.cli._run", lambda command, words: leave())
+    with pytest.raises(SystemExit) as stop:
+        main(["compare", "a", "b"])
+    assert stop.value.code == 143
+
+
+def test_sigterm_ends_labelling_and_the_next_call_goes_on(tmp_path, monkeypatch):
+    read = Digits.__getitem__
+
+    def terminated(self: Any, row: int) -> Any:
+        if row == 121:  # outside the rows that are sampled beforehand
+            os.kill(os.getpid(), signal.SIGTERM)
+        return read(self, row)
+
+    before, prior = signal.getsignal(signal.SIGTERM), pixel_prior()
+    with monkeypatch.context() as patched, pytest.raises(SystemExit) as stop:
+        patched.setattr(Digits, "__getitem__", terminated)
+        build_targets(prior, Digits(200), tmp_path / "t", batch_size=4)
+    assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
+    assert 121 <= prior.network.calls < 190
+    store = build_targets(prior, Digits(200), tmp_path / "t", batch_size=4)
+    assert len(store) == 200 and prior.network.calls <= 204  # one batch at most was computed twice
+
+
+# ---- compared --------------------------------------------------------------------------------------------
+
+
+def folder_of_images(root: Path, shade: int) -> Path:
+    for split in ("train", "val"):
+        for label, name in enumerate(("cat", "dog")):
+            place = root / split / name
+            place.mkdir(parents=True)
+            for row in range(4):
+                Image.new("RGB", (32, 32), (shade, 100 * label, 10 * row)).save(place / f"{row}.png")
+    return root
+
+
+def test_runs_that_were_probed_on_other_images_are_not_compared(tmp_path, capsys):
+    data = {name: folder_of_images(tmp_path / name, shade) for name, shade in (("one", 0), ("two", 200))}
+    probe = ["probe", PRIOR[0].removeprefix("--prior="), PRIOR[1], "--k=1"]
+    images = "--data=rela_lightning.data.ImageFolderData"
+    for out, root, size in (("a", "one", 32), ("b", "one", 32), ("c", "two", 32), ("d", "one", 48)):
+        words = [*probe, images, f"--data.root={data[root]}", f"--data.image_size={size}", f"--out={out}"]
+        assert main(words) == 0
+        result = json.loads((Path(out) / "probe.json").read_text())
+        run = {**result, "name": out, "seconds": 1.0, "steps": 1, "labelling_seconds": 0.0, "history": []}
+        (Path(out) / "run.json").write_text(json.dumps(run))
+    assert main(["compare", "a", "b", "--out=ab"]) == 0
+    assert "images" in message(["compare", "a", "c", "--out=ac"], capsys)
+    assert "image_size" in message(["compare", "a", "d", "--out=ad"], capsys)
+
+
+def test_a_probe_with_another_number_of_classes_is_refused(capsys):
+    probe = ["--trainer.callbacks+=rela_lightning.OnlineLinearProbe", "--trainer.callbacks.num_classes=7"]
+    said = message([*BYOL, *probe, "--trainer.max_epochs=1"], capsys)
+    assert "OnlineLinearProbe" in said and "10, as in DigitsData" in said and not Path("runs").exists()
