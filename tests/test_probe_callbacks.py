@@ -356,7 +356,7 @@ def test_options_from_yaml(tmp_path):
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser()
-    parser.add_class_arguments(OnlineLinearProbe, "online")
+    parser.add_class_arguments(OnlineLinearProbe, "online", fail_untyped=False)  # as LightningCLI does
     parser.add_class_arguments(KNNProbe, "knn")
     config = tmp_path / "probe.yaml"
     config.write_text(
