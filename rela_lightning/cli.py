@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments after the program's name; None for those of the process.
 
     Returns:
-        Exit code: 0, 2 for a mistake that has a message, 130 after Ctrl-C.
+        Exit code: 0, 2 for a mistake that has a message, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         SystemExit: With code 2 after the message of the parser, with 0 after `--help` and `--print_config`.
@@ -110,18 +110,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as error:
         if isinstance(error.__context__, KeyboardInterrupt):  # how Lightning ends after Ctrl-C
             return _stopped(command)
+        if type(error).__name__ == "SIGTERMException":  # Lightning's, and without a code
+            return _stopped(command, 143)
         raise
     return 0
 
 
-def _stopped(command: str | None) -> int:
-    """Say that Ctrl-C was heard, and how to go on."""
+def _stopped(command: str | None, code: int = 130) -> int:
+    """Say that the signal was heard, and how to go on."""
     go_on = {
         "targets": "; what is labelled is kept, the same command goes on from there",
-        "fit": "; a run goes on from its last checkpoint by --ckpt_path runs/NAME",
+        "fit": "; a run that has a checkpoint goes on from it by --ckpt_path runs/NAME",
     }
     sys.stderr.write(f"rela: stopped{go_on.get(command or '', '')}\n")
-    return 130
+    return code
 
 
 def _run(command: str | None, words: list[str]) -> None:

@@ -27,5 +27,5 @@ def wait_at_exit() -> None:
 def _wait() -> None:
     """Leave the interpreter to other threads for a moment, if there is a gloo group."""
     distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo":
+    if distributed.is_available() and distributed.is_initialized() and "gloo" in distributed.get_backend():
         time.sleep(_SECONDS)

@@ -121,6 +121,8 @@ def test_messages(words, said, capsys):
 
 
 def test_an_empty_checkpoint(capsys):
+    Path("text.ckpt").write_text("seed_everything: 0\n")  # torch's reader falls over it
+    assert "cannot be read" in refused([*FIT, BYOL, *SMALL, *DIGITS, "--ckpt_path=text.ckpt"], capsys)
     Path("empty.ckpt").touch()
     message = refused([*FIT, BYOL, *SMALL, *DIGITS, "--ckpt_path=empty.ckpt"], capsys)
     assert "cannot be read" in message and "empty.ckpt" in message

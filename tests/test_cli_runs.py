@@ -16,6 +16,8 @@ from PIL import Image
 
 from rela_lightning import build_targets
 from rela_lightning.cli import main
+from rela_lightning.data import DigitsData
+from tests.parts import TwoViews, make_digits
 from tests.test_cli import BYOL, DIGITS, PRIOR, SMALL, in_a_folder_of_its_own, record, targets  # noqa: F401
 from tests.test_targets import Digits, pixel_prior
 
@@ -78,40 +80,65 @@ def test_the_config_of_a_resumed_run_starts_runs_of_its_own(capsys):
     assert main(["fit", "--config=runs/first/config.yaml", "--name=second", "--trainer.max_epochs=1"]) == 0
     assert (record("runs/second")["name"], record("runs/second")["epochs"]) == ("second", 1)
     assert record("runs/first")["name"] == "first"
+    there = sorted(Path().rglob("*"))
     assert main(["validate", "--config=runs/first/config.yaml", "--ckpt_path=runs/first"]) == 0
+    assert sorted(Path().rglob("*")) == there
     said = message([*BYOL, "--ckpt_path=runs/first", "--name=third", "--trainer.max_epochs=3"], capsys)
     assert "keeps its name" in said and "--name first" in said
     assert record("runs/first")["epochs"] == 2 and not Path("runs/third").exists()
 
 
-def test_a_start_that_fails_takes_no_name(targets, capsys):  # noqa: F811
+def test_a_start_that_fails_takes_no_name(targets, tmp_path, capsys):  # noqa: F811
     rela = ["--trainer.callbacks+=rela_lightning.ReLACallback", "--trainer.callbacks.targets=t", "--name=wanted"]
     manifest = json.loads((targets / "manifest.json").read_text())
     (targets / "manifest.json").write_text(json.dumps({**manifest, "length": manifest["length"] - 1}))
     assert "targets" in message([*BYOL, "--trainer.max_epochs=1", *rela], capsys)
     assert not Path("runs").exists()
+    (tmp_path / "mine").mkdir()  # a folder of the user's stays, even empty
+    message([*BYOL, "--trainer.max_epochs=1", *rela, f"--trainer.default_root_dir={tmp_path / 'mine'}"], capsys)
+    assert (tmp_path / "mine").is_dir()
     fit("--name=wanted")
     assert [folder.name for folder in Path("runs").iterdir()] == ["wanted"]
+
+
+class Saves(L.Callback):
+    """Keeps a file of its own in the run's folder, then fails, in a process that knows of no step."""
+
+    def on_fit_start(self, trainer: Any, module: Any) -> None:
+        place = Path(trainer.default_root_dir) / "logs" / "mine"
+        place.mkdir(parents=True)
+        (place / "weights.ckpt").touch()
+        raise RuntimeError("after some work")
+
+
+def test_what_a_run_has_kept_is_never_taken_away():
+    with pytest.raises(RuntimeError, match="after some work"):
+        main([*BYOL, "--trainer.max_epochs=1", "--name=kept", "--trainer.callbacks+=tests.test_cli_runs.Saves"])
+    assert Path("runs/kept/logs/mine/weights.ckpt").is_file() and Path("runs/kept/config.yaml").is_file()
 
 
 # ---- stopped ---------------------------------------------------------------------------------------------
 
 
 class Stop(L.Callback):
-    """Ctrl-C in the second step."""
+    """A signal in the second step."""
+
+    def __init__(self, name: str) -> None:
+        self.number = signal.Signals[name]
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 1:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), self.number)
 
 
-def test_ctrl_c_is_answered_and_leaves_with_130(capsys):
-    before = signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_is_answered_with_a_code_and_a_word(name, code, capsys):
+    before = signal.getsignal(signal.Signals[name])
+    stop = ["--trainer.callbacks+=tests.test_cli_runs.Stop", f"--trainer.callbacks.name={name}"]
     try:
-        words = [*BYOL, "--trainer.max_epochs=1", "--trainer.callbacks+=tests.test_cli_runs.Stop"]
-        assert main(words) == 130
+        assert main([*BYOL, "--trainer.max_epochs=1", *stop]) == code
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.Signals[name], before)
     said = capsys.readouterr().err
     assert "rela: stopped" in said and "--ckpt_path" in said
 
@@ -177,3 +204,59 @@ def test_a_probe_with_another_number_of_classes_is_refused(capsys):
     probe = ["--trainer.callbacks+=rela_lightning.OnlineLinearProbe", "--trainer.callbacks.num_classes=7"]
     said = message([*BYOL, *probe, "--trainer.max_epochs=1"], capsys)
     assert "OnlineLinearProbe" in said and "10, as in DigitsData" in said and not Path("runs").exists()
+
+
+class Late(L.LightningDataModule):
+    """Knows its classes after `setup` only."""
+
+    classes: list[str] | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    def setup(self, stage: str) -> None:
+        self.classes = [str(digit) for digit in range(10)]
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(make_digits(32, TwoViews()), batch_size=16)
+
+
+class Counts(L.Callback):
+    """No probe; its classes are its own affair."""
+
+    num_classes = 3
+
+
+def test_other_numbers_of_classes_are_nobodys_affair():
+    probe = ["--trainer.callbacks+=rela_lightning.OnlineLinearProbe", "--trainer.callbacks.num_classes=12"]
+    other = [*probe, "--trainer.callbacks.labels=1", "--trainer.callbacks+=tests.test_cli_runs.Counts"]
+    assert main([*BYOL, *other, "--trainer.fast_dev_run=true"]) == 0
+    supervised = ["fit", "--model=rela_lightning.methods.Supervised", "--model.num_classes=10", *SMALL[:2], *SMALL[5:]]
+    byol = [*BYOL[:4], *SMALL[5:]]
+    for words in (byol, supervised):
+        data = ["--data=tests.test_cli_runs.Late", "--trainer.fast_dev_run=true"]
+        assert main([word for word in words if not word.startswith("--data")] + data) == 0
+
+
+class Normalised(torch.utils.data.Dataset):
+    """Images that were brought to mean 0 once and for all."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, row: int) -> Any:
+        return torch.randn(3, 32, 32), row % 10
+
+
+class Ready(DigitsData):
+    """Hands out normalised tensors, and no raw image."""
+
+    def dataset(self, split: Any = "train", views: Any = None) -> Any:
+        return Normalised() if views == "probe" else super().dataset(split, views)
+
+
+def test_data_without_raw_images_are_probed_too():
+    words = ["probe", PRIOR[0].removeprefix("--prior="), PRIOR[1], "--k=1", "--data=tests.test_cli_runs.Ready"]
+    assert main([*words, "--out=o"]) == 0
+    assert json.loads(Path("o/probe.json").read_text())["protocol"]["images"] is None

@@ -1,5 +1,6 @@
 import copy
 import functools
+import warnings
 
 import lightning.pytorch as L
 import pytest
@@ -427,13 +428,17 @@ def test_every_n_epochs():
 
 def test_without_labels_the_online_probe_logs_nothing():
     with pytest.warns(UserWarning, match="OnlineLinearProbe found no labelled row"):
-        run, _ = train([OnlineLinearProbe(10)], train=digits(0, 100, labels=torch.full_like(LABELS, -1)))
+        data = {"train": digits(0, 100, labels=torch.full_like(LABELS, -1)), "val": digits(500, 600)}
+        run, _ = train([OnlineLinearProbe(10)], **data)
     assert not [name for name in run.callback_metrics if name.startswith("probe/")]
 
 
 def test_without_validation_images_the_knn_probe_says_so():
     with pytest.warns(UserWarning, match="no validation images"):
         train([KNNProbe(5)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*no validation images.*")
+        train([KNNProbe(5)], val=digits(500, 600), epochs=2, check_val_every_n_epoch=2)
 
 
 def test_labels_beyond_the_number_of_classes_are_told():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,13 +25,15 @@ from rela_lightning.commands.messages import Readable, own_errors
 from rela_lightning.commands.names import CHECKPOINTS, CONFIG, RECORD
 from rela_lightning.commands.peek import class_of, peek
 from rela_lightning.commands.resume import check_belongs, checkpoint_file
-from rela_lightning.commands.runs import RunRecord, choose_folder
+from rela_lightning.commands.runs import RunRecord, choose_folder, run_of
 from rela_lightning.commands.speed import ChannelsLast, compile_backbone
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.source import read_run
 from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
+from rela_lightning.probe import OnlineLinearProbe
 from rela_lightning.process_group import wait_at_exit
 
+_OF_A_START = (CONFIG, "hparams.yaml")  # files that a run has before its first step
 _MODELS = ("model", "model.method")
 """Options that name a training module: the model itself, and the one that `accelerate` is given."""
 
@@ -130,16 +131,18 @@ class RelaCLI(LightningCLI):
             raise
 
     def _leave_no_name_taken(self) -> None:
-        """Take away the folder that was made for a run that never began."""
-        folder, rank = self._folder, getattr(rank_zero_only, "rank", 0)
-        if folder is None or rank != 0 or (folder / RECORD).is_file() or (folder / CHECKPOINTS).exists():
+        """Take away the folder that was made for a run that never began: only what a start writes, nothing else."""
+        folder, trainer = self._folder, getattr(self, "trainer", None)
+        if not self._claimed or folder is None or getattr(rank_zero_only, "rank", 0) != 0:
             return
-        trainer = getattr(self, "trainer", None)
-        if self._claimed and (trainer is None or trainer.global_step == 0):
-            shutil.rmtree(folder, ignore_errors=True)
-        for empty in (folder, folder.parent):
-            with suppress(OSError):  # not empty, or not there
-                empty.rmdir()
+        files = [file for file in folder.rglob("*") if not file.is_dir()]
+        if (trainer is not None and trainer.global_step) or any(file.name not in _OF_A_START for file in files):
+            return
+        for file in files:
+            file.unlink()
+        for place in (*sorted(folder.rglob("*"), reverse=True), folder, folder.parent):
+            with suppress(OSError):  # not empty: another run's
+                place.rmdir()
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one command: parsers of the others would take seconds to build."""
@@ -213,10 +216,11 @@ class RelaCLI(LightningCLI):
             options["ckpt_path"] = str(self._resumed)
 
     def instantiate_classes(self) -> None:
-        """Build everything; refuse what does not fit together before a folder is made."""
+        """Build everything; refuse what does not fit together before anything is trained."""
         with own_errors():
             super().instantiate_classes()
-        if self.command == "fit" and self.datamodule is None and not is_overridden("train_dataloader", self.model):
+        module = getattr(self.model, "_orig_mod", self.model)  # compiled
+        if self.command == "fit" and self.datamodule is None and not is_overridden("train_dataloader", module):
             raise ConfigError(
                 "There are no images to train on.",
                 expected="a data module, or a module with a train_dataloader of its own",
@@ -230,13 +234,12 @@ class RelaCLI(LightningCLI):
             compile_backbone(self.model, "inductor" if backend is True else backend)
 
     def _check_classes(self) -> None:
-        found = getattr(self.datamodule, "num_classes", None)
-        for part, do in (
-            (self.model, "leave model.num_classes out: it follows the data"),
-            *((callback, "give the probe the number of the data") for callback in self.trainer.callbacks),  # type: ignore[attr-defined]
-        ):
+        probes = [c for c in self.trainer.callbacks if isinstance(c, OnlineLinearProbe) and c.labels == "auto"]  # type: ignore[attr-defined]
+        follow = "leave model.num_classes out: it follows the data"
+        for part, do in ((self.model, follow), *((probe, "give the probe the number of the data") for probe in probes)):
             wanted = getattr(part, "num_classes", None)
-            if isinstance(found, int) and isinstance(wanted, int) and wanted != found:
+            found = _num_classes(self.datamodule) if isinstance(wanted, int) else None
+            if found is not None and wanted != found:
                 raise ConfigError(
                     f"The data have another number of classes than {type(part).__name__}.",
                     expected=f"{found}, as in {type(self.datamodule).__name__}",
@@ -254,6 +257,8 @@ class RelaCLI(LightningCLI):
         if self._get(self.config_init, "channels_last"):
             callbacks.append(ChannelsLast())
         kwargs["callbacks"] = callbacks
+        if self.command != "fit" and options.get("logger") is None:  # null in a run's config.yaml
+            kwargs["logger"] = False
         with own_errors():
             return super().instantiate_trainer(**kwargs)
 
@@ -263,7 +268,7 @@ class RelaCLI(LightningCLI):
         name = given or _name(self.model, self.datamodule, callbacks)
         root = options.get("default_root_dir")
         folder = choose_folder(root, name, self._resumed, given)
-        self._folder, self._claimed = folder, root is None and self._resumed is None
+        self._folder, self._claimed = folder, root is None and (self._resumed is None or run_of(self._resumed) is None)
         self._record = RunRecord(folder, given or folder.name)
         callbacks.append(self._record)
         kinds = tuple(type(callback) for callback in callbacks)
@@ -296,6 +301,15 @@ def _needs_classes(given: dict[str, Any], option: str) -> bool:
     named = class_of(given, option)
     wanted = inspect.signature(named).parameters.get("num_classes") if named is not None else None
     return wanted is not None and wanted.default is wanted.empty and f"{option}.num_classes" not in given
+
+
+def _num_classes(data: Any) -> int | None:
+    """Number of classes of a data module, where it is known before `setup`."""
+    try:
+        found = getattr(data, "num_classes", None)
+    except Exception:  # a property of the user's that needs `setup`
+        return None
+    return found if isinstance(found, int) else None
 
 
 def _name(model: Any, data: Any, callbacks: Sequence[Any]) -> str:

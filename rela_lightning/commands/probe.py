@@ -79,6 +79,7 @@ def probe(
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs)
     data = data if data is not None else subject.data
     train, validation = (_images(data, split, subject) for split in ("train", "val"))
+    images = _fingerprint(train, validation)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
     x, labels = _labelled(*extract_features(subject.network, train, **options))
     test_x, test_labels = _labelled(*extract_features(subject.network, validation, **options))
@@ -97,7 +98,7 @@ def probe(
         **found,
         "protocol": {
             "data": type(data).__name__,
-            "images": _fingerprint(train, validation),
+            "images": images,
             "image_size": getattr(data, "image_size", None),
             "train_images": len(x),
             "validation_images": len(test_x),
@@ -147,9 +148,15 @@ def _images(data: Any, split: Literal["train", "val"], subject: Subject) -> Any:
     return images
 
 
-def _fingerprint(*datasets: Any) -> str:
-    """A short hash of some images of each data set, which tells data of one name and size apart."""
-    hashes = [row_hashes(dataset, sampled_rows(len(dataset))) for dataset in datasets]
+def _fingerprint(*datasets: Any) -> str | None:
+    """A short hash of some images of each data set, which tells data of one name and size apart.
+
+    None for data that hand out no raw images, such as tensors that are normalised already.
+    """
+    try:
+        hashes = [row_hashes(dataset, sampled_rows(len(dataset))) for dataset in datasets]
+    except Exception:  # of the user's data set: it is probed without
+        return None
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
 
 

@@ -50,7 +50,10 @@ def check_belongs(module: LightningModule, file: Path) -> None:
     )
     if later or not module.strict_loading:
         return
-    content = read_checkpoint(file)
+    content = read_checkpoint(
+        file,
+        do="start afresh without --ckpt_path; `save_hyperparameters(ignore=[...])` keeps objects out of the next one",
+    )
     saved, own = content.get("state_dict"), module.state_dict()
     if not isinstance(saved, dict):
         raise ConfigError("This is no checkpoint of a training run.", expected="one of Lightning's", found=file)

@@ -16,6 +16,7 @@ from rela_lightning.callback import ReLACallback
 from rela_lightning.commands.names import RECORD
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.source import find_run, read_run
+from rela_lightning.process_group import wait_at_exit
 from rela_lightning.report import versions
 from rela_lightning.schedules import SSL_ONLY
 
@@ -56,6 +57,10 @@ class RunRecord(Callback):
     def _go(self) -> None:
         self._pause()
         self._since = time.perf_counter()
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """See that the process ends well, also one that was spawned."""
+        wait_at_exit()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock; the labelling of the targets comes before it."""
@@ -222,7 +227,7 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, asked: str
         if asked is not None and asked not in known:
             raise ConfigError(
                 "A run that is resumed keeps its name and its folder.",
-                expected=f"--name {known[1]}, or none",
+                expected=f"--name {known[1]}, or --name null",
                 found=asked,
                 do="leave --ckpt_path out to start a run of that name, or name a new folder, to go on there from the "
                 f"weights of this one, by --trainer.default_root_dir runs/{asked}",

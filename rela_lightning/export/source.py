@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -178,27 +177,33 @@ def _of_file(path: Path) -> Source:
     return Source(tidy({str(k): v for k, v in state.items() if isinstance(v, Tensor)}), hyper, facts)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, *, do: str | None = None) -> dict[str, Any]:
     """The content of a file of tensors and plain values, by name; nothing if it is of another shape.
+
+    Args:
+        path: The file.
+        do: What to do about one that holds objects; None for the advice that suits an export.
 
     Raises:
         ConfigError: If it is no such file, or holds objects.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # torch's reader of pickles lets errors of every kind through
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named is None:
+            reason = str(error).partition("\n")[0][:200]
             raise ConfigError(
                 "The checkpoint cannot be read.",
-                expected="a file written by Lightning, torch.save or safetensors",
-                found=f"{path}: {type(error).__name__}",
+                expected="a file written by Lightning or torch.save",
+                found=f"{path}: {type(error).__name__}" + (f": {reason}" if "weights_only" not in reason else ""),
             ) from error
         raise ConfigError(
             "The checkpoint holds pickled objects, which could run code when loaded.",
             expected="tensors, numbers, strings, lists and dicts",
             found=f"{path}: {named.group(1)}",
-            do="where you trust it, load the module yourself and pass it to rela_lightning.export_backbone; "
+            do=do
+            or "where you trust it, load the module yourself and pass it to rela_lightning.export_backbone; "
             "`save_hyperparameters(ignore=[...])` keeps objects out of the next one",
         ) from error
     return {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}

@@ -76,6 +76,7 @@ class KNNProbe(ProbeCallback):
         self.every_n_epochs = every_n_epochs
         self._bank: list[tuple[Tensor, Tensor]] = []
         self._queries: list[tuple[Tensor, Tensor]] = []
+        self._voted = False
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was and free the bank."""
@@ -83,9 +84,13 @@ class KNNProbe(ProbeCallback):
         self._bank, self._queries = [], []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say so where there is nothing to vote on."""
-        if not sum(trainer.num_val_batches):
-            rank_zero_warn("KNNProbe has no validation images: knn/top1 is not logged.")
+        """No vote was taken yet."""
+        self._voted = False
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say so where there was nothing to vote on."""
+        if not self._voted:
+            rank_zero_warn("KNNProbe had no validation images, or no epoch that was due: knn/top1 was not logged.")
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty bank."""
@@ -118,6 +123,7 @@ class KNNProbe(ProbeCallback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Vote and log."""
         if self._bank and self._queries and not trainer.sanity_checking:
+            self._voted = True
             bank, bank_labels = (_gathered(trainer, torch.cat(parts)) for parts in zip(*self._bank, strict=True))
             queries, labels = (torch.cat(parts) for parts in zip(*self._queries, strict=True))
             labelled = bank_labels >= 0

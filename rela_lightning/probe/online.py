@@ -72,6 +72,7 @@ class OnlineLinearProbe(ProbeCallback):
         self._saved: dict[str, Any] = {}
         self._train_sums: Tensor | None = None
         self._val_counts: Tensor | None = None
+        self._taught = False
 
     @property
     def state_key(self) -> str:
@@ -86,7 +87,7 @@ class OnlineLinearProbe(ProbeCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the first batch tells the width of the features."""
-        self._saved = state_dict
+        self._saved, self._taught = state_dict, bool(state_dict)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was; keep the classifier for a later `fit` or `save_checkpoint`."""
@@ -150,8 +151,10 @@ class OnlineLinearProbe(ProbeCallback):
             self._val_counts = counts if self._val_counts is None else self._val_counts + counts
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracy on the validation batches."""
-        if self._val_counts is not None and not trainer.sanity_checking:
+        """Log the accuracy on the validation batches, once a labelled row has taught the classifier."""
+        if not self._taught and self._train_sums is not None:
+            self._taught = bool(_summed(trainer, self._train_sums)[0] > 0)
+        if self._val_counts is not None and self._taught and not trainer.sanity_checking:
             values = accuracies(_summed(trainer, self._val_counts))
             for name, value in zip(self._names, values, strict=True):
                 log_number(pl_module, name, value)
