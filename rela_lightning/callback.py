@@ -23,7 +23,6 @@ from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
 from rela_lightning.namespaces import DualCallback
 from rela_lightning.pooling import Pooling
 from rela_lightning.priors import Prior, load_prior
-from rela_lightning.process_group import wait_at_exit
 from rela_lightning.schedules import Plateau, Schedule, Weights
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.source import PriorTargets, StoredTargets
@@ -152,7 +151,6 @@ class ReLACallback(DualCallback):
         if stage != "fit":
             return
         self._undo()
-        wait_at_exit()
         if sum(isinstance(callback, ReLACallback) for callback in trainer.callbacks) > 1:
             raise ConfigError(
                 "Several ReLACallbacks would attach to one module.",

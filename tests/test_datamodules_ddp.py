@@ -14,7 +14,6 @@ import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 
-from rela_lightning.process_group import wait_at_exit
 from tests.test_callback import trainer
 from tests.test_datamodules import Numbered, Rows, Twice
 from tests.test_methods_every import build
@@ -55,5 +54,4 @@ def test_both_ranks_draw_one_fresh_share_each_epoch(tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    wait_at_exit()
     main(sys.argv[1])

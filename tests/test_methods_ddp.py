@@ -20,7 +20,6 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from rela_lightning.methods import BarlowTwins
 from rela_lightning.methods.barlow_twins import cross_correlation, redundancy_loss
-from rela_lightning.process_group import wait_at_exit
 from tests.test_methods import QUIET
 from tests.test_methods_every import METHODS, Views, build
 
@@ -133,5 +132,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    wait_at_exit()
     main()

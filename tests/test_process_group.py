@@ -25,10 +25,8 @@ GROUP = """
     torch.distributed.init_process_group("gloo", init_method="file://{file}", rank=0, world_size=1)
 """
 EXIT = """
-    from rela_lightning.process_group import wait_at_exit
+    import rela_lightning
 
-    wait_at_exit()
-    wait_at_exit()
     watch()
 """
 TRAINER = """

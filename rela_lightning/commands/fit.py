@@ -31,7 +31,6 @@ from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.source import read_run
 from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
 from rela_lightning.probe import OnlineLinearProbe
-from rela_lightning.process_group import wait_at_exit
 
 _OF_A_START = (CONFIG, "hparams.yaml")  # files that a run has before its first step
 _MODELS = ("model", "model.method")
@@ -70,7 +69,6 @@ def register_names() -> None:
 
 def _run(command: str, words: Sequence[str]) -> None:
     register_names()
-    wait_at_exit()
     try:
         RelaCLI(command, words)
     except MisconfigurationException as error:

@@ -16,7 +16,6 @@ from rela_lightning.callback import ReLACallback
 from rela_lightning.commands.names import RECORD
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.source import find_run, read_run
-from rela_lightning.process_group import wait_at_exit
 from rela_lightning.report import versions
 from rela_lightning.schedules import SSL_ONLY
 
@@ -57,10 +56,6 @@ class RunRecord(Callback):
     def _go(self) -> None:
         self._pause()
         self._since = time.perf_counter()
-
-    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """See that the process ends well, also one that was spawned."""
-        wait_at_exit()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock; the labelling of the targets comes before it."""

@@ -17,7 +17,6 @@ from rela_lightning.pooling import Pooling
 from rela_lightning.probe.accuracy import summed_cross_entropy, topk_names
 from rela_lightning.probe.batches import find_images, find_labels
 from rela_lightning.probe.features import encode, measure_feature_dim
-from rela_lightning.process_group import wait_at_exit
 
 
 class LinearProbe(LightningModule):
@@ -72,10 +71,6 @@ class LinearProbe(LightningModule):
         self._labels = labels
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-
-    def setup(self, stage: str) -> None:
-        """See that the process ends well, also one that was spawned."""
-        wait_at_exit()
 
     def train(self, mode: bool = True) -> LinearProbe:
         """Set the mode of the head; the backbone stays in eval mode."""

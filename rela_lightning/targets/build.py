@@ -21,7 +21,6 @@ from rela_lightning.errors import ConfigError, TargetError
 from rela_lightning.namespaces import NAMESPACES
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
-from rela_lightning.process_group import wait_at_exit
 from rela_lightning.targets.assemble import assemble
 from rela_lightning.targets.fields import (
     Sample,
@@ -205,7 +204,6 @@ class _Job:
 
 def _label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[float], None]) -> None:
     """Run the pass on the trainer, then `finish` on its rank 0."""
-    wait_at_exit()
     with _quiet(own=trainer is None):
         trainer = _own_trainer() if trainer is None else trainer
         module_class, writer_class = steps_for(trainer)

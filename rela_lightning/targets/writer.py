@@ -20,7 +20,6 @@ from torch.utils.data.distributed import DistributedSampler
 
 from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
-from rela_lightning.process_group import wait_at_exit
 from rela_lightning.targets.images import LabelView
 from rela_lightning.targets.partial import claimed, prepare, read_seconds, write_seconds
 from rela_lightning.targets.shards import ShardWriter, missing_rows
@@ -120,7 +119,6 @@ class ShardSteps:
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Open this rank's shard."""
-        wait_at_exit()  # also of processes that the strategy spawns
         self._writer = ShardWriter(self.plan.folder, trainer.global_rank, pl_module.prior.feature_dim)
         self._earlier = read_seconds(self.plan.folder)
 
