@@ -148,7 +148,7 @@ def test_a_share_of_the_variance_cuts_where_scikit_learn_does(tmp_path, prior, s
 def test_files_hold_what_they_say(tmp_path, prior):
     store = build_targets(prior, Digits(), tmp_path / "deep" / "t")
     assert sorted(p.name for p in store.path.iterdir()) == ["manifest.json", "projection.safetensors", "targets.npy"]
-    assert np.load(store.path / "targets.npy").dtype == np.float16
+    assert np.load(store.path / "targets.npy")["target"].dtype == np.float16
     assert not partial_folder(store.path).exists()
     assert store.manifest["labelling_seconds"] > 0
     images = torch.stack([prior.preprocess(Digits()[row][0]) for row in range(40)])

@@ -52,7 +52,7 @@ def run(tmp_path, path, *, strategy="ddp", tree="lightning.pytorch", count=40, f
 
 
 def load(path):
-    return np.load(path / "targets.npy").astype(np.float64)
+    return np.load(path / "targets.npy")["target"].astype(np.float64)
 
 
 @pytest.mark.slow

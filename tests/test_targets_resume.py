@@ -15,6 +15,7 @@ from rela_lightning import build_targets
 from rela_lightning.errors import TargetError
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.partial import claimed, partial_folder
+from rela_lightning.targets.shards import Shape
 from tests.test_targets import Digits, pixel_prior
 
 
@@ -74,7 +75,7 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, after):
     assert not (tmp_path / "t").exists()
     with pytest.raises(TargetError, match="incomplete"):
         TargetStore(tmp_path / "t")
-    written = np.fromfile(partial_folder(tmp_path / "t") / "index-00000.bin", np.int64)
+    written = np.fromfile(partial_folder(tmp_path / "t") / "index-00000.bin", Shape(1, 20).entry)
     assert len(written) == prior.network.calls
     dataset.fail_at = None
     store = build_targets(prior, dataset, tmp_path / "t", batch_size=16)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
-from torch import Tensor
 
 from rela_lightning.errors import TargetError
+from rela_lightning.targets.manifest import PROJECTION, TARGETS
+from rela_lightning.targets.records import Storage, cosines, decode, encode, record_type
 from rela_lightning.targets.reduce import (
     Projection,
     Standardise,
@@ -22,9 +22,7 @@ from rela_lightning.targets.reduce import (
     rank_tolerance,
     streaming_moments,
 )
-from rela_lightning.targets.shards import ordered_chunks
-
-TARGETS, PROJECTION = "targets.npy", "projection.safetensors"
+from rela_lightning.targets.shards import Chunk, Shape, ordered_chunks
 
 
 def assemble(
@@ -32,10 +30,10 @@ def assemble(
     out: Path,
     *,
     length: int,
-    feature_dim: int,
+    shape: Shape,
     target_dim: int | float | None,
     standardise: Standardise,
-    storage_dtype: torch.dtype,
+    storage: Storage,
 ) -> dict[str, Any]:
     """Write `targets.npy` and `projection.safetensors`.
 
@@ -46,52 +44,62 @@ def assemble(
         shards: Folder with the shards; every row must be there.
         out: Folder to write to; must exist.
         length: Number of rows N.
-        feature_dim: Width F of the features.
+        shape: Of a row: its views and the width F of the features. All views take part in the projection.
         target_dim: Keep at most this many columns, or as many as explain this share of the variance.
         standardise: `per_dim`, `isotropic` or `none`.
-        storage_dtype: `torch.float16` or `torch.float32`.
+        storage: `float16`, `float32` or `int8`.
 
     Returns:
         What the manifest says of it: `dim`, `dropped_dimensions`, `explained_variance` (a share of
-        the total for each column).
+        the total for each column), `storage_cosine` (least and mean cosine of a stored target with the exact one).
 
     Raises:
         TargetError: If all rows are the same, or targets overflow float16.
     """
 
-    def chunks() -> Iterator[Tensor]:
-        return (torch.from_numpy(chunk) for chunk in ordered_chunks(shards, length, feature_dim))
+    def chunks() -> Iterator[Chunk]:
+        return ordered_chunks(shards, length, shape)
 
-    full = pca(streaming_moments(chunks()))
+    features = (torch.from_numpy(chunk.features.reshape(-1, shape.dim)) for chunk in chunks())
+    full = pca(streaming_moments(features))
     kept = full.first(target_dim)
     by = projection(kept, standardise)
-    _write_rows(out / TARGETS, chunks(), by, length, storage_dtype)
+    cosine = _write_rows(out / TARGETS, chunks(), by, (length, shape.views), storage)
     save_file({name: tensor.contiguous() for name, tensor in by._asdict().items()}, out / PROJECTION)
     return {
         "dim": len(by.scales),
-        "feature_dim": feature_dim,
-        "dropped_dimensions": feature_dim - len(full.variance),
-        "rank_tolerance": rank_tolerance(feature_dim),
+        "feature_dim": shape.dim,
+        "dropped_dimensions": shape.dim - len(full.variance),
+        "rank_tolerance": rank_tolerance(shape.dim),
         "explained_variance": (kept.variance / full.total).tolist(),
+        "storage_cosine": cosine,
     }
 
 
-def _write_rows(path: Path, chunks: Iterator[Tensor], by: Projection, length: int, storage_dtype: torch.dtype) -> None:
-    dtype: type[np.floating[Any]] = np.float16 if storage_dtype == torch.float16 else np.float32
-    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": (length, len(by.scales))}
+def _write_rows(
+    path: Path, chunks: Iterator[Chunk], by: Projection, rows: tuple[int, int], storage: Storage
+) -> dict[str, float]:
+    """Write all records; the least and the mean cosine of what is stored with what was computed."""
+    kind = record_type(len(by.scales), storage)
+    header = {"descr": np.lib.format.dtype_to_descr(kind), "fortran_order": False, "shape": rows}
+    least, total, start = 1.0, 0.0, 0
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
-        start = 0
-        for chunk in chunks:
-            with np.errstate(over="ignore"):
-                rows: NDArray[Any] = project(chunk.double(), by).numpy().astype(dtype)
-            if not np.isfinite(rows).all():
-                bad = start + np.flatnonzero(~np.isfinite(rows).all(axis=1))
+        for features, geometry in chunks:
+            targets = project(torch.from_numpy(features.reshape(-1, features.shape[2])).double(), by).numpy()
+            targets = targets.reshape(*features.shape[:2], -1)
+            records = encode(targets, geometry, storage)
+            stored = decode(records)
+            if not np.isfinite(stored).all():
+                bad = start + np.flatnonzero(~np.isfinite(stored).all(axis=(1, 2)))
                 raise TargetError(
                     "Targets are too large for float16.",
                     expected="values within 65504",
                     found=f"rows {bad[:20].tolist()}",
                     do="use storage_dtype=torch.float32, or standardise='per_dim'",
                 )
-            file.write(rows.data)
-            start += len(rows)
+            agreement = cosines(targets, stored)
+            least, total = min(least, float(agreement.min())), total + float(agreement.sum())
+            file.write(records.data)
+            start += len(records)
+    return {"least": least, "mean": total / (rows[0] * rows[1])}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import shutil
 import sys
@@ -31,16 +30,16 @@ from rela_lightning.targets.fields import (
     take_sample,
 )
 from rela_lightning.targets.images import check_length
+from rela_lightning.targets.manifest import write_manifest
 from rela_lightning.targets.partial import claimed, partial_folder, publish, read_seconds, recover
+from rela_lightning.targets.records import STORAGES, Storage
 from rela_lightning.targets.reduce import STANDARDISATIONS, Standardise
 from rela_lightning.targets.rng import preserved_rng
-from rela_lightning.targets.shards import missing_rows
-from rela_lightning.targets.store import MANIFEST, TargetStore
+from rela_lightning.targets.shards import Shape, missing_rows
+from rela_lightning.targets.store import TargetStore
 from rela_lightning.targets.writer import LabellingPlan, on_rank_zero, steps_for
 
 log = logging.getLogger("rela_lightning")
-
-_DTYPES = {"float16": torch.float16, "float32": torch.float32}
 
 
 def build_targets(
@@ -48,6 +47,7 @@ def build_targets(
     dataset: Any,
     path: str | Path,
     *,
+    views: int = 0,
     target_dim: int | float | None = None,
     standardise: Standardise = "per_dim",
     storage_dtype: torch.dtype | str = torch.float16,
@@ -69,13 +69,17 @@ def build_targets(
             uint8 tensor `[C, H, W]`, or float tensor in [0, 1]. Its own `transform` is set aside
             while labelling and put back.
         path: Folder to write; its parent may be missing.
+        views: Crops K of each image that are embedded too, beside the whole image (view 0): half of the image or
+            more, mirrored or not, as in the transport phase. Their boxes are kept, so that training can make exactly
+            the crop whose target it uses. Costs K more forwards of the prior an image; it is read and decoded once.
         target_dim: Keep at most this many columns, at most the prior's feature_dim; a share in (0, 1) keeps the
             fewest that explain so much of the variance (0.95), `None` every one above the rank cut (see
             `rela_lightning.targets.reduce.rank_tolerance`).
         standardise: `per_dim` (each column mean 0, standard deviation 1), `isotropic` (one scale for
             all, as PHI-S) or `none` (centred and rotated only; under the cosine the same as `isotropic`).
-        storage_dtype: `torch.float16` or `torch.float32`.
-        batch_size: Images in one forward of the prior, on each device.
+        storage_dtype: `torch.float16`, `torch.float32`, or `torch.int8` with a scale for each row: half of float16.
+            `manifest["storage_cosine"]` says what it loses.
+        batch_size: Images (each view is one) in one forward of the prior, on each device.
         num_workers: Worker processes that read images, on each device.
         trainer: A Lightning trainer of either package, with any strategy; its callbacks other than
             the progress bar rest meanwhile. `None` makes a quiet one for one device.
@@ -92,8 +96,9 @@ def build_targets(
     """
     started = time.time()
     prior = load_prior(prior)
-    dtype = _checked(
+    storage = _checked(
         prior=prior,
+        views=views,
         target_dim=target_dim,
         standardise=standardise,
         storage_dtype=storage_dtype,
@@ -109,11 +114,12 @@ def build_targets(
             dataset,
             sample,
             length,
+            views=views,
             target_dim=target_dim,
             standardise=standardise,
-            storage_dtype=str(dtype).removeprefix("torch."),
+            storage_dtype=storage,
         )
-        job = _Job(Path(path).expanduser(), prior, fields, sample, dtype)
+        job = _Job(Path(path).expanduser(), prior, fields, sample, Shape(1 + views, prior.feature_dim))
         if job.finished(overwrite):
             return TargetStore(job.path)
         with ExitStack() as held:
@@ -130,6 +136,7 @@ def build_targets(
                 batch_size,
                 num_workers,
                 started,
+                job.shape,
             )
             _label(prior, plan, trainer, job.finish)
     return TargetStore(job.path)
@@ -143,7 +150,7 @@ class _Job:
     prior: Prior
     fields: dict[str, Any]
     sample: Sample
-    dtype: torch.dtype
+    shape: Shape
 
     @property
     def folder(self) -> Path:
@@ -159,8 +166,8 @@ class _Job:
 
     def finish(self, ended: float) -> None:
         """Reduce the rows, put the store in its place; `ended` is when the pass did (`time.time()`)."""
-        length, dim = self.fields["dataset_length"], self.prior.feature_dim
-        missing = missing_rows(self.folder, length, dim)
+        length = self.fields["dataset_length"]
+        missing = missing_rows(self.folder, length, self.shape)
         if len(missing):
             raise TargetError(
                 "The labelling pass ended early.",
@@ -176,28 +183,29 @@ class _Job:
             self.folder,
             out,
             length=length,
-            feature_dim=dim,
+            shape=self.shape,
             target_dim=self.fields["target_dim"],
             standardise=self.fields["standardise"],
-            storage_dtype=self.dtype,
+            storage=self.fields["storage_dtype"],
         )
         if made["dropped_dimensions"]:
             log.warning(
                 "%s: %d of %d dimensions carry no variance and were dropped",
                 self.path,
                 made["dropped_dimensions"],
-                dim,
+                self.shape.dim,
             )
         manifest = {
             "fingerprint": fingerprint(self.fields),
             "prior": self.prior.name,
             "length": length,
+            "views": self.shape.views - 1,
             **made,
             "labelling_seconds": round(read_seconds(self.folder) + time.time() - ended, 3),
             "settings": self.fields,
             "sample": self.sample._asdict(),
         }
-        (out / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        write_manifest(out, manifest)
         publish(out, self.path)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -256,14 +264,17 @@ def _quiet(*, own: bool) -> Iterator[None]:
 def _checked(
     *,
     prior: Prior,
+    views: int,
     target_dim: int | float | None,
     standardise: str,
     storage_dtype: torch.dtype | str,
     batch_size: int,
     num_workers: int,
     trainer: Any,
-) -> torch.dtype:
-    """Refuse options that cannot work; the storage dtype as torch's."""
+) -> Storage:
+    """Refuse options that cannot work; the name of the storage type."""
+    if isinstance(views, bool) or not isinstance(views, int) or views < 0:
+        raise ConfigError("`views` counts crops of each image.", expected="an integer >= 0", found=views)
     share = isinstance(target_dim, float) and 0.0 < target_dim < 1.0
     width = isinstance(target_dim, int) and 1 <= target_dim <= prior.feature_dim
     if target_dim is not None and not (share or width):
@@ -276,9 +287,11 @@ def _checked(
         raise ConfigError(
             "Unknown standardisation.", expected="one of the names below", found=standardise, exists=STANDARDISATIONS
         )
-    dtype = _DTYPES.get(str(storage_dtype).removeprefix("torch."))
-    if dtype is None:
-        raise ConfigError("Unknown storage_dtype.", expected="torch.float16 or torch.float32", found=storage_dtype)
+    storage = next((name for name in STORAGES if name == str(storage_dtype).removeprefix("torch.")), None)
+    if storage is None:
+        raise ConfigError(
+            "Unknown storage_dtype.", expected="one of the names below", found=storage_dtype, exists=STORAGES
+        )
     if batch_size < 1 or num_workers < 0:
         raise ConfigError(
             "Labelling needs images in a batch, and no fewer than 0 workers.",
@@ -292,4 +305,4 @@ def _checked(
             found=precision,
             do="make the labelling trainer with precision='bf16-mixed'",
         )
-    return dtype
+    return storage

@@ -11,8 +11,8 @@ from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
 from rela_lightning.targets.content import check_repeatable, dataset_type, order_hash, row_hashes, sampled_rows
 from rela_lightning.targets.images import has_transform
+from rela_lightning.targets.manifest import FORMAT
 
-FORMAT = 1
 _NAMES = {
     "prior_identity": "prior",
     "preprocessing": "preprocessing",
@@ -20,6 +20,7 @@ _NAMES = {
     "dataset_type": "data set type",
     "dataset_order": "data set order",
     "dataset_content": "data set content (pixels of sampled rows)",
+    "views": "number of views",
     "target_dim": "target_dim",
     "standardise": "standardise",
     "storage_dtype": "storage_dtype",

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, default_collate
 
+from rela_lightning.data.crops import Crop, cut, draw_crop, size_of, whole
 from rela_lightning.data.swap import swapped_transform
 from rela_lightning.errors import DataError
 
+CropsOf = Callable[[Any, int], Sequence[Crop]]
+"""Crops of an image, from the image and its row in the data set."""
 _KEYS = ("image", "img", "pixel_values")
 _WANTED = "a PIL image, a uint8 tensor [C, H, W] or a float tensor in [0, 1], alone or first in a tuple or dict"
 
@@ -107,26 +110,68 @@ def check_length(dataset: Any) -> int:
     return rows
 
 
-class LabelView(Dataset[tuple[int, Any]]):
-    """A data set as labelling sees it: `(row, preprocessed image)`, own transform set aside.
+class LabelItem(NamedTuple):
+    """One row as labelling sees it; collated, each part has a leading `[B]`.
+
+    Attributes:
+        row: Index in the data set.
+        size: Height and width of the raw image, pixels, int32 `[2]`.
+        crops: The whole image, then the crops drawn (see `rela_lightning.data.crops`), int32 `[V, 5]`.
+        images: Each crop preprocessed, float `[V, C, H, W]`; for a fusion of priors a list of these.
+    """
+
+    row: int
+    size: Tensor
+    crops: Tensor
+    images: Any
+
+
+class LabelView(Dataset[LabelItem]):
+    """A data set as labelling sees it: preprocessed views, own transform set aside.
+
+    The image is read and decoded once for all of its views.
 
     Args:
         dataset: The user's data set; nothing in it is changed.
         preprocess: The prior's preprocessing.
         rows: Rows of `dataset` to go over, int64 `[R]`, in this order.
+        crops: Crops of an image, from it and its row; see `drawn_crops`.
     """
 
-    def __init__(self, dataset: Any, preprocess: Any, rows: np.ndarray) -> None:
+    def __init__(self, dataset: Any, preprocess: Any, rows: np.ndarray, crops: CropsOf) -> None:
         self.dataset = dataset
         self.preprocess = preprocess
         self.rows = rows
+        self.crops = crops
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, position: int) -> tuple[int, Any]:
+    def __getitem__(self, position: int) -> LabelItem:
         row = int(self.rows[position])
-        return row, self.preprocess(raw_image(self.dataset, row))
+        image = raw_image(self.dataset, row)
+        crops = self.crops(image, row)
+        images = default_collate([self.preprocess(cut(image, crop)) for crop in crops])
+        size = torch.tensor(size_of(image), dtype=torch.int32)
+        return LabelItem(row, size, torch.tensor(crops, dtype=torch.int32), images)
+
+
+def drawn_crops(image: Any, row: int, *, views: int) -> list[Crop]:
+    """The whole image and `views` random crops of it, the same ones at each call; the random state is kept."""
+    if not views:
+        return [whole(image)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(row)
+        return [whole(image), *(draw_crop(image) for _ in range(views))]
+
+
+def embed(prior: Any, images: Any) -> Tensor:
+    """Features float32 `[B, V, F]` of collated `LabelItem.images`: one forward of the prior for all views."""
+    parts = images if isinstance(images, (list, tuple)) else [images]
+    rows, views = parts[0].shape[:2]
+    flat = [part.flatten(0, 1) for part in parts]
+    features: Tensor = prior(flat if isinstance(images, (list, tuple)) else flat[0])
+    return features.view(rows, views, -1)
 
 
 def _find(item: Any) -> Any:

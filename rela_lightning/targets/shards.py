@@ -1,7 +1,8 @@
 """Feature rows on disk while a pass is under way: one pair of files for each rank.
 
-A row is written to `rows-<rank>.bin` (float32) and then its index to `index-<rank>.bin` (int64), so
-that a pass that was killed leaves only whole rows. Reading goes in order of the index and in chunks.
+A row holds the features of every view of one image. It is written to `rows-<rank>.bin` (float32), and then an entry
+with its index and its crops to `index-<rank>.bin`, so that a pass that was killed leaves only whole rows. Reading goes
+in order of the index and in chunks.
 """
 
 from __future__ import annotations
@@ -9,12 +10,32 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rela_lightning.targets.records import Geometry
+
 CHUNK_BYTES = 4 * 2**20
 _INDEX_CHUNK = 2**17
+
+
+class Shape(NamedTuple):
+    """What every row of a pass looks like: number of views V (the whole image among them) and feature width F."""
+
+    views: int
+    dim: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a row of features."""
+        return 4 * self.views * self.dim
+
+    @property
+    def entry(self) -> np.dtype[Any]:
+        """Type of a row's entry in the index."""
+        return np.dtype([("row", "<i8"), ("size", "<i4", (2,)), ("crops", "<i4", (self.views, 5))])
 
 
 @dataclass(frozen=True)
@@ -32,21 +53,30 @@ class ShardWriter:
     Args:
         folder: Where the shards are; must exist.
         rank: Global rank of this process.
-        dim: Width of a row.
+        shape: Of a row.
     """
 
-    def __init__(self, folder: Path, rank: int, dim: int) -> None:
+    def __init__(self, folder: Path, rank: int, shape: Shape) -> None:
         rows, index = folder / f"rows-{rank:05d}.bin", folder / f"index-{rank:05d}.bin"
+        self._shape = shape
         self._rows, self._index = rows.open("ab"), index.open("ab")
-        whole = _shard(rows, index, dim).count
-        self._rows.truncate(whole * dim * 4)
-        self._index.truncate(whole * 8)
+        whole = _shard(rows, index, shape).count
+        self._rows.truncate(whole * shape.row_bytes)
+        self._index.truncate(whole * shape.entry.itemsize)
 
-    def append(self, index: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        """Add rows `[B, dim]` that belong to the samples `index` `[B]`."""
-        self._rows.write(np.ascontiguousarray(rows, dtype=np.float32).data)
+    def append(self, index: NDArray[np.int64], geometry: Geometry, features: NDArray[np.float32]) -> None:
+        """Add rows.
+
+        Args:
+            index: Rows of the data set, `[B]`.
+            geometry: Of these rows.
+            features: `[B, V, F]`.
+        """
+        entries = np.zeros(len(index), self._shape.entry)
+        entries["row"], entries["size"], entries["crops"] = index, geometry.sizes, geometry.crops
+        self._rows.write(np.ascontiguousarray(features, dtype=np.float32).data)
         self._rows.flush()
-        self._index.write(np.ascontiguousarray(index, dtype=np.int64).data)
+        self._index.write(entries.data)
         self._index.flush()
 
     def close(self) -> None:
@@ -55,68 +85,83 @@ class ShardWriter:
         self._index.close()
 
 
-def find_shards(folder: Path, dim: int) -> list[Shard]:
+def find_shards(folder: Path, shape: Shape) -> list[Shard]:
     """All shards in a folder, by rank."""
     return [
-        _shard(rows, rows.with_name(rows.name.replace("rows", "index")), dim)
+        _shard(rows, rows.with_name(rows.name.replace("rows", "index")), shape)
         for rows in sorted(folder.glob("rows-*.bin"))
     ]
 
 
-def missing_rows(folder: Path, length: int, dim: int) -> NDArray[np.int64]:
+def missing_rows(folder: Path, length: int, shape: Shape) -> NDArray[np.int64]:
     """Indices below `length` that no shard holds yet, in order."""
     done = np.zeros(length, dtype=bool)
-    for shard in find_shards(folder, dim):
-        for _, index in _index_chunks(shard):
-            done[index] = True
+    for shard in find_shards(folder, shape):
+        for _, entries in _index_chunks(shard, shape):
+            done[entries["row"]] = True
     return np.flatnonzero(~done)
 
 
-def locate(folder: Path, length: int, dim: int) -> Path:
+def locate(folder: Path, length: int, shape: Shape) -> Path:
     """Write where each row is: a file of int64 `[length]`, positions in all shards one after another."""
     path = folder / "where.npy"
     np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=(length,)).flush()
     before = 0
-    for shard in find_shards(folder, dim):
-        for start, index in _index_chunks(shard):
+    for shard in find_shards(folder, shape):
+        for start, entries in _index_chunks(shard, shape):
             where = np.load(path, mmap_mode="r+")  # opened for each chunk: its pages are given back
-            where[index] = np.arange(before + start, before + start + len(index))
+            where[entries["row"]] = np.arange(before + start, before + start + len(entries))
             where.flush()
         before += shard.count
     return path
 
 
-def ordered_chunks(folder: Path, length: int, dim: int, *, rows: int | None = None) -> Iterator[NDArray[np.float32]]:
-    """All rows in order of their index, in chunks `[n, dim]` of about 4 MB; every row must be there.
+class Chunk(NamedTuple):
+    """Some rows in order of their index.
+
+    Attributes:
+        features: Float32 `[n, V, F]`.
+        geometry: Of the same rows.
+    """
+
+    features: NDArray[np.float32]
+    geometry: Geometry
+
+
+def ordered_chunks(folder: Path, length: int, shape: Shape, *, rows: int | None = None) -> Iterator[Chunk]:
+    """All rows in order of their index, in chunks of about 4 MB; every row must be there.
 
     Args:
         folder: Where the shards are.
         length: Number of rows.
-        dim: Width of a row.
+        shape: Of a row.
         rows: Rows in a chunk, to override the size above.
     """
-    shards = find_shards(folder, dim)
+    shards = find_shards(folder, shape)
     starts = np.cumsum([0] + [shard.count for shard in shards])
-    where = locate(folder, length, dim)
-    step = rows or max(1, CHUNK_BYTES // (4 * dim))
+    where = locate(folder, length, shape)
+    step = rows or max(1, CHUNK_BYTES // shape.row_bytes)
     for start in range(0, length, step):
         positions = np.array(np.load(where, mmap_mode="r")[start : start + step])
         owner = np.searchsorted(starts, positions, side="right") - 1
-        chunk = np.empty((len(positions), dim), dtype=np.float32)
+        features = np.empty((len(positions), shape.views, shape.dim), dtype=np.float32)
+        entries = np.empty(len(positions), dtype=shape.entry)
         for number, shard in enumerate(shards):
             mine = owner == number
             if mine.any():
-                stored = np.memmap(shard.rows, np.float32, "r", shape=(shard.count, dim))
-                chunk[mine] = stored[positions[mine] - starts[number]]
-        yield chunk
+                at = positions[mine] - starts[number]
+                stored = np.memmap(shard.rows, np.float32, "r", shape=(shard.count, shape.views, shape.dim))
+                features[mine] = stored[at]
+                entries[mine] = np.memmap(shard.index, shape.entry, "r", shape=(shard.count,))[at]
+        yield Chunk(features, Geometry(entries["size"], entries["crops"]))
 
 
-def _shard(rows: Path, index: Path, dim: int) -> Shard:
-    indexed = index.stat().st_size // 8 if index.exists() else 0
-    return Shard(rows, index, min(indexed, rows.stat().st_size // (4 * dim)))
+def _shard(rows: Path, index: Path, shape: Shape) -> Shard:
+    indexed = index.stat().st_size // shape.entry.itemsize if index.exists() else 0
+    return Shard(rows, index, min(indexed, rows.stat().st_size // shape.row_bytes))
 
 
-def _index_chunks(shard: Shard) -> Iterator[tuple[int, NDArray[np.int64]]]:
+def _index_chunks(shard: Shard, shape: Shape) -> Iterator[tuple[int, NDArray[Any]]]:
     for start in range(0, shard.count, _INDEX_CHUNK):
         count = min(_INDEX_CHUNK, shard.count - start)
-        yield start, np.fromfile(shard.index, np.int64, count, offset=8 * start)
+        yield start, np.fromfile(shard.index, shape.entry, count, offset=shape.entry.itemsize * start)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -16,17 +15,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from rela_lightning.data.crops import Crop, check_size
 from rela_lightning.errors import DataError, TargetError
 from rela_lightning.priors.base import Prior
-from rela_lightning.targets.assemble import PROJECTION, TARGETS
 from rela_lightning.targets.content import dataset_type, row_hashes, sampled_rows
-from rela_lightning.targets.fields import FORMAT
-from rela_lightning.targets.images import LabelView, has_transform
-from rela_lightning.targets.partial import partial_folder
+from rela_lightning.targets.images import LabelView, embed, has_transform
+from rela_lightning.targets.manifest import PROJECTION, TARGETS, read_manifest
+from rela_lightning.targets.reader import RowReader, Rows
 from rela_lightning.targets.reduce import Projection
 from rela_lightning.targets.rng import preserved_rng
 
-MANIFEST = "manifest.json"
 MIN_COSINE = 0.95
 """Least cosine between a stored row and the same image embedded again, both in the space of the
 principal components: mixed precision stays above .99, other images fall far below."""
@@ -36,14 +34,15 @@ class TargetStore:
     """Targets written by `build_targets`, one row for each sample of the data set.
 
     The rows are memory-mapped when first read, so a store opens at once whatever its size, and can
-    be pickled. Columns are in order of explained variance: a student of width F takes the first
-    `min(F, dim)` of them.
+    be pickled. Each row holds the target of the whole image (view 0) and of `views` crops. Columns are in order of
+    explained variance: a student of width F takes the first `min(F, dim)` of them.
 
     Args:
         path: Folder written by `build_targets`.
 
     Raises:
-        TargetError: If there is no complete store at `path`.
+        TargetError: If there is no complete store at `path`, or it is of another format; when rows are read, if they
+            are not what was written.
 
     Example:
         >>> store = TargetStore("targets/clip-b16")  # doctest: +SKIP
@@ -53,22 +52,31 @@ class TargetStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser()
-        self.manifest: dict[str, Any] = _read_manifest(self.path)
+        self.manifest: dict[str, Any] = read_manifest(self.path)
+        self._reader = RowReader(
+            self.path / TARGETS, (len(self), 1 + self.views), self.dim, self.settings["storage_dtype"]
+        )
         self._warned = False
 
     def __len__(self) -> int:
         return int(self.manifest["length"])
 
     def __repr__(self) -> str:
-        return f"TargetStore({str(self.path)!r}, length={len(self)}, dim={self.dim}, prior={self.manifest['prior']!r})"
+        shape = f"length={len(self)}, views={self.views}, dim={self.dim}"
+        return f"TargetStore({str(self.path)!r}, {shape}, prior={self.manifest['prior']!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("_rows", "projection")}
+        return {key: value for key, value in self.__dict__.items() if key != "projection"}
 
     @property
     def dim(self) -> int:
         """Width D of the targets."""
         return int(self.manifest["dim"])
+
+    @property
+    def views(self) -> int:
+        """Crops K of each image beside the whole image."""
+        return int(self.manifest["views"])
 
     @property
     def prior_identity(self) -> str:
@@ -92,7 +100,7 @@ class TargetStore:
         return Projection(**load_file(self.path / PROJECTION))
 
     def __getitem__(self, index: Any) -> Tensor:
-        """Rows of the store.
+        """Targets of whole images (view 0).
 
         Args:
             index: Int64 tensor `[B]` of data set indices, a sequence of ints, or one int.
@@ -103,6 +111,32 @@ class TargetStore:
         Raises:
             TargetError: If an index is not an integer of 0 to `len(self) - 1` (an IndexError too).
         """
+        rows = self._checked(index)
+        targets = torch.from_numpy(self._reader.read(rows.reshape(-1), np.zeros((rows.size, 1), np.int64)).targets)
+        return targets[:, 0] if rows.ndim else targets[0, 0]
+
+    def read(self, index: Any, views: Any = None) -> Rows:
+        """Targets, crops and image sizes.
+
+        Args:
+            index: Int64 tensor or array `[B]` of data set indices.
+            views: Views of each row, integers `[B, n]`: 0 is the whole image, 1 to `self.views` are crops; None for
+                all.
+
+        Returns:
+            Numpy arrays, see `rela_lightning.targets.reader.Rows`.
+
+        Raises:
+            TargetError: If an index or view does not exist (an IndexError too), or a row is not what was written.
+        """
+        rows = self._checked(index).reshape(-1)
+        chosen = np.arange(1 + self.views)[None].repeat(len(rows), 0) if views is None else np.asarray(views)
+        if chosen.size and not (chosen.min() >= 0 and chosen.max() <= self.views):
+            raise _RowError("There are no such views.", expected=f"0 to {self.views}", found=np.unique(chosen)[:10])
+        return self._reader.read(rows, chosen)
+
+    def _checked(self, index: Any) -> NDArray[Any]:
+        """Indices as an array of 0 or 1 dimensions, all of them rows of this store."""
         rows = index.cpu().numpy() if isinstance(index, Tensor) else np.asarray(index)
         if rows.size == 0:
             rows = rows.astype(np.int64)
@@ -112,7 +146,8 @@ class TargetStore:
                 expected="an int64 tensor [B]",
                 found=f"{rows.dtype} {list(rows.shape)}",
             )
-        outside = rows[(rows < 0) | (rows >= len(self))] if rows.ndim else rows[None][(rows < 0) | (rows >= len(self))]
+        flat = rows.reshape(-1)
+        outside = flat[(flat < 0) | (flat >= len(self))]
         if outside.size:
             raise _RowError(
                 "There are no targets for these samples.",
@@ -120,7 +155,17 @@ class TargetStore:
                 found=outside[:10].tolist(),
                 do="build targets for the data set you train on",
             )
-        return torch.from_numpy(np.array(self._rows[rows], dtype=np.float32))
+        return rows
+
+    def crops_of(self, image: Any, row: int) -> list[Crop]:
+        """The whole image and the crops that belong to the targets of a row, to make them again from its image.
+
+        Raises:
+            DataError: If the image has another size than the labelled one.
+        """
+        kept = self.read([row])
+        check_size(image, kept.sizes[0].tolist(), row)
+        return [(top, left, height, width, mirrored) for top, left, height, width, mirrored in kept.crops[0].tolist()]
 
     def verify(self, dataset: Any, prior: Prior | None = None, num_samples: int = 16) -> None:
         """Check that these are the targets of a data set.
@@ -161,11 +206,6 @@ class TargetStore:
                 stacklevel=2,
             )
 
-    @cached_property
-    def _rows(self) -> NDArray[Any]:
-        rows: NDArray[Any] = np.load(self.path / TARGETS, mmap_mode="r")
-        return rows
-
     def _verify_length(self, dataset: Any) -> None:
         length = len(dataset) if hasattr(dataset, "__len__") else None
         if length != len(self):
@@ -203,12 +243,14 @@ class TargetStore:
 
     def _verify_features(self, dataset: Any, prior: Prior, num_samples: int) -> None:
         rows = sampled_rows(len(self), num_samples)
-        index, images = default_collate(list(_items(LabelView(dataset, prior.preprocess, np.asarray(rows)))))
+        item = default_collate(list(_items(LabelView(dataset, prior.preprocess, np.asarray(rows), self.crops_of))))
         device = next((p.device for p in prior.parameters()), torch.device("cpu"))
+        images = item.images
         images = [i.to(device) for i in images] if isinstance(images, list) else images.to(device)
         mean, components, scales = self.projection
-        again = (prior(images).cpu().double() - mean) @ components
-        cosine = F.cosine_similarity(again, self[index].double() / scales, dim=1)
+        again = (embed(prior, images).cpu().double() - mean) @ components
+        stored = torch.from_numpy(self.read(item.row).targets).double()
+        cosine = F.cosine_similarity(again, stored / scales, dim=2).amin(dim=1)
         differ = [row for row, value in zip(rows, cosine.tolist(), strict=True) if not value >= MIN_COSINE]
         if differ:
             raise TargetError(
@@ -228,37 +270,3 @@ class _RowError(TargetError, IndexError):
 
 def _items(view: LabelView) -> Any:
     return (view[i] for i in range(len(view)))
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / MANIFEST
-    if not file.is_file():
-        unfinished = partial_folder(path).is_dir()
-        raise TargetError(
-            "The build of these targets is incomplete." if unfinished else "There is no target store here.",
-            expected=f"a folder with {MANIFEST}, written by build_targets",
-            found=f"{partial_folder(path)}, an interrupted build" if unfinished else path,
-            exists=sorted(p.name for p in path.iterdir())[:12] if path.is_dir() else None,
-            do="call build_targets with the same arguments again: it goes on where it stopped"
-            if unfinished
-            else "build_targets(prior, dataset, path), with a path at which there is nothing else",
-        )
-    try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
-        version = manifest["settings"]["format_version"]
-        shape = manifest["length"], manifest["dim"]
-        bytes_each = 2 if manifest["settings"]["storage_dtype"] == "float16" else 4
-    except (ValueError, KeyError, TypeError) as error:
-        raise TargetError(f"{file} is not a manifest of targets.", found=repr(error)) from error
-    if version != FORMAT:
-        raise TargetError("The targets have another format.", expected=f"version {FORMAT}", found=version)
-    rows = path / TARGETS
-    size = rows.stat().st_size if rows.is_file() else 0
-    if size < shape[0] * shape[1] * bytes_each:
-        raise TargetError(
-            "The build of these targets is incomplete.",
-            expected=f"{TARGETS} with {shape[0]} rows of {shape[1]}",
-            found=f"{size} bytes",
-            do="build them again with overwrite=True",
-        )
-    return manifest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import signal
 import time
@@ -20,9 +21,10 @@ from torch.utils.data.distributed import DistributedSampler
 
 from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
-from rela_lightning.targets.images import LabelView
+from rela_lightning.targets.images import LabelItem, LabelView, drawn_crops, embed
 from rela_lightning.targets.partial import claimed, prepare, read_seconds, write_seconds
-from rela_lightning.targets.shards import ShardWriter, missing_rows
+from rela_lightning.targets.records import Geometry
+from rela_lightning.targets.shards import Shape, ShardWriter, missing_rows
 
 log = logging.getLogger("rela_lightning")
 
@@ -37,9 +39,10 @@ class LabellingPlan:
         folder: Where the shards go.
         fields: What decides the features, see `rela_lightning.targets.fields`.
         lock: Whether rank 0 has to claim the folder first.
-        batch_size: Rows in one forward of the prior.
+        batch_size: Images in one forward of the prior: rows, times the views of each.
         num_workers: Worker processes of the loader.
         started: `time.time()` when labelling began.
+        shape: Of a row.
     """
 
     dataset: Any
@@ -50,6 +53,7 @@ class LabellingPlan:
     batch_size: int
     num_workers: int
     started: float
+    shape: Shape
 
 
 class LabellingSteps:
@@ -75,27 +79,27 @@ class LabellingSteps:
     def predict_dataloader(self) -> DataLoader[Any]:
         """This rank's share of the rows that no shard holds yet."""
         plan, trainer = self.plan, self.trainer
-        rows = missing_rows(plan.folder, plan.length, self.prior.feature_dim)
+        rows = missing_rows(plan.folder, plan.length, plan.shape)
         split = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         view = LabelView(
             plan.dataset,
             self.prior.preprocess,
             rows[split.get("rank", 0) :: split.get("num_replicas", 1)],
+            functools.partial(drawn_crops, views=plan.shape.views - 1),
         )
         # the rows are split already: a sampler of one replica keeps Lightning from splitting them again
         whole: DistributedSampler[Any] = DistributedSampler(view, num_replicas=1, rank=0, shuffle=False)
         return DataLoader(
             view,
-            batch_size=plan.batch_size,
+            batch_size=max(1, plan.batch_size // plan.shape.views),
             sampler=whole,
             num_workers=plan.num_workers,
             pin_memory=torch.cuda.is_available(),
         )
 
-    def predict_step(self, batch: Any, batch_idx: int) -> tuple[Tensor, Tensor]:
-        """Row indices `[B]` and features `[B, F]`."""
-        rows, images = batch
-        return rows, self.prior(images)
+    def predict_step(self, batch: LabelItem, batch_idx: int) -> tuple[LabelItem, Tensor]:
+        """What the rows are, without their images, and features `[B, V, F]`."""
+        return batch._replace(images=None), embed(self.prior, batch.images)
 
     def _prepare(self) -> None:
         if self.plan.lock:
@@ -113,13 +117,13 @@ class ShardSteps:
         super().__init__(write_interval="batch")  # type: ignore[call-arg]  # of the BasePredictionWriter
         self.plan = plan
         self._writer: ShardWriter | None = None
-        self._pending: tuple[Tensor, Tensor, Any] | None = None
+        self._pending: tuple[LabelItem, Tensor, Any] | None = None
         self._clock = 0.0
         self._earlier = 0.0
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Open this rank's shard."""
-        self._writer = ShardWriter(self.plan.folder, trainer.global_rank, pl_module.prior.feature_dim)
+        self._writer = ShardWriter(self.plan.folder, trainer.global_rank, self.plan.shape)
         self._earlier = read_seconds(self.plan.folder)
 
     def write_on_batch_end(  # noqa: PLR0917
@@ -133,14 +137,16 @@ class ShardSteps:
         dataloader_idx: int,
     ) -> None:
         """Start copying this batch to the CPU and write the one before."""
-        rows, features = prediction
+        item, features = prediction
         on_gpu, event = features.is_cuda, None
-        copies = [value.to("cpu", non_blocking=on_gpu) for value in (rows, features)]
+        row, size, crops, features = (
+            value.to("cpu", non_blocking=on_gpu) for value in (item.row, item.size, item.crops, features)
+        )
         if on_gpu:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._flush()
-        self._pending = (copies[0], copies[1], event)
+        self._pending = (LabelItem(row, size, crops, None), features, event)
         if trainer.received_sigterm:  # Lightning notes the signal and leaves it to the loop, which here does not look
             log.warning("SIGTERM: labelling stops. The rows so far are kept, the same call goes on from there.")
             raise SystemExit(128 + signal.SIGTERM)
@@ -168,11 +174,12 @@ class ShardSteps:
     def _flush(self) -> None:
         if self._pending is None or self._writer is None:
             return
-        rows, features, event = self._pending
+        item, features, event = self._pending
         self._pending = None
         if event is not None:
             event.synchronize()
-        bad = ~torch.isfinite(features).all(dim=1)
+        rows: Tensor = torch.as_tensor(item.row)
+        bad = ~torch.isfinite(features).flatten(1).all(dim=1)
         if bad.any():
             raise TargetError(
                 "The prior gives NaN or infinite features.",
@@ -180,7 +187,8 @@ class ShardSteps:
                 found=f"rows {rows[bad].tolist()[:20]} of the data set",
                 do="look at these images, check the prior's weights, or label in 32-bit precision",
             )
-        self._writer.append(rows.numpy(), features.float().numpy())
+        geometry = Geometry(item.size.numpy(), item.crops.numpy())
+        self._writer.append(rows.numpy(), geometry, features.float().numpy())
 
     def _close(self) -> None:
         self._pending = None

@@ -1,0 +1,111 @@
+"""`manifest.json`: what a store says of itself, with a check sum of its own and of the projection beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from rela_lightning.errors import TargetError
+from rela_lightning.targets.partial import partial_folder
+
+MANIFEST, TARGETS, PROJECTION = "manifest.json", "targets.npy", "projection.safetensors"
+FILES = (MANIFEST, TARGETS, PROJECTION)
+"""All the files of a store."""
+FORMAT = 2
+"""Version of the store's layout: rows by image and view. Stores of format 1 held whole images, unchecked."""
+MADE_BY = "rela_lightning"
+_AGAIN = "build the targets again with overwrite=True"
+_NEEDED = ("fingerprint", "prior", "length", "views", "dim", "settings", "sample", "projection_sum", "targets_bytes")
+
+
+def write_manifest(folder: Path, content: dict[str, Any]) -> None:
+    """Write the manifest of a store whose other files are in the folder already."""
+    made = {
+        "made_by": MADE_BY,
+        **content,
+        "targets_bytes": (folder / TARGETS).stat().st_size,
+        "projection_sum": _sum((folder / PROJECTION).read_bytes()),
+    }
+    text = json.dumps({**made, "sum": _sum(_canonical(made))}, indent=2)
+    (folder / MANIFEST).write_text(text)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a complete store.
+
+    The rows are not read: `RowReader` checks each when it is.
+
+    Raises:
+        TargetError: If there is none, it is of another format, something is missing, or anything was changed.
+    """
+    file = path / MANIFEST
+    if not file.is_file():
+        raise _missing(path)
+    try:
+        manifest: dict[str, Any] = json.loads(file.read_text())
+        version = manifest["settings"]["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise TargetError(f"{file} is not a manifest of targets.", found=repr(error), do=_AGAIN) from error
+    if version != FORMAT:
+        newer = isinstance(version, int) and version > FORMAT
+        raise TargetError(
+            f"The targets at {path} have another format.",
+            expected=f"version {FORMAT}",
+            found=f"version {version}" + (", written by a newer rela_lightning" if newer else ""),
+            do="update rela_lightning"
+            if newer
+            else f"{_AGAIN}: the images are embedded anew, and checked sums, crops "
+            "and the order of the rows are kept with them",
+        )
+    stated = manifest.pop("sum", None)
+    if stated != _sum(_canonical(manifest)) or any(key not in manifest for key in _NEEDED):
+        raise TargetError(
+            f"The manifest {file} has changed since it was written.",
+            expected="a file that agrees with its check sum",
+            found="one that does not",
+            do=f"restore it from a copy, or {_AGAIN}",
+        )
+    _check_files(path, manifest)
+    return manifest
+
+
+def _check_files(path: Path, manifest: dict[str, Any]) -> None:
+    rows, projection = path / TARGETS, path / PROJECTION
+    size = rows.stat().st_size if rows.is_file() else 0
+    if size != manifest["targets_bytes"]:
+        raise TargetError(
+            f"The targets at {path} are incomplete.",
+            expected=f"{TARGETS} of {manifest['targets_bytes']} bytes",
+            found=f"{size} bytes",
+            do=f"restore it from a copy, or {_AGAIN}",
+        )
+    if not projection.is_file() or _sum(projection.read_bytes()) != manifest["projection_sum"]:
+        raise TargetError(
+            f"The projection of the targets at {path} is missing, or has changed since it was written.",
+            expected=f"{PROJECTION} as it was written",
+            found="another file" if projection.is_file() else "none",
+            do=f"restore it from a copy, or {_AGAIN}",
+        )
+
+
+def _missing(path: Path) -> TargetError:
+    unfinished = partial_folder(path).is_dir()
+    return TargetError(
+        "The build of these targets is incomplete." if unfinished else "There is no target store here.",
+        expected=f"a folder with {MANIFEST}, written by build_targets",
+        found=f"{partial_folder(path)}, an interrupted build" if unfinished else path,
+        exists=sorted(p.name for p in path.iterdir())[:12] if path.is_dir() else None,
+        do="call build_targets with the same arguments again: it goes on where it stopped"
+        if unfinished
+        else "build_targets(prior, dataset, path), with a path at which there is nothing else",
+    )
+
+
+def _canonical(content: dict[str, Any]) -> bytes:
+    return json.dumps(content, sort_keys=True).encode()
+
+
+def _sum(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

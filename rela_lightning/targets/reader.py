@@ -1,0 +1,92 @@
+"""Rows of a store, memory-mapped: read by index and view, and checked each time they are read."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rela_lightning.errors import TargetError
+from rela_lightning.targets.records import Storage, check_sums, decode, record_type
+
+
+class Rows(NamedTuple):
+    """Some views of some images.
+
+    Attributes:
+        targets: Float32 `[B, n, D]`.
+        crops: The crop each target belongs to (see `rela_lightning.data.crops`), int32 `[B, n, 5]`.
+        sizes: Height and width of each image when it was labelled, int32 `[B, 2]`.
+    """
+
+    targets: NDArray[np.float32]
+    crops: NDArray[np.int32]
+    sizes: NDArray[np.int32]
+
+
+class RowReader:
+    """The array of records behind a store. Opened when first read, and again after pickling.
+
+    Args:
+        path: The `.npy` file.
+        shape: Number of rows N, and of views V of each.
+        dim: Width D of a target.
+        storage: Type of the numbers.
+
+    Raises:
+        TargetError: When first read, if the file is not that array.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int], dim: int, storage: Storage) -> None:
+        self.path, self.shape = path, shape
+        self._type = record_type(dim, storage)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_records"}
+
+    def read(self, index: NDArray[np.integer[Any]], views: NDArray[np.integer[Any]]) -> Rows:
+        """Some views of some rows.
+
+        Args:
+            index: Rows `[B]`, each of 0 to N - 1.
+            views: Views of each, `[B, n]`, each of 0 to V - 1.
+
+        Raises:
+            TargetError: If a record is not what was written.
+        """
+        records = self._records[index[:, None], views]
+        self._check(records, index)
+        return Rows(decode(records), records["crop"], records["size"][:, 0])
+
+    @cached_property
+    def _records(self) -> NDArray[Any]:
+        try:
+            records: NDArray[Any] = np.load(self.path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise TargetError(
+                "The targets cannot be read.",
+                expected=f"an array of {self.shape[0]} rows in {self.path}",
+                found=f"{type(error).__name__}: {error}",
+                do="restore the file from a copy, or build the targets again with overwrite=True",
+            ) from error
+        if records.dtype != self._type or records.shape != self.shape:
+            raise TargetError(
+                "The file of targets is not the one that its manifest describes.",
+                expected=f"{list(self.shape)} records of {self._type.itemsize} bytes",
+                found=f"{list(records.shape)} of {records.dtype.itemsize} bytes in {self.path}",
+                do="restore the folder from a copy, or build the targets again with overwrite=True",
+            )
+        return records
+
+    def _check(self, records: NDArray[Any], index: NDArray[Any]) -> None:
+        broken = (check_sums(records) != records["sum"]).any(axis=1)
+        if broken.any():
+            raise TargetError(
+                "Targets on disk have changed since they were written.",
+                expected="rows that agree with their check sums",
+                found=f"rows {np.unique(index[broken])[:10].tolist()} of {self.path} do not",
+                do="restore the file from a copy, or build the targets again with overwrite=True",
+            )
