@@ -35,7 +35,7 @@ class LabellingPlan:
         dataset: The user's data set.
         length: Number of its rows.
         folder: Where the shards go.
-        fields: What decides the features, see `rela_lightning.targets.fields`.
+        fields: What decides the features, see `rela_lightning.fingerprint.settings`.
         lock: Whether rank 0 has to claim the folder first.
         batch_size: Rows in one forward of the prior.
         num_workers: Worker processes of the loader.
