@@ -16,9 +16,9 @@ from rela_lightning.commands.rebuild import Subject, find_subject
 from rela_lightning.commands.runs import write_record
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.export.source import find_checkpoint, read_run
+from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
 from rela_lightning.probe import extract_features, knn_predict, linear_evaluation
 from rela_lightning.report import versions
-from rela_lightning.targets.content import row_hashes, sampled_rows
 
 PROBED = "probe.json"
 

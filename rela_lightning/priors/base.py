@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.errors import PriorError
+from rela_lightning.fingerprint.prior import describe, fingerprint_module, version_of
 from rela_lightning.pooling import Pooling, has_cls_token, pool
-from rela_lightning.priors.identity import describe, fingerprint_module, version_of
 from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
 
 

@@ -17,11 +17,7 @@ from typing import Any
 import torch
 
 from rela_lightning.errors import ConfigError, TargetError
-from rela_lightning.namespaces import NAMESPACES
-from rela_lightning.priors.base import Prior
-from rela_lightning.priors.load import load_prior
-from rela_lightning.targets.assemble import assemble
-from rela_lightning.targets.fields import (
+from rela_lightning.fingerprint.settings import (
     Sample,
     feature_fields,
     fields_of,
@@ -29,6 +25,10 @@ from rela_lightning.targets.fields import (
     refuse_difference,
     take_sample,
 )
+from rela_lightning.namespaces import NAMESPACES
+from rela_lightning.priors.base import Prior
+from rela_lightning.priors.load import load_prior
+from rela_lightning.targets.assemble import assemble
 from rela_lightning.targets.images import check_length
 from rela_lightning.targets.manifest import write_manifest
 from rela_lightning.targets.partial import claimed, partial_folder, publish, read_seconds, recover

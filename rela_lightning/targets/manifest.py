@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rela_lightning.errors import TargetError
+from rela_lightning.fingerprint.settings import FORMAT
 from rela_lightning.targets.partial import partial_folder
 
 MANIFEST, TARGETS, PROJECTION = "manifest.json", "targets.npy", "projection.safetensors"
 FILES = (MANIFEST, TARGETS, PROJECTION)
 """All the files of a store."""
-FORMAT = 2
-"""Version of the store's layout: rows by image and view. Stores of format 1 held whole images, unchecked."""
 MADE_BY = "rela_lightning"
 _AGAIN = "build the targets again with overwrite=True"
 _NEEDED = ("fingerprint", "prior", "length", "views", "dim", "settings", "sample", "projection_sum", "targets_bytes")

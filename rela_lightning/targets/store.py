@@ -9,25 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils.data import default_collate
 
 from rela_lightning.data.crops import Crop, check_size
-from rela_lightning.errors import DataError, TargetError
+from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
-from rela_lightning.targets.content import dataset_type, row_hashes, sampled_rows
-from rela_lightning.targets.images import LabelView, embed, has_transform
 from rela_lightning.targets.manifest import PROJECTION, TARGETS, read_manifest
 from rela_lightning.targets.reader import RowReader, Rows
 from rela_lightning.targets.reduce import Projection
-from rela_lightning.targets.rng import preserved_rng
-
-MIN_COSINE = 0.95
-"""Least cosine between a stored row and the same image embedded again, both in the space of the
-principal components: mixed precision stays above .99, other images fall far below."""
+from rela_lightning.targets.verify import verify
 
 
 class TargetStore:
@@ -183,90 +175,11 @@ class TargetStore:
         Raises:
             TargetError: Naming both lengths, or the rows or the prior that differ.
         """
-        self._verify_length(dataset)
-        if prior is not None and prior.identity != self.prior_identity:
-            raise TargetError(
-                "These targets were made by another prior.",
-                expected=f"{self.manifest['prior']}, {self.prior_identity}",
-                found=f"{prior.name}, {prior.identity}",
-                do="load that prior with the same preprocessing, or build the targets again",
-            )
-        if num_samples < 1:
-            return
-        with preserved_rng():
-            problem = self._verify_pixels(dataset, num_samples)
-            if prior is not None and problem != _UNREADABLE:
-                self._verify_features(dataset, prior, num_samples)
-                return
-        if problem and not self._warned:
+        unchecked = verify(self, dataset, prior, num_samples)
+        if unchecked and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"Only the length ({len(self)} rows) of the targets at {self.path} could be checked: {problem}",
-                UserWarning,
-                stacklevel=2,
-            )
-
-    def _verify_length(self, dataset: Any) -> None:
-        length = len(dataset) if hasattr(dataset, "__len__") else None
-        if length != len(self):
-            raise TargetError(
-                "The targets are not of this data set: the lengths differ.",
-                expected=f"{len(self)} rows (targets at {self.path})",
-                found=f"{length} rows ({type(dataset).__name__})" if length is not None else "no length",
-                do="build targets for this data set, or train on the one that was labelled",
-            )
-
-    def _verify_pixels(self, dataset: Any, num_samples: int) -> str:
-        """Compare raw pixels; why they cannot be compared, or an empty text."""
-        if dataset_type(dataset) != self.settings["dataset_type"]:
-            return f"the data set is a {dataset_type(dataset)}, the labelled one a {self.settings['dataset_type']}."
-        sample = self.manifest["sample"]
-        picked = sampled_rows(len(sample["rows"]), num_samples)
-        rows, expected = ([sample[key][i] for i in picked] for key in ("rows", "hashes"))
-        try:
-            transform = has_transform(dataset)
-            found = row_hashes(dataset, rows)
-            repeatable = found == row_hashes(dataset, rows)
-        except DataError:
-            return _UNREADABLE
-        differ = [row for row, old, new in zip(rows, expected, found, strict=True) if old != new]
-        if not differ:
-            return ""
-        if transform != sample["transform"] or not repeatable:
-            return _UNREADABLE
-        raise TargetError(
-            "The targets are not of this data set: the images differ.",
-            expected=f"the pixels that were labelled, in their order, in {len(rows)} sampled rows",
-            found=f"other pixels in rows {differ}",
-            do="build targets for this data set; where it only shows the same images differently, set verify_targets=0",
-        )
-
-    def _verify_features(self, dataset: Any, prior: Prior, num_samples: int) -> None:
-        rows = sampled_rows(len(self), num_samples)
-        item = default_collate(list(_items(LabelView(dataset, prior.preprocess, np.asarray(rows), self.crops_of))))
-        device = next((p.device for p in prior.parameters()), torch.device("cpu"))
-        images = item.images
-        images = [i.to(device) for i in images] if isinstance(images, list) else images.to(device)
-        mean, components, scales = self.projection
-        again = (embed(prior, images).cpu().double() - mean) @ components
-        stored = torch.from_numpy(self.read(item.row).targets).double()
-        cosine = F.cosine_similarity(again, stored / scales, dim=2).amin(dim=1)
-        differ = [row for row, value in zip(rows, cosine.tolist(), strict=True) if not value >= MIN_COSINE]
-        if differ:
-            raise TargetError(
-                "The targets are not of this data set: the prior sees other images there.",
-                expected=f"a cosine of at least {MIN_COSINE} with the stored targets",
-                found=f"less in rows {differ}; the least is {min(cosine.tolist()):.3f}",
-                do="build targets for this data set",
-            )
-
-
-_UNREADABLE = "its images cannot be read as they were before augmentation."
+            warnings.warn(unchecked, UserWarning, stacklevel=2)
 
 
 class _RowError(TargetError, IndexError):
     """Also ends `for row in store`."""
-
-
-def _items(view: LabelView) -> Any:
-    return (view[i] for i in range(len(view)))

@@ -37,7 +37,7 @@ class LabellingPlan:
         dataset: The user's data set.
         length: Number of its rows.
         folder: Where the shards go.
-        fields: What decides the features, see `rela_lightning.targets.fields`.
+        fields: What decides the features, see `rela_lightning.fingerprint.settings`.
         lock: Whether rank 0 has to claim the folder first.
         batch_size: Images in one forward of the prior: rows, times the views of each.
         num_workers: Worker processes of the loader.

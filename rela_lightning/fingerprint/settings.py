@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rela_lightning.errors import TargetError
-from rela_lightning.priors.base import Prior
-from rela_lightning.targets.content import check_repeatable, dataset_type, order_hash, row_hashes, sampled_rows
-from rela_lightning.targets.images import has_transform
-from rela_lightning.targets.manifest import FORMAT
+from rela_lightning.fingerprint.dataset import check_repeatable, dataset_type, order_hash, row_hashes, sampled_rows
 
+if TYPE_CHECKING:
+    from rela_lightning.priors.base import Prior
+
+FORMAT = 2
+"""Version of the layout of a store: rows by image and view. Format 1 held whole images, unchecked."""
 _NAMES = {
     "prior_identity": "prior",
     "preprocessing": "preprocessing",
@@ -43,6 +45,8 @@ def take_sample(dataset: Any, length: int) -> Sample:
     Raises:
         DataError: If they are not.
     """
+    from rela_lightning.targets.images import has_transform  # `targets` imports this module
+
     rows = sampled_rows(length)
     hashes = row_hashes(dataset, rows)
     check_repeatable(dataset, rows[:8], hashes[:8])

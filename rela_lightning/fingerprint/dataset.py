@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from rela_lightning.errors import DataError
-from rela_lightning.targets.images import pixels, raw_image
 
 SAMPLED_ROWS = 64
 
@@ -65,6 +64,8 @@ def order_hash(dataset: Any) -> str:
 
 
 def _hash(dataset: Any, row: int) -> str:
+    from rela_lightning.targets.images import pixels, raw_image  # `targets` imports this module
+
     array = pixels(raw_image(dataset, row))
     return hashlib.sha256(f"{array.shape}{array.dtype}".encode() + array.tobytes()).hexdigest()
 
