@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,17 @@ from rela_lightning.injection.optim import OptimizerFactory, TransportMap, check
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.phases import Phase, Phases
 from rela_lightning.injection.rows import RowLayout
-from rela_lightning.injection.step import StepEngine
+from rela_lightning.injection.step import Parts, Step
+from rela_lightning.injection.student import Student
 from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
+from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
+from rela_lightning.losses import LossSpec, resolve_loss
 from rela_lightning.namespaces import DualCallback
 from rela_lightning.pooling import Pooling
 from rela_lightning.priors import Prior, load_prior
 from rela_lightning.schedules import Plateau, Schedule, Weights
 from rela_lightning.targets import TargetStore
+from rela_lightning.targets.lookup import CROPS, Crops
 from rela_lightning.targets.source import PriorTargets, StoredTargets
 
 _MOST_UNSTEPPED = 50  # batches under manual optimization that may pass without an optimizer step
@@ -50,7 +55,15 @@ class ReLACallback(DualCallback):
         feature_layer: Dotted path of the layer that is read; None reads what the call returns.
         pooling: `auto`, `avg`, `cls` or `none`, for feature maps and tokens.
         views: Dotted paths of the image views in the batch; None takes all float image tensors.
-        num_views: Views per image in the transport phase: one makes steps of half the cost.
+        num_views: Views per image in the transport phase: one makes steps of half the cost. Two show two different
+            crops, each with a target of its own where the targets have crops.
+        crops: Which crops the transport phase shows, where the targets have some (`build_targets(..., views=8)`) and
+            `transform` is left alone: `stored`, the labelled ones with their own targets; `nearest`, fresh ones with
+            the target of the labelled one that overlaps most; `blended`, fresh ones with a mean of targets weighted by
+            overlap; `free`, fresh ones with the target of the whole image. `auto` is `stored` if there are crops.
+        loss: What pulls mapped features to targets: `cosine`, `contrastive`, `smooth_l1`, `relational`, a list of
+            these (their sum), a mapping of them to weights, or a callable `(mapped [B, D], targets [B, D]) -> scalar`.
+            It is called once a view. See `rela_lightning.losses`.
         transport_resolution: Height and width, pixels, of views in the transport phase, but for its last quarter;
             None leaves them as they are. Needs a backbone that takes any size, and a schedule whose transport
             phase has a known end (`Switch`, `TransportOnly`) or a known least length (`Plateau`).
@@ -87,6 +100,8 @@ class ReLACallback(DualCallback):
         pooling: Pooling = "auto",
         views: Sequence[str] | None = None,
         num_views: int = 1,
+        crops: Crops = "auto",
+        loss: LossSpec = "cosine",
         transport_resolution: int | None = None,
         row_layout: RowLayout = "auto",
         step: Literal["auto", "replace", "swap_loss"] = "auto",
@@ -103,6 +118,7 @@ class ReLACallback(DualCallback):
         super().__init__()
         support.check_range("data_ratio", data_ratio, "a share in (0, 1]", 0.0 < data_ratio <= 1.0)
         support.check_range("num_views", num_views, "an integer >= 1", num_views >= 1)
+        support.check_range("crops", crops, f"one of {', '.join(CROPS)}", crops in CROPS)
         positive = transport_resolution is None or transport_resolution >= 1
         support.check_range("transport_resolution", transport_resolution, "pixels, >= 1, or None", positive)
         support.check_range("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
@@ -121,6 +137,7 @@ class ReLACallback(DualCallback):
         self.targets, self.prior = targets, prior
         self.backbone, self.feature_layer, self.pooling = backbone, feature_layer, pooling
         self.views, self.num_views, self.row_layout, self.step = views, num_views, row_layout, step
+        self.crops, self.loss, self._criterion = crops, loss, resolve_loss(loss)
         self.transport_resolution = transport_resolution
         self.transform, self.data_ratio = transform, data_ratio
         self.transport_optimizer = transport_optimizer
@@ -138,11 +155,17 @@ class ReLACallback(DualCallback):
         self._source: StoredTargets | PriorTargets | None = None
         self._map: TransportMap | None = None
         self._rows: RowTracker | None = None
-        self._engine: StepEngine | None = None
+        self._parts: Parts | None = None
+        self._step: Step | None = None
         self._phases: Phases | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
         self._unstepped = 0
+
+    @property
+    def phase(self) -> Phase | None:
+        """How the current step is run: weights of both losses, and more; None while not attached to a fit."""
+        return None if self._phases is None else self._phases.now
 
     # ---- set up and undo -------------------------------------------------------------------------
 
@@ -168,10 +191,8 @@ class ReLACallback(DualCallback):
         self._trainer = trainer
         self._source = source = self._open_targets()
         self._map = TransportMap(self.transport_optimizer, self.seed)
-        self._engine = engine = StepEngine(
+        student = Student(
             pl_module,
-            lambda indices, view: source(indices, view, trainer),
-            self._map,
             backbone=self.backbone,
             feature_layer=self.feature_layer,
             pooling=self.pooling,
@@ -179,17 +200,19 @@ class ReLACallback(DualCallback):
             num_views=self.num_views,
             resolution=self.transport_resolution,
             row_layout=self.row_layout,
-            replace=replace,
         )
+        head = TransportHead(self._map, self._criterion, functools.partial(of_other_ranks, trainer))
+        parts = Parts(pl_module, student, head, lambda rows, view: source(rows, view, trainer), replace)
+        self._parts = parts
         self._rows = rows = RowTracker(
             self._before_loading,
-            indexed=source.indexed,
+            lookup=source.lookup,
             transform=self.transform if replace else None,
             num_views=self.num_views,
             data_ratio=self.data_ratio,
             seed=self.seed,
         )
-        self._phases = Phases(self.schedule, self.head_warmup, trainer, lambda: engine.may_replace, rows.ask_for)
+        self._phases = Phases(self.schedule, self.head_warmup, trainer, lambda: parts.may_replace, rows.ask_for)
         state = self._loaded or (self._left if trainer.global_step > 0 else {})
         if state:  # a second fit of the same trainer goes on where the first ended
             self.load_state_dict(state)
@@ -202,7 +225,9 @@ class ReLACallback(DualCallback):
         if self.targets is None and prior is not None:
             return PriorTargets(prior)
         store = self.targets if isinstance(self.targets, TargetStore) else TargetStore(str(self.targets))
-        return StoredTargets(store, prior=prior, num_samples=self.verify_targets)
+        return StoredTargets(
+            store, prior=prior, num_samples=self.verify_targets, crops=self.crops, num_views=self.num_views
+        )
 
     def _before_loading(self, dataset: Any) -> None:
         if self._phases is not None and self._source is not None:
@@ -221,8 +246,8 @@ class ReLACallback(DualCallback):
     def _undo(self) -> None:
         if self._map is not None:
             self._left, self._loaded = self.state_dict(), {}
-        if self._engine is not None:
-            self._engine.remove()
+        if self._parts is not None:
+            self._parts.student.remove()
         if self._rows is not None:
             self._rows.detach()
         if self._source is not None:
@@ -264,6 +289,7 @@ class ReLACallback(DualCallback):
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Decide before the epoch's first batch is fetched, so that views change without lag."""
         if self._phases is not None and self._rows is not None:
+            self._rows.start_epoch(trainer.current_epoch)
             self._phases.decide(self._rows.in_flight, again=True)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -282,45 +308,46 @@ class ReLACallback(DualCallback):
         return self._teachers
 
     def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        trainer, engine, phases = self._trainer, self._engine, self._phases
-        if engine is None or phases is None or self._rows is None or self not in trainer.callbacks:
+        trainer, parts, phases = self._trainer, self._parts, self._phases
+        if parts is None or phases is None or self._rows is None or self not in trainer.callbacks:
             return original(*args, **kwargs)  # the learning-rate and batch-size finders set callbacks aside
         rows = self._rows.take()
         phase = phases.of_batch(rows.transport_views)
         module = trainer.lightning_module
         wrapped = trainer.strategy.model is not module  # DDP wraps at one process too
-        output = engine.run(original, args, kwargs, rows.indices, phase, distributed=wrapped)
-        if engine.loss is not None:
-            module.log("rela/loss", engine.loss, batch_size=engine.samples)
+        self._step = step = Step(parts, rows, phase, distributed=wrapped)
+        output = step.run(original, args, kwargs)
+        if step.loss is not None:
+            module.log("rela/loss", step.loss, batch_size=step.samples)
         ssl = 1.0 if phase.warm_heads else phase.weights.ssl
         for name, value in (("weight", phase.weights.transport), ("ssl_weight", ssl), ("phase", phase.number)):
             # filled on the device: a Python number would be copied there, and that waits
-            module.log(f"rela/{name}", torch.full((), value, device=module.device), batch_size=engine.samples)
+            module.log(f"rela/{name}", torch.full((), value, device=module.device), batch_size=step.samples)
         return output
 
     def _manual_backward(self, original: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
-        return original(loss if self._engine is None else self._engine.backward(loss), *args, **kwargs)
+        return original(loss if self._step is None else self._step.backward(loss), *args, **kwargs)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Step W; keep parameters that took no part out of the user's optimizer step."""
-        engine, phases = self._engine, self._phases
-        if engine is None or phases is None or self._map is None:
+        step, phases = self._step, self._phases
+        if step is None or phases is None or self._map is None:
             return
-        for parameter in engine.idle:
+        for parameter in step.idle:
             parameter.grad = None
-        if engine.loss is not None and not phases.stepped:
-            loss = self._map.step(trainer, engine.loss)
+        if step.loss is not None and not phases.stepped:
+            loss = self._map.step(trainer, step.loss)
             if self.schedule.adaptive:
                 self.schedule.update(loss)
         phases.after_step()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Let the teachers follow in the transport phase."""
-        if self._engine is None or self._phases is None:
+        if self._step is None or self._phases is None:
             return
-        if self._engine.replaced and self._phases.stepped:
+        if self._step.replaced and self._phases.stepped:
             self._find_teachers(pl_module).follow()
-        self._unstepped = 0 if self._phases.stepped or self._engine.loss is None else self._unstepped + 1
+        self._unstepped = 0 if self._phases.stepped or self._step.loss is None else self._unstepped + 1
         if self._unstepped > _MOST_UNSTEPPED + trainer.accumulate_grad_batches:
             raise InjectionError(
                 "No optimizer step came through Lightning, so the transport map is not trained and no phase ends.",
@@ -331,8 +358,8 @@ class ReLACallback(DualCallback):
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look for values that were not finite."""
-        if self._engine is not None:
-            self._engine.look()
+        if self._parts is not None:
+            self._parts.look()
 
     # ---- state -----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from torch.utils.data import (
 from rela_lightning.data.swap import swapped_transform, takes_one_image
 from rela_lightning.data.transforms import TransportViews, default_transport_transform, find_normalisation
 from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.injection.batches import check_loader, check_plain_sampler, tagged_loader
+from rela_lightning.injection.batches import Wanted, check_loader, check_plain_sampler, tagged_loader
 from tests.parts import TwoViews, make_digits
 
 
@@ -68,10 +68,10 @@ LOADERS = {
 def test_index_belongs_to_image(name: str) -> None:
     loader = LOADERS[name]()
     before = dict(vars(loader))
-    tagged = tagged_loader(loader, None, torch.zeros(1, dtype=torch.int64))
+    tagged = tagged_loader(loader, None, Wanted.shared())
     rows = 0
     for _ in range(2):
-        for batch, indices, views in tagged:
+        for batch, indices, views, _ in tagged:
             image = batch["image"] if isinstance(batch, dict) else batch
             assert torch.equal(image.flatten(1)[:, 0].long(), indices)
             assert not views.any()
@@ -83,13 +83,13 @@ def test_index_belongs_to_image(name: str) -> None:
 @pytest.mark.parametrize("workers, persistent", [(0, False), (2, False), (2, True)])
 def test_views_change_and_every_sample_says_so(workers: int, persistent: bool) -> None:
     data = Painted(40, transform=lambda image: image)
-    flag = torch.zeros(1, dtype=torch.int64).share_memory_()
+    wanted = Wanted.shared()
     loader = DataLoader(data, batch_size=4, num_workers=workers, persistent_workers=persistent)
-    tagged = tagged_loader(loader, lambda image: image + 1000, flag)
+    tagged = tagged_loader(loader, lambda image: image + 1000, wanted)
     kinds = []
     for epoch in range(3):
-        flag[0] = int(epoch == 1)  # at an epoch's start there is no lag
-        for image, indices, views in tagged:
+        wanted.transport_views[0] = int(epoch == 1)  # at an epoch's start there is no lag
+        for image, indices, views, _ in tagged:
             value = image.flatten(1)[:, 0].long()
             assert torch.equal(value, indices + 1000 * views), "the tag must tell how the sample was made"
             kinds.append(int(views[0]))
@@ -105,7 +105,7 @@ def test_a_collate_that_reorders_is_an_error(workers: int) -> None:
     tagged = tagged_loader(
         DataLoader(Painted(), batch_size=8, num_workers=workers, collate_fn=backwards),
         None,
-        torch.zeros(1, dtype=torch.int64),
+        Wanted.shared(),
     )
     with pytest.raises(DataError, match="Row 0 of a training batch holds the image of sample 7"):
         next(iter(tagged))
@@ -113,12 +113,12 @@ def test_a_collate_that_reorders_is_an_error(workers: int) -> None:
 
 def test_a_collate_that_changes_pixels_passes() -> None:
     loader = DataLoader(Painted(), batch_size=8, collate_fn=lambda samples: torch.stack(samples) * 1.37 + 0.2)
-    assert len(list(tagged_loader(loader, None, torch.zeros(1, dtype=torch.int64)))) == 7
+    assert len(list(tagged_loader(loader, None, Wanted.shared()))) == 7
 
 
 def test_attributes_are_the_users_own() -> None:
     data = Painted(10)
-    tagged = tagged_loader(DataLoader(data), None, torch.zeros(1, dtype=torch.int64))
+    tagged = tagged_loader(DataLoader(data), None, Wanted.shared())
     tagged.dataset.count = 5
     assert data.count == 5 and len(tagged.dataset) == 5 and tagged.dataset.transform is None
     with pytest.raises(AttributeError):

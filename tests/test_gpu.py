@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rela_lightning import ReLACallback
-from rela_lightning.injection.step import StepEngine
+from rela_lightning.injection.step import Step
 from rela_lightning.schedules import Mix, Plateau, Switch, TransportOnly
 from tests.modules import byol, simclr
 from tests.test_callback import Log, loader, seeded
@@ -60,7 +60,7 @@ def test_strategies(strategy: str, options: dict[str, Any], targets64: Any) -> N
 
 def test_no_step_waits_for_the_device(targets64: Any, monkeypatch: Any) -> None:
     """After the first steps, in which row layouts are learnt, nothing in our part of a step synchronises."""
-    own, steps = StepEngine.run, [0]
+    own, steps = Step.run, [0]
 
     def watched(self: Any, step: Any, *args: Any, **kwargs: Any) -> Any:
         steps[0] += 1
@@ -72,7 +72,7 @@ def test_no_step_waits_for_the_device(targets64: Any, monkeypatch: Any) -> None:
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    monkeypatch.setattr(StepEngine, "run", watched)
+    monkeypatch.setattr(Step, "run", watched)
     fit(seeded(simclr), ReLACallback(targets64, schedule=Mix()), data=loader(pin_memory=True))
     fit(seeded(simclr), ReLACallback(targets64, schedule=TransportOnly()), data=loader(pin_memory=True))
     fit(seeded(simclr), ReLACallback(targets64, schedule=Plateau()), data=loader(pin_memory=True))

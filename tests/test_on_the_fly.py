@@ -13,7 +13,7 @@ from rela_lightning import ReLACallback, load_prior, transport_loss
 from rela_lightning.errors import DataError
 from rela_lightning.schedules import Mix, Switch, TransportOnly
 from rela_lightning.targets.reduce import moments, pca, project, projection
-from rela_lightning.targets.source import PriorTargets
+from rela_lightning.targets.source import BatchRows, PriorTargets
 from tests.modules import NAMESPACES, byol, same, simclr, weights
 from tests.parts import TwoViews, make_digits
 from tests.test_callback import Log, fit, loader, seeded
@@ -74,11 +74,11 @@ def test_targets_are_the_projected_features_of_the_denormalised_view() -> None:
 
     raw = [((view * 0.4 + 0.3).clamp(0, 1) - 0.5) / 0.5 for view in views]
     assert own.feature_dim * 4 <= 96
-    given = [source(torch.arange(32), view, OneRank()) for view in views]
+    given = [source(BatchRows(torch.arange(32), False), view, OneRank()) for view in views]
     needed = -(-own.feature_dim * 4 // 32)
     assert [target is None for target in given] == [i < needed for i in range(4)]
     learnt = projection(pca(moments(torch.cat([own(image) for image in raw[:needed]]))))
-    torch.testing.assert_close(given[-1], project(own(raw[-1]), learnt), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(given[-1][:, 0], project(own(raw[-1]), learnt), rtol=1e-3, atol=1e-3)
 
 
 def test_resume_keeps_the_projection(tmp_path: Any) -> None:

@@ -137,7 +137,7 @@ def test_ddp_with_one_process(targets64: Any, tmp_path: Any) -> None:
 
 
 def test_late_transport_views_never_reach_the_users_step() -> None:
-    phases = Phases(Switch(0.5), 0.0, SimpleNamespace(world_size=1), lambda: True, lambda light: None)
+    phases = Phases(Switch(0.5), 0.0, SimpleNamespace(world_size=1), lambda: True, lambda light, targets: None)
     phases._budget = SimpleNamespace(progress=lambda: 0.9)
     phases.decide(in_flight=6)
     order = [phases.of_batch(views).number for views in (True, False, True, False, False)]
@@ -216,8 +216,8 @@ def test_views_normalised_out_of_sight_are_kept() -> None:
 
 
 def test_reloaded_loaders_are_let_go(targets64: Any) -> None:
-    tracker = RowTracker(lambda data: None, transform=None, num_views=2, data_ratio=1.0, seed=0)
-    tracker._trainer = SimpleNamespace(training=True, overfit_batches=0, world_size=1)
+    tracker = RowTracker(lambda data: None, lookup=None, transform=None, num_views=2, data_ratio=1.0, seed=0)
+    tracker._trainer = SimpleNamespace(training=True, overfit_batches=0, world_size=1, current_epoch=0)
     for _ in range(3):
         tracker._process(lambda tagged: tagged, loader())
     assert len(tracker._replaced) <= 1

@@ -80,8 +80,8 @@ class RunRecord(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note when transport let go."""
-        phases = getattr(_rela(trainer), "_phases", None)
-        if self._switched is None and phases is not None and phases.now.weights == SSL_ONLY:
+        phase = getattr(_rela(trainer), "phase", None)
+        if self._switched is None and phase is not None and phase.weights == SSL_ONLY:
             self._switched = round(self.seconds, 3)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:

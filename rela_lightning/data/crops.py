@@ -64,7 +64,7 @@ def check_size(image: Any, size: Sequence[int], row: int) -> None:
         )
 
 
-def overlap(crop: Sequence[int], others: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+def overlap(crop: Sequence[int] | NDArray[np.integer[Any]], others: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
     """Intersection over union of one crop with each of some others.
 
     Whether they are mirrored does not count.

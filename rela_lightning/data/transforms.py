@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torchvision.transforms import v2
 
+from rela_lightning.data.crops import RATIO, SCALE, cut
 from rela_lightning.data.swap import Transform, swapped_transform, takes_one_image, transform_owners
 
 
@@ -40,26 +41,43 @@ class TransportViews:
     ) -> None:
         self.num_views = num_views
         self.distinct = num_views if distinct is None else min(distinct, num_views)
-        steps: list[Any] = [
-            v2.ToImage(),
-            v2.RGB() if channels == 3 else v2.Grayscale(),
-            v2.RandomResizedCrop(list(size), scale=(0.5, 1.0), antialias=True),
-            v2.RandomHorizontalFlip(),
-        ]
+        self.prepare = v2.Compose([v2.ToImage(), v2.RGB() if channels == 3 else v2.Grayscale()])
+        self.random_crop = v2.Compose(
+            [
+                v2.RandomResizedCrop(list(size), scale=SCALE, ratio=RATIO, antialias=True),
+                v2.RandomHorizontalFlip(),
+            ]
+        )
+        self.resize = v2.Resize(list(size), antialias=True)
+        steps: list[Any] = []
         if channels == 3:
             steps += [v2.RandomApply([v2.ColorJitter(0.8, 0.8, 0.8, 0.2)], p=0.8), v2.RandomGrayscale(p=0.2)]
         steps += [v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
         if mean is not None and std is not None:
             steps.append(v2.Normalize(list(mean), list(std)))
-        self.view = v2.Compose(steps)
+        self.colour = v2.Compose(steps)
 
-    def __call__(self, image: Any) -> list[Tensor] | Tensor:
-        """Views `[C, H, W]`, float32, of a PIL image or a uint8 tensor `[C, H, W]`."""
-        if self.num_views == 0:
-            single: Tensor = self.view(image)
-            return single
-        views = [self.view(image) for _ in range(self.distinct)]
-        return [views[i % self.distinct] for i in range(self.num_views)]
+    def __call__(self, image: Any, crops: Sequence[Sequence[int]] | None = None) -> list[Tensor] | Tensor:
+        """Views of one image.
+
+        Args:
+            image: PIL image, or uint8 tensor `[C, H, W]`.
+            crops: The crop of each distinct view, see `rela_lightning.data.crops`: exactly these are made, and their
+                colours alone are random. None draws them.
+
+        Returns:
+            Views `[C, H, W]`, float32.
+        """
+        image = self.prepare(image)
+        count = max(self.distinct, 1)
+        parts = (
+            (self.random_crop(image) for _ in range(count)) if crops is None else (self._cut(image, c) for c in crops)
+        )
+        views: list[Tensor] = [self.colour(part) for part in parts]
+        return views[0] if self.num_views == 0 else [views[i % len(views)] for i in range(self.num_views)]
+
+    def _cut(self, image: Any, crop: Sequence[int]) -> Any:
+        return self.resize(cut(image, crop))
 
 
 def find_normalisation(transform: Any) -> tuple[list[float], list[float]] | None:

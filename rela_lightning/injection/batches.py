@@ -11,7 +11,9 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -23,9 +25,12 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from rela_lightning.data.crops import check_size
 from rela_lightning.data.swap import Transform, swapped_transform
+from rela_lightning.data.transforms import TransportViews
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.injection.alignment import check_order
+from rela_lightning.targets.lookup import Plan, TargetLookup
 
 USER_VIEWS, TRANSPORT_VIEWS = 0, 1
 
@@ -36,12 +41,27 @@ class IndexedBatch(NamedTuple):
     batch: Any
     indices: Tensor  # int64 [B], data set rows
     views: Tensor  # int64 [B], USER_VIEWS or TRANSPORT_VIEWS: the transform each sample was made with
+    targets: Tensor | None  # int32 [B, n, D], the bits of float32: nobody's precision settings may round them
+
+
+class Wanted(NamedTuple):
+    """What the next batches shall hold: shared with workers, and read by them at each batch."""
+
+    transport_views: Tensor  # int64 [1], USER_VIEWS or TRANSPORT_VIEWS
+    targets: Tensor  # int64 [1], whether targets are looked up
+    epoch: Tensor  # int64 [1], number of the epoch; -1 where an epoch may see an image many times
+
+    @classmethod
+    def shared(cls) -> Wanted:
+        """The user's views and no targets, in shared memory, so that a change reaches persistent workers too."""
+        return cls(*(torch.zeros(1, dtype=torch.int64).share_memory_() for _ in range(3)))  # type: ignore[no-untyped-call]
 
 
 class _Tagged(NamedTuple):
     sample: Any
     index: Any
     views: int
+    targets: NDArray[np.float32] | None  # [n, D]
 
 
 class IndexedDataset(Dataset[_Tagged]):
@@ -50,12 +70,14 @@ class IndexedDataset(Dataset[_Tagged]):
     Args:
         dataset: The user's map-style data set.
         transport_transform: The transform of the transport phase, or None to keep the data set's own.
-        flag: Shared int64 tensor `[1]`: which views to make. Read by workers at each batch, so that a
-            change reaches persistent workers too.
+        wanted: What to make.
+        lookup: Looks up targets, and draws the crops that belong to them; None for targets that are made on the fly.
     """
 
-    def __init__(self, dataset: Any, transport_transform: Transform | None, flag: Tensor) -> None:
-        self.__dict__.update(dataset=dataset, transport_transform=transport_transform, flag=flag)
+    def __init__(
+        self, dataset: Any, transport_transform: Transform | None, wanted: Wanted, lookup: TargetLookup | None
+    ) -> None:
+        self.__dict__.update(dataset=dataset, transport_transform=transport_transform, wanted=wanted, lookup=lookup)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -75,17 +97,45 @@ class IndexedDataset(Dataset[_Tagged]):
             return read()
 
     def _views(self) -> int:
-        return int(self.flag[0]) if self.transport_transform is not None else USER_VIEWS
+        return int(self.wanted.transport_views[0]) if self.transport_transform is not None else USER_VIEWS
 
     def __getitem__(self, index: Any) -> _Tagged:
-        views = self._views()
-        return _Tagged(self._read(views, lambda: self.dataset[index]), index, views)
+        if isinstance(index, (int, np.integer)):
+            return self.__getitems__([int(index)])[0]
+        views = self._views()  # the sampler yields whole batches, and the data set takes them
+        return _Tagged(self._read(views, lambda: self.dataset[index]), index, views, self._of_images(index))
 
     def __getitems__(self, indices: Sequence[int]) -> list[_Tagged]:
         views = self._views()  # once a batch: a batch never mixes two kinds of views
+        if views == TRANSPORT_VIEWS and self.lookup is not None and self.lookup.plans and self._takes_crops:
+            epoch = int(self.wanted.epoch[0])
+            return self._planned(indices, self.lookup.plan(np.asarray(indices), epoch if epoch >= 0 else None))
         inner = getattr(self.dataset, "__getitems__", None)
         samples = self._read(views, lambda: inner(indices) if inner else [self.dataset[i] for i in indices])
-        return [_Tagged(sample, index, views) for sample, index in zip(samples, indices, strict=True)]
+        targets = self._of_images(indices)
+        each = [None] * len(samples) if targets is None else targets
+        return [_Tagged(*one) for one in zip(samples, indices, [views] * len(samples), each, strict=True)]
+
+    @property
+    def _takes_crops(self) -> bool:
+        return isinstance(self.transport_transform, TransportViews)
+
+    def _of_images(self, indices: Any) -> NDArray[np.float32] | None:
+        wanted = self.lookup is not None and bool(self.wanted.targets[0])
+        return self.lookup.of_images(np.asarray(indices).reshape(-1)) if wanted else None
+
+    def _planned(self, indices: Sequence[int], plan: Plan) -> list[_Tagged]:
+        """Samples that show exactly the crops of a plan."""
+        tagged = []
+        for index, size, crops, targets in zip(indices, *plan, strict=True):
+
+            def cropped(image: Any, row: int = index, size: Any = size, crops: Any = crops) -> Any:
+                check_size(image, size.tolist(), row)
+                return self.transport_transform(image, crops=crops.tolist())
+
+            with swapped_transform(self.dataset, cropped):
+                tagged.append(_Tagged(self.dataset[index], index, TRANSPORT_VIEWS, targets))
+        return tagged
 
 
 class IndexedCollate:
@@ -105,7 +155,8 @@ class IndexedCollate:
         """Collate tagged samples: a list of them, or one that holds a whole batch."""
         if isinstance(tagged, _Tagged):  # batch_size=None: the sampler yields whole batches
             index = torch.as_tensor(tagged.index, dtype=torch.int64).reshape(-1)
-            return IndexedBatch(self.collate(tagged.sample), index, torch.full_like(index, tagged.views))
+            views = torch.full_like(index, tagged.views)
+            return IndexedBatch(self.collate(tagged.sample), index, views, _bits(tagged.targets))
         index = torch.tensor([int(item.index) for item in tagged], dtype=torch.int64)
         views = torch.tensor([item.views for item in tagged], dtype=torch.int64)
         samples = [item.sample for item in tagged]
@@ -113,7 +164,12 @@ class IndexedCollate:
         if self.checks:
             self.checks -= 1
             check_order(samples, batch)
-        return IndexedBatch(batch, index, views)
+        targets = None if tagged[0].targets is None else np.stack([item.targets for item in tagged])
+        return IndexedBatch(batch, index, views, _bits(targets))
+
+
+def _bits(targets: NDArray[np.float32] | None) -> Tensor | None:
+    return None if targets is None else torch.from_numpy(targets).view(torch.int32)
 
 
 def has_index(loader: Any) -> bool:
@@ -141,14 +197,20 @@ def check_loader(loader: Any) -> None:
 
 
 def tagged_loader(
-    loader: DataLoader[Any], transform: Transform | None, flag: Tensor, sampler: Any = None
+    loader: DataLoader[Any],
+    transform: Transform | None,
+    wanted: Wanted,
+    *,
+    lookup: TargetLookup | None = None,
+    sampler: Any = None,
 ) -> DataLoader[Any]:
     """A copy of `loader` that yields `IndexedBatch`.
 
     Args:
         loader: The loader Lightning would iterate, its sampler already injected.
         transform: Transform of the transport phase; None keeps the data set's own.
-        flag: Shared int64 tensor `[1]`, see `IndexedDataset`.
+        wanted: What to make, see `IndexedDataset`.
+        lookup: Looks up targets; None for targets that are made on the fly.
         sampler: Replaces the loader's sampler (a `BudgetSampler`); None keeps it.
 
     Returns:
@@ -156,7 +218,7 @@ def tagged_loader(
     """
     tagged = copy.copy(loader)
     state = vars(tagged)  # DataLoader refuses plain assignment of these names after construction
-    state["dataset"] = IndexedDataset(loader.dataset, transform, flag)
+    state["dataset"] = IndexedDataset(loader.dataset, transform, wanted, lookup)
     state["collate_fn"] = IndexedCollate(loader.collate_fn)
     state["_iterator"] = None
     if sampler is not None:

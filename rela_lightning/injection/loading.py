@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
@@ -19,19 +19,15 @@ from rela_lightning.injection.batches import (
     TRANSPORT_VIEWS,
     USER_VIEWS,
     IndexedBatch,
+    Wanted,
     check_loader,
     check_plain_sampler,
     has_index,
     tagged_loader,
 )
 from rela_lightning.injection.patch import Patches
-
-
-class Rows(NamedTuple):
-    """Where the current batch came from."""
-
-    indices: Tensor | None  # int64 [B], on the CPU; None for data without an index
-    transport_views: bool  # made with the transform of the transport phase
+from rela_lightning.targets.lookup import TargetLookup
+from rela_lightning.targets.source import BatchRows
 
 
 class RowTracker:
@@ -39,7 +35,8 @@ class RowTracker:
 
     Args:
         check: Called with the training data set before the first batch; raises if targets do not fit.
-        indexed: Whether an index is needed; without the need, iterable data and foreign loaders pass as they are.
+        lookup: Looks up the targets of a batch where it is made; None where they are made on the fly. Then no index is
+            needed, and iterable data and foreign loaders pass as they are.
         transform: `"default"`, None to keep the data set's own, or a transform of one image.
         num_views: Views per image of the default transform.
         data_ratio: Share of the data set drawn each epoch, in `(0, 1]`.
@@ -50,21 +47,22 @@ class RowTracker:
         self,
         check: Callable[[Any], None],
         *,
-        indexed: bool = True,
+        lookup: TargetLookup | None,
         transform: Transform | Literal["default"] | None,
         num_views: int,
         data_ratio: float,
         seed: int,
     ) -> None:
-        self._indexed = indexed
+        self._lookup = lookup
         self._check, self._transform, self._num_views = check, transform, num_views
         self._data_ratio, self._seed, self._epoch = data_ratio, seed, 0
-        self._flag = torch.zeros(1, dtype=torch.int64).share_memory_()  # type: ignore[no-untyped-call]
-        self._current: Rows | None = None
+        self._wanted = Wanted.shared()
+        self._current: BatchRows | None = None
         self._replaced: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.in_flight = 1
         """Most batches that can be on their way to the step: the loader's prefetching, and Lightning's one."""
         self._trainer: Any = None
+        self._many = False
 
     def attach(self, patches: Patches, trainer: Any, module: Any) -> None:
         """Wrap the strategy's `process_dataloader` and the transfer hooks of module and data module."""
@@ -74,16 +72,21 @@ class RowTracker:
             if owner is not None:
                 patches.wrap(owner, "on_before_batch_transfer", self._unwrap)
 
-    def ask_for(self, transport_views: bool) -> None:
-        """Which views to make from now on; batches already prefetched keep theirs and say so."""
-        self._flag[0] = TRANSPORT_VIEWS if transport_views else USER_VIEWS
+    def ask_for(self, transport_views: bool, targets: bool) -> None:
+        """Which views to make from now on, and whether targets; batches already prefetched keep theirs and say so."""
+        self._wanted.transport_views[0] = TRANSPORT_VIEWS if transport_views else USER_VIEWS
+        self._wanted.targets[0] = targets
+
+    def start_epoch(self, epoch: int) -> None:
+        """Number of the epoch that begins, before its first batch is fetched."""
+        self._wanted.epoch[0] = -1 if self._many else epoch
 
     def resume_at(self, epoch: int) -> None:
         """Epoch a resumed run stands at."""
         self._epoch = epoch
 
-    def take(self) -> Rows:
-        """Rows of the batch in the current step.
+    def take(self) -> BatchRows:
+        """BatchRows of the batch in the current step.
 
         Raises:
             InjectionError: If the batch arrived without them.
@@ -110,29 +113,38 @@ class RowTracker:
 
     def _unwrap(self, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(batch, IndexedBatch):
-            self._current = Rows(batch.indices, bool(batch.views.any()))
+            self._current = BatchRows(batch.indices, bool(batch.views.any()), self._on_device(batch.targets))
             batch = batch.batch
         elif self._trainer.training:
-            self._current = None if self._indexed else Rows(None, False)
+            self._current = None if self._lookup is not None else BatchRows(None, False)
             _refuse_several(batch)
         return original(batch, *args, **kwargs)
+
+    def _on_device(self, targets: Tensor | None) -> Tensor | None:
+        """Targets on their way to the device, beside the batch that is about to go there."""
+        if targets is None:
+            return None
+        return targets.view(torch.float32).to(self._trainer.strategy.root_device, non_blocking=True)
 
     def _process(self, original: Callable[[Any], Any], loader: Any) -> Any:
         if not self._trainer.training:
             return original(loader)
-        if not self._indexed and not has_index(loader):
+        if self._lookup is None and not has_index(loader):
             self._check(getattr(loader, "dataset", loader))
             return original(loader)
         check_loader(loader)
         with isolate_rng():
             self._check(loader.dataset)
             transform = self._transport_transform(loader.dataset)
-        tagged = tagged_loader(loader, transform, self._flag, self._budget_sampler(loader))
+        sampler = self._budget_sampler(loader)
+        tagged = tagged_loader(loader, transform, self._wanted, lookup=self._lookup, sampler=sampler)
         samplers: tuple[Any, ...] = (tagged.sampler, getattr(tagged.batch_sampler, "sampler", None))
         for sampler in samplers:
             # With workers, the first batches are drawn before Lightning sets the epoch of a resumed run.
             if callable(getattr(sampler, "set_epoch", None)):
                 sampler.set_epoch(self._epoch)
+        self._many = _sees_images_many_times(tagged)
+        self.start_epoch(max(self._epoch, self._trainer.current_epoch))
         processed = original(tagged)
         self._replaced[processed] = loader
         self.in_flight = loader.num_workers * ((loader.prefetch_factor or 0) + 1) + 2
@@ -160,6 +172,15 @@ class RowTracker:
         check_plain_sampler(loader, self._trainer.world_size)
         replicas, rank = getattr(loader.sampler, "num_replicas", 1), getattr(loader.sampler, "rank", 0)
         return BudgetSampler(len(loader.dataset), self._data_ratio, seed=self._seed, num_replicas=replicas, rank=rank)
+
+
+def _sees_images_many_times(loader: DataLoader[Any]) -> bool:
+    """Whether one epoch draws twice as many samples as there are, or more; or nobody knows how many."""
+    try:
+        samples = len(loader) * (loader.batch_size or 1)
+    except (TypeError, NotImplementedError):  # a sampler without a length
+        return True
+    return samples >= 2 * len(loader.dataset)  # type: ignore[arg-type]
 
 
 def _refuse_several(batch: Any) -> None:

@@ -34,7 +34,7 @@ class Phases:
         head_warmup: Share of the budget before the end of the transport phase in which heads are warmed.
         trainer: The Trainer.
         may_replace: Whether a transport-only step leaves the user's step out.
-        ask_for_views: Called with whether the gentler views are wanted from now on.
+        ask_for: Called with whether the gentler views are wanted from now on, and whether targets are.
     """
 
     def __init__(
@@ -43,10 +43,10 @@ class Phases:
         head_warmup: float,
         trainer: Any,
         may_replace: Callable[[], bool],
-        ask_for_views: Callable[[bool], None],
+        ask_for: Callable[[bool, bool], None],
     ) -> None:
         self._schedule, self._head_warmup, self._trainer = schedule, head_warmup, trainer
-        self._may_replace, self._ask_for_views = may_replace, ask_for_views
+        self._may_replace, self._ask_for = may_replace, ask_for
         self._budget: Budget | None = None
         self.now = Phase(schedule.weights(0.0))
         self._due = True
@@ -75,8 +75,8 @@ class Phases:
         self._due = True
 
     def ask(self, attached: bool = True) -> None:
-        """Ask for the views of the current phase; for the user's own while the callback is set aside."""
-        self._ask_for_views(attached and self.light)
+        """Ask for the views and targets of the current phase; for the user's own while the callback is set aside."""
+        self._ask_for(attached and self.light, attached and self.now.weights.transport > 0.0)
 
     def decide(self, in_flight: int = 0, *, again: bool = False) -> None:
         """Go by the budget spent, unless nothing was stepped since.

@@ -1,4 +1,4 @@
-"""Rows of a store, memory-mapped: read by index and view, and checked each time they are read."""
+"""StoredRows of a store, memory-mapped: read by index and view, and checked each time they are read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rela_lightning.errors import TargetError
 from rela_lightning.targets.records import Storage, check_sums, decode, record_type
 
 
-class Rows(NamedTuple):
+class StoredRows(NamedTuple):
     """Some views of some images.
 
     Attributes:
@@ -47,11 +47,11 @@ class RowReader:
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "_records"}
 
-    def read(self, index: NDArray[np.integer[Any]], views: NDArray[np.integer[Any]]) -> Rows:
+    def read(self, index: NDArray[np.integer[Any]], views: NDArray[np.integer[Any]]) -> StoredRows:
         """Some views of some rows.
 
         Args:
-            index: Rows `[B]`, each of 0 to N - 1.
+            index: StoredRows `[B]`, each of 0 to N - 1.
             views: Views of each, `[B, n]`, each of 0 to V - 1.
 
         Raises:
@@ -59,7 +59,7 @@ class RowReader:
         """
         records = self._records[index[:, None], views]
         self._check(records, index)
-        return Rows(decode(records), records["crop"], records["size"][:, 0])
+        return StoredRows(decode(records), records["crop"], records["size"][:, 0])
 
     @cached_property
     def _records(self) -> NDArray[Any]:

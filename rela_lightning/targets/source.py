@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,23 @@ from rela_lightning.data.transforms import find_normalisation
 from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
+from rela_lightning.targets.lookup import Crops, TargetLookup
 from rela_lightning.targets.reduce import Moments, Projection, merge, moments, pca, project, projection
 from rela_lightning.targets.store import TargetStore
+
+
+class BatchRows(NamedTuple):
+    """Where a training batch came from, and the targets that came with it.
+
+    Attributes:
+        indices: Data set rows, int64 `[B]`, on the CPU; None for data without an index.
+        transport_views: Whether it was made with the transform of the transport phase.
+        targets: Float32 `[B, n, D]`, on the device; None where none were looked up.
+    """
+
+    indices: Tensor | None
+    transport_views: bool
+    targets: Tensor | None = None
 
 
 class StoredTargets:
@@ -23,21 +38,33 @@ class StoredTargets:
         store: The store.
         prior: Prior that the targets must have been made with, to verify them; None to trust the manifest.
         num_samples: Samples that `check` compares; 0 checks the length only.
+        crops: What the transport phase shows, see `TargetLookup`.
+        num_views: Views of each image in a step of the transport phase.
+
+    Attributes:
+        lookup: Looks targets up where batches are made.
     """
 
-    indexed = True
-
-    def __init__(self, store: TargetStore, *, prior: Prior | None = None, num_samples: int = 16) -> None:
+    def __init__(
+        self,
+        store: TargetStore,
+        *,
+        prior: Prior | None = None,
+        num_samples: int = 16,
+        crops: Crops = "auto",
+        num_views: int = 1,
+    ) -> None:
         self._store, self._prior, self._num_samples = store, prior, num_samples
+        self.lookup = TargetLookup(store, crops=crops, num_views=num_views)
         self.fingerprint = store.fingerprint
 
     def check(self, dataset: Any) -> None:
         """Refuse a training data set that the targets do not belong to."""
         self._store.verify(dataset, self._prior, self._num_samples)
 
-    def __call__(self, indices: Tensor, view: Tensor, trainer: Any) -> Tensor | None:
-        """Targets float32 `[B, D]`, on the CPU, of data set rows int64 `[B]`."""
-        return self._store[indices]
+    def __call__(self, rows: BatchRows, view: Tensor, trainer: Any) -> Tensor | None:
+        """Targets float32 `[B, n, D]` of a batch; looked up here only where its loader did not know of the need yet."""
+        return self._store[rows.indices][:, None] if rows.targets is None else rows.targets
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the store is on disk."""
@@ -60,7 +87,7 @@ class PriorTargets:
         prior: The prior; it is moved to the views' device and is no part of the trained module.
     """
 
-    indexed = False
+    lookup: TargetLookup | None = None
 
     def __init__(self, prior: Prior) -> None:
         self.prior = prior
@@ -75,16 +102,16 @@ class PriorTargets:
         owners = transform_owners(dataset)
         self._normalisation = find_normalisation([owner.transform for owner in owners] if owners else dataset)
 
-    def __call__(self, indices: Tensor, view: Tensor, trainer: Any) -> Tensor | None:
+    def __call__(self, rows: BatchRows, view: Tensor, trainer: Any) -> Tensor | None:
         """Targets of a view.
 
         Args:
-            indices: Not used: the view itself is embedded.
+            rows: Not used: the view itself is embedded.
             view: Normalised images `[B, C, H, W]`, float.
             trainer: For its strategy: ranks learn the projection together.
 
         Returns:
-            Float32 `[B, D]`, or None while images are being collected.
+            Float32 `[B, 1, D]`, or None while images are being collected.
         """
         self.prior.to(view.device)
         features = self.prior(self._inputs(view))
@@ -92,7 +119,7 @@ class PriorTargets:
             self._collect(features, trainer)
             return None
         with torch.autocast(features.device.type, enabled=False):
-            return project(features, self._projection)
+            return project(features, self._projection)[:, None]
 
     def release(self) -> None:
         """Give the device's memory back."""

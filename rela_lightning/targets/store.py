@@ -17,7 +17,7 @@ from rela_lightning.data.crops import Crop, check_size
 from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
 from rela_lightning.targets.manifest import PROJECTION, TARGETS, read_manifest
-from rela_lightning.targets.reader import RowReader, Rows
+from rela_lightning.targets.reader import RowReader, StoredRows
 from rela_lightning.targets.reduce import Projection
 from rela_lightning.targets.verify import verify
 
@@ -107,7 +107,7 @@ class TargetStore:
         targets = torch.from_numpy(self._reader.read(rows.reshape(-1), np.zeros((rows.size, 1), np.int64)).targets)
         return targets[:, 0] if rows.ndim else targets[0, 0]
 
-    def read(self, index: Any, views: Any = None) -> Rows:
+    def read(self, index: Any, views: Any = None) -> StoredRows:
         """Targets, crops and image sizes.
 
         Args:
@@ -116,7 +116,7 @@ class TargetStore:
                 all.
 
         Returns:
-            Numpy arrays, see `rela_lightning.targets.reader.Rows`.
+            Numpy arrays, see `rela_lightning.targets.reader.StoredRows`.
 
         Raises:
             TargetError: If an index or view does not exist (an IndexError too), or a row is not what was written.
@@ -170,7 +170,7 @@ class TargetStore:
             dataset: The data set to train on.
             prior: Embed the rows again too: its identity must agree, and so must the features (cosine
                 of at least .95).
-            num_samples: Rows to compare, spread evenly; 0 compares lengths only.
+            num_samples: StoredRows to compare, spread evenly; 0 compares lengths only.
 
         Raises:
             TargetError: Naming both lengths, or the rows or the prior that differ.

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rela_lightning import TargetStore
 from rela_lightning.data.transforms import TransportViews
-from rela_lightning.injection import step as engine_step
+from rela_lightning.injection import transport_head
 from tests.zoo.data import ROWS, paint, painted_rows
 
 
@@ -46,9 +46,10 @@ class Rows:
     def watching(self, module: nn.Module, called: str) -> Iterator[None]:
         """Look at every call of `called`, and at every transport loss."""
         owner, method = split_path(module, called)
-        real_loss, real_views = engine_step.transport_loss, TransportViews.__call__
+        real_pair, real_views = transport_head.pair, TransportViews.__call__
 
-        def loss(features: Tensor, targets: Tensor) -> Tensor:
+        def pair(targets: Tensor, features: Any) -> Tensor:
+            targets = real_pair(targets, features)
             equal = (targets[:, None] == self.known[None, :, : targets.shape[1]]).all(dim=2)
             assert bool((equal.sum(dim=1) == 1).all()), "a target that is no row of the store"
             used = equal.int().argmax(dim=1).tolist()
@@ -56,10 +57,10 @@ class Rows:
             assert used == self.seen * (len(used) // len(self.seen)), "features and targets of different rows"
             self.matched.append(len(used))
             self.seen = []
-            return real_loss(features, targets)
+            return targets
 
-        def views(transform: Any, image: Any) -> Any:
-            return paint(real_views(transform, image), image)
+        def views(transform: Any, image: Any, crops: Any = None) -> Any:
+            return paint(real_views(transform, image, crops), image)
 
         handles = []
         if method is None:
@@ -74,7 +75,7 @@ class Rows:
             vars(owner)[method] = spying
         try:
             with (
-                mock.patch.object(engine_step, "transport_loss", loss),
+                mock.patch.object(transport_head, "pair", pair),
                 mock.patch.object(TransportViews, "__call__", views),
             ):
                 yield
@@ -109,8 +110,8 @@ class Watch(L.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
         self.phases.append(float(trainer.callback_metrics["rela/phase"]))
         self.losses.append(float(trainer.callback_metrics["rela/loss"]))
-        if self.rela._engine._backbone is not None:
-            self.names.add(self.rela._engine._backbone.name)
+        if self.rela._parts.student.backbone is not None:
+            self.names.add(self.rela._parts.student.backbone.name)
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         if trainer.current_epoch == 0:

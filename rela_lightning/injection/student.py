@@ -1,0 +1,202 @@
+"""The student's features: by our own call of the backbone, or read inside the user's step."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.injection.features import Backbone, Call, Discovery, guess_backbone, never_called
+from rela_lightning.injection.rows import RowMatcher, regular_rows
+from rela_lightning.injection.views import find_views, shrink
+from rela_lightning.pooling import Pooling
+
+
+class Features(NamedTuple):
+    """What the backbone said of some rows.
+
+    Attributes:
+        values: `[R, F]`.
+        rows: Sample in the batch of each row, int64 `[R]`.
+        views: View of that sample, int64 `[R]`; None where views are not told apart.
+    """
+
+    values: Tensor
+    rows: Tensor
+    views: Tensor | None
+
+
+class Reading:
+    """The calls of one step, as they are made.
+
+    Args:
+        calls: Gives the calls made so far.
+        read: From calls, views and the number of samples to features.
+    """
+
+    def __init__(
+        self, calls: Callable[[], list[Call]], read: Callable[[list[Call], Sequence[Tensor], int], Features]
+    ) -> None:
+        self._calls, self._read = calls, read
+
+    @property
+    def any_calls(self) -> bool:
+        """Whether the backbone was called with grad."""
+        return bool(self._calls())
+
+    def features(self, views: Sequence[Tensor], samples: int) -> Features:
+        """Features of all calls, from the views in the batch and the number of samples."""
+        return self._read(self._calls(), views, samples)
+
+
+class Student:
+    """Finds the backbone of a module and reads its features.
+
+    Args:
+        module: The user's module.
+        backbone: Dotted path of the backbone, or `auto`.
+        feature_layer: Dotted path of the layer to read; None reads the backbone's output.
+        pooling: See `rela_lightning.pooling.pool`.
+        views: Dotted paths of the views in the batch; None finds them.
+        num_views: Views per sample in the transport phase.
+        resolution: Height and width, pixels, of the views in phases of low resolution; None leaves them.
+        row_layout: See `rela_lightning.injection.rows.match_rows`.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        backbone: str = "auto",
+        feature_layer: str | None = None,
+        pooling: Pooling = "auto",
+        views: Sequence[str] | None = None,
+        num_views: int = 2,
+        resolution: int | None = None,
+        row_layout: Any = "auto",
+    ) -> None:
+        self._module = module
+        self._name, self._feature_layer, self._pooling = backbone, feature_layer, pooling
+        self._views, self._num_views, self._resolution = views, num_views, resolution
+        self._rows = RowMatcher(row_layout)
+        self.backbone: Backbone | None = None
+        """The backbone, once it is known."""
+
+    @property
+    def known(self) -> bool:
+        """Whether the backbone is known, or will be by its name, before the user's step has called it."""
+        return self.backbone is not None or self._name != "auto" or guess_backbone(self._module) is not None
+
+    def resolve(self) -> Backbone | None:
+        """The backbone, if it is known without the user's step."""
+        if self.backbone is None:
+            name = guess_backbone(self._module) if self._name == "auto" else self._name
+            if name is not None:
+                self._adopt(name)
+        return self.backbone
+
+    def views_of(self, batch: Any, samples: int | None) -> list[Tensor]:
+        """The views in a batch, see `find_views`."""
+        return find_views(batch, samples, self._views)
+
+    def first_of_each(self, view: Tensor, samples: int) -> Tensor:
+        """One row for each sample of a view `[k B, C, H, W]`."""
+        if view.shape[0] == samples:
+            return view
+        return view[:: view.shape[0] // samples] if self._rows.row_layout == "interleaved" else view[:samples]
+
+    def own_call(
+        self, backbone: Backbone, views: Sequence[Tensor], samples: int, *, low_resolution: bool = False
+    ) -> Features:
+        """Features of the first `num_views` views of full size, by our own call of the backbone."""
+        largest = max(views, key=lambda view: (view.shape[-2:], view.shape[1])).shape[1:]  # masks have one channel
+        single = (part for view in views if view.shape[1:] == largest for part in self._split(view, samples))
+        chosen = list(itertools.islice(single, self._num_views))
+        number = torch.arange(samples * len(chosen), device=chosen[0].device)
+        rows, of_sample = number % samples, number // samples
+        images = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
+        if not low_resolution or self._resolution is None:
+            return Features(backbone(images), rows, of_sample)
+        try:
+            return Features(backbone(shrink(images, self._resolution)), rows, of_sample)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            raise _fixed_size(images, self._resolution, error) from error
+
+    @contextmanager
+    def listening(self, *, detach: bool) -> Iterator[Reading]:
+        """Listen to the calls that the user's step makes inside the block; what is given reads them.
+
+        Args:
+            detach: Hand the caller features without gradient, so that its loss trains the heads alone.
+        """
+        if self.backbone is not None:
+            with self.backbone.listening(detach=detach) as calls:
+                yield Reading(lambda: calls, self._read)
+            return
+        discovery = Discovery(self._module)
+
+        def discovered() -> list[Call]:
+            name, calls = discovery.largest()
+            self._adopt(name)
+            return calls
+
+        with discovery.listening():
+            yield Reading(discovered, self._read)
+
+    def look(self) -> None:
+        """Look at checks left on the device: rows that changed their order.
+
+        Raises:
+            InjectionError: If they did.
+        """
+        self._rows.look()
+
+    def remove(self) -> None:
+        """Take everything off the module."""
+        if self.backbone is not None:
+            self.backbone.remove()
+            self.backbone = None
+
+    def _adopt(self, name: str) -> None:
+        self.backbone = Backbone(self._module, name, feature_layer=self._feature_layer, pooling=self._pooling)
+
+    def _read(self, calls: list[Call], views: Sequence[Tensor], samples: int) -> Features:
+        if not calls or self.backbone is None:
+            raise never_called(self._module, self._name if self.backbone is None else self.backbone.name)
+        rows = [self._rows(number, call.inputs, views, samples) for number, call in enumerate(calls)]
+        features = [self.backbone.features(call) for call in calls]
+        rows = [self._repeated(order, len(part)) for order, part in zip(rows, features, strict=True)]
+        return Features(torch.cat(features), torch.cat(rows), None)
+
+    def _split(self, view: Tensor, samples: int) -> Sequence[Tensor]:
+        """Views of one row a sample."""
+        count, layout = view.shape[0] // samples, self._rows.row_layout
+        if count > 1 and layout == "auto":
+            raise DataError(
+                "A view in the batch has more rows than samples were drawn, in unknown order.",
+                expected=f"{samples} rows, one a sample",
+                found=f"{view.shape[0]} rows",
+                do='say how they are ordered: row_layout="cat" (a b a b) or "interleaved" (a a b b)',
+            )
+        return [view[i::count] for i in range(count)] if layout == "interleaved" else torch.split(view, samples)
+
+    def _repeated(self, rows: Tensor, count: int) -> Tensor:
+        """Rows of the features, where the backbone returns several for each image."""
+        layout = self._rows.row_layout
+        if count == len(rows) or count % len(rows) or layout == "auto":
+            return rows
+        return rows[regular_rows(count, len(rows), layout, rows.device)]
+
+
+def _fixed_size(images: Tensor, resolution: int, error: Exception) -> ConfigError:
+    return ConfigError(
+        "The backbone does not take views of `transport_resolution`.",
+        expected="a backbone that takes images of any size, as most convolutional nets do",
+        found=f"views of {tuple(images.shape[-2:])} pixels shrunk to {resolution}: {error.__cause__ or error}",
+        do="leave transport_resolution out, or build the backbone for any size (timm: dynamic_img_size=True)",
+    )
