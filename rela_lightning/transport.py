@@ -25,6 +25,12 @@ def transport_loss(features: Tensor, targets: Tensor) -> Tensor:
     Raises:
         ConfigError: If the shapes differ.
     """
+    check_pairs(features, targets)
+    return (1.0 - F.cosine_similarity(features.float(), targets.float(), dim=-1)).mean()
+
+
+def check_pairs(features: Tensor, targets: Tensor) -> None:
+    """Raise a `ConfigError` unless there is one target of the same width for each row of features."""
     if features.shape != targets.shape:
         raise ConfigError(
             "Features and targets do not pair up.",
@@ -32,7 +38,6 @@ def transport_loss(features: Tensor, targets: Tensor) -> Tensor:
             found=f"features {list(features.shape)}, targets {list(targets.shape)}",
             do="map the features with LinearTransport first",
         )
-    return (1.0 - F.cosine_similarity(features.float(), targets.float(), dim=-1)).mean()
 
 
 class LinearTransport(nn.Module):
