@@ -1,0 +1,407 @@
+"""Several views of each image: what is shown in the transport phase is exactly what the target was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, RandomSampler, Subset
+from torchvision.transforms.v2 import functional as F
+
+from rela_lightning import ReLACallback, TargetStore, build_targets, load_prior
+from rela_lightning.data.crops import overlap
+from rela_lightning.data.transforms import TransportViews
+from rela_lightning.errors import ConfigError, DataError, TargetError
+from rela_lightning.injection import transport_head
+from rela_lightning.schedules import Blend, Mix, Schedule, Switch, TransportOnly
+from tests.modules import byol, same, simclr, weights
+from tests.parts import TwoViews, make_digits
+from tests.test_callback import fit, loader, seeded, trainer
+
+ROWS, CROPS = 64, 4
+
+
+def prior() -> Any:
+    return load_prior(
+        "random:lightly:resnet-9", width=0.125, image_size=32, mean=[0.5] * 3, std=[0.5] * 3, seed=1
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: Any, digits64: Any) -> TargetStore:
+    path = tmp_path_factory.mktemp("crops") / "t"
+    return build_targets(prior(), digits64, path, views=CROPS, storage_dtype="float32")
+
+
+def remade(image: Any, crop: Any, size: int) -> Tensor:
+    """A crop of a PIL image as a student's view without colour jitter, written straight down."""
+    top, left, height, width, mirrored = (int(value) for value in crop)
+    part = F.pil_to_tensor(image)[:, top : top + height, left : left + width]
+    part = F.resize(part, [size, size], antialias=True)
+    return F.to_dtype(part.flip(-1) if mirrored else part, torch.float32, scale=True)
+
+
+def test_the_store_holds_every_view_of_every_image(store: TargetStore, digits64: Any) -> None:
+    own, kept = prior(), store.read(np.arange(ROWS))
+    assert store.views == CROPS and kept.targets.shape == (ROWS, 1 + CROPS, store.dim)
+    mean, components, scales = store.projection
+    for row in (0, 17, 63):
+        image = digits64[row][0]
+        assert kept.crops[row, 0].tolist() == [0, 0, 32, 32, 0] and kept.sizes[row].tolist() == [32, 32]
+        for view, (top, left, height, width, mirrored) in enumerate(kept.crops[row].tolist()):
+            part = image.crop((left, top, left + width, top + height))
+            part = part.transpose(0) if mirrored else part  # PIL's FLIP_LEFT_RIGHT
+            expected = (own(own.preprocess(part)[None]).double() - mean) @ components * scales
+            found = torch.from_numpy(kept.targets[row, view]).double()
+            assert torch.cosine_similarity(expected[0], found, dim=0) > 0.999
+    np.testing.assert_array_equal(store[torch.arange(ROWS)].numpy(), kept.targets[:, 0])
+
+
+def test_crops_are_half_of_the_image_or_more_and_differ(store: TargetStore) -> None:
+    crops = store.read(np.arange(ROWS)).crops[:, 1:].reshape(-1, 5)
+    area = crops[:, 2] * crops[:, 3] / 32**2
+    assert area.min() > 0.45 and area.max() <= 1.0 and area.std() > 0.1
+    assert (crops[:, 0] + crops[:, 2]).max() <= 32 and (crops[:, 1] + crops[:, 3]).max() <= 32
+    assert 0.4 < crops[:, 4].mean() < 0.6, "about half of them are mirrored"
+    assert len(np.unique(crops, axis=0)) > 0.9 * len(crops)
+
+
+def test_columns_are_standardised_over_all_views(store: TargetStore) -> None:
+    rows = store.read(np.arange(ROWS)).targets.reshape(-1, store.dim)
+    np.testing.assert_allclose(rows.mean(0), 0.0, atol=1e-3)
+    assert store.manifest["views"] == CROPS and store.manifest["settings"]["views"] == CROPS
+
+
+@pytest.mark.parametrize("batch_size, workers", [(1, 0), (7, 0), (256, 2)])
+def test_batches_and_workers_change_nothing(
+    store: TargetStore, digits64: Any, tmp_path: Path, batch_size: int, workers: int
+) -> None:
+    again = build_targets(
+        prior(), digits64, tmp_path / "t", views=CROPS, storage_dtype="float32", batch_size=batch_size,
+        num_workers=workers,
+    )  # fmt: skip
+    rows = np.arange(ROWS)
+    np.testing.assert_array_equal(again.read(rows).crops, store.read(rows).crops)
+    np.testing.assert_allclose(again.read(rows).targets, store.read(rows).targets, atol=2e-2)
+    assert again.fingerprint == store.fingerprint
+
+
+def test_an_interrupted_pass_draws_the_same_crops(store: TargetStore, digits64: Any, tmp_path: Path) -> None:
+    class Interrupted(torch.utils.data.Dataset):
+        reads, fail_at = 0, 120
+
+        def __len__(self) -> int:
+            return ROWS
+
+        def __getitem__(self, row: int) -> Any:
+            self.reads += 1
+            if self.reads == self.fail_at:
+                raise RuntimeError("interrupted")
+            return digits64[row]
+
+    data = Interrupted()
+    with pytest.raises(RuntimeError, match="interrupted"):
+        build_targets(prior(), data, tmp_path / "t", views=CROPS, batch_size=10)
+    again = build_targets(prior(), data, tmp_path / "t", views=CROPS, batch_size=10)
+    np.testing.assert_array_equal(again.read(np.arange(ROWS)).crops, store.read(np.arange(ROWS)).crops)
+
+
+class Shown:
+    """Which stored view each row of the backbone's input was, beside the target it met."""
+
+    def __init__(self, store: TargetStore, data: Any, size: int = 16) -> None:
+        kept = store.read(np.arange(ROWS))
+        self.targets = torch.from_numpy(kept.targets)
+        self.views = torch.stack([
+            torch.stack([remade(data[row][0], crop, size) for crop in kept.crops[row]]) for row in range(ROWS)
+        ])  # fmt: skip
+        self.input: Tensor | None = None
+        self.met: list[tuple[int, int]] = []  # (row, view)
+        self.batches: list[list[tuple[int, int]]] = []
+
+    @contextmanager
+    def watching(self, backbone: nn.Module) -> Iterator[None]:
+        def see(module: nn.Module, args: Any) -> None:
+            if torch.is_grad_enabled():
+                self.input = args[0].detach() * 0.4 + 0.3  # undoes TwoViews' normalisation
+
+        real = transport_head.pair
+
+        def pair(targets: Tensor, features: Any) -> Tensor:
+            picked = real(targets, features)
+            self._check(picked)
+            return picked
+
+        plain = lambda self, image, crops=None: _without_colour(self, image, crops)  # noqa: E731
+        handle = backbone.register_forward_pre_hook(see)
+        try:
+            with (
+                mock.patch.object(transport_head, "pair", pair),
+                mock.patch.object(TransportViews, "__call__", plain),
+            ):
+                yield
+        finally:
+            handle.remove()
+
+    def _check(self, picked: Tensor) -> None:
+        assert self.input is not None
+        distance = (self.input[:, None, None] - self.views[None]).abs().flatten(3).amax(dim=3)  # [R, ROWS, V]
+        batch = []
+        for row, target in enumerate(picked):
+            image, view = divmod(int(distance[row].argmin()), self.views.shape[1])
+            assert distance[row, image, view] < 0.01, "a view that is no stored crop"
+            alike = (self.targets[..., : len(target)] - target[None, None, :]).abs().amax(dim=2) < 1e-6
+            assert bool(alike[image, view]), "the target of another view"
+            batch.append((image, view))
+        self.batches.append(batch)
+        self.met += batch
+
+
+def _without_colour(views: TransportViews, image: Any, crops: Any) -> Any:
+    colour, views.colour = (
+        views.colour,
+        lambda part: F.normalize(F.to_dtype(torch.as_tensor(part), torch.float32, scale=True), [0.3] * 3, [0.4] * 3),
+    )
+    try:
+        return REAL_CALL(views, image, crops)
+    finally:
+        views.colour = colour
+
+
+REAL_CALL = TransportViews.__call__
+
+
+@pytest.mark.parametrize(
+    "workers, options, extra",
+    [
+        (0, {}, {}),
+        (2, {}, {}),
+        (2, {"persistent_workers": True, "prefetch_factor": 4}, {}),
+        (0, {}, {"accumulate_grad_batches": 3}),
+        (2, {"in_order": False}, {}),
+    ],
+)
+@pytest.mark.parametrize("num_views", [1, 2])
+def test_every_crop_meets_its_own_target(
+    store: TargetStore, digits64: Any, workers: int, options: Any, extra: Any, num_views: int
+) -> None:
+    module = seeded(byol)
+    shown = Shown(store, digits64)
+    with shown.watching(module.backbone):
+        fit(
+            module, ReLACallback(store.path, schedule=TransportOnly(), num_views=num_views),
+            data=loader(workers, **options), max_epochs=4, **extra,
+        )  # fmt: skip
+    assert len(shown.met) == 4 * ROWS * num_views
+    assert {view for _, view in shown.met} == {1, 2, 3, 4}, "the whole image is not shown, every crop is"
+    seen = sorted(shown.met)
+    assert seen == sorted([(row, view) for row in range(ROWS) for view in range(1, 5)] * num_views)
+    for batch in shown.batches if num_views == 2 else ():
+        first, second = batch[: len(batch) // 2], batch[len(batch) // 2 :]
+        assert [row for row, _ in first] == [row for row, _ in second]
+        assert all(a[1] != b[1] for a, b in zip(first, second, strict=True)), "two views a step show two crops"
+
+
+def test_epochs_without_end_show_every_crop(store: TargetStore, digits64: Any) -> None:
+    """A sampler that goes on for ever in one epoch: crops are drawn at random instead of by epoch."""
+    module, shown = seeded(byol), Shown(store, digits64)
+    data = make_digits(ROWS, TwoViews())
+    endless = DataLoader(data, 16, sampler=RandomSampler(data, replacement=True, num_samples=10**6))
+    with shown.watching(module.backbone):
+        fit(module, ReLACallback(store.path, schedule=TransportOnly()), data=endless, max_steps=8, max_epochs=-1)
+    assert {view for _, view in shown.met} == {1, 2, 3, 4}
+
+
+def test_rows_of_a_subset_are_those_that_were_labelled(tmp_path: Path, digits64: Any) -> None:
+    rows = list(range(63, 31, -1))
+    kept = build_targets(prior(), Subset(digits64, rows), tmp_path / "t", views=2, storage_dtype="float32")
+    data = Subset(make_digits(ROWS, TwoViews()), rows)
+    module = seeded(byol)
+    seen: list[Any] = []
+    real = transport_head.pair
+    with mock.patch.object(transport_head, "pair", lambda t, f: seen.append(real(t, f)) or seen[-1]):
+        fit(module, ReLACallback(kept.path, schedule=TransportOnly()), data=DataLoader(data, 16), max_epochs=1)
+    expected = kept.read(np.arange(32), np.ones((32, 1), np.int64)).targets[:, 0]
+    np.testing.assert_array_equal(torch.cat(seen).numpy(), expected[:, :16])
+
+
+@pytest.mark.parametrize("schedule", [Mix(), Blend("linear", 1.0)])
+def test_the_users_own_views_meet_the_whole_image(store: TargetStore, schedule: Schedule) -> None:
+    met: list[Tensor] = []
+    real = transport_head.pair
+
+    def pair(targets: Tensor, features: Any) -> Tensor:
+        met.append(real(targets, features))
+        return met[-1]
+
+    module = seeded(simclr)
+    with mock.patch.object(transport_head, "pair", pair):
+        fit(module, ReLACallback(store.path, schedule=schedule, transform=None), data=loader(shuffle=False))
+    first = met[-1][:16]
+    np.testing.assert_array_equal(first.numpy(), store[torch.arange(48, 64)][:, :16].numpy())
+
+
+def test_views_go_back_to_the_users_at_the_switch(store: TargetStore) -> None:
+    module = seeded(byol)
+    fit(module, ReLACallback(store.path, schedule=Switch(0.5)), data=loader(2, persistent_workers=True), max_epochs=2)
+    assert module.steps_run == 4
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_goes_on_with_the_same_crops(store: TargetStore, tmp_path: Path, workers: int) -> None:
+    def still(self: Any, image: Any, crops: Any = None) -> Any:
+        return _without_colour(self, image, crops)
+
+    def data() -> Any:
+        return loader(workers, shuffle=False)
+
+    class Save(L.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == 1:
+                trainer.save_checkpoint(tmp_path / "mid.ckpt")
+
+    with mock.patch.object(TransportViews, "__call__", still):
+        whole, resumed = seeded(byol), byol()
+        fit(whole, ReLACallback(store.path, schedule=TransportOnly()), Save(), data=data(), max_epochs=4)
+        run = trainer("lightning.pytorch", ReLACallback(store.path, schedule=TransportOnly()), max_epochs=4)
+        run.fit(resumed, data(), ckpt_path=tmp_path / "mid.ckpt")
+    assert same(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("crops", ["nearest", "blended"])
+def test_fresh_crops_take_targets_of_the_views_that_overlap(store: TargetStore, crops: str) -> None:
+    from rela_lightning.targets.lookup import TargetLookup
+
+    torch.manual_seed(0)
+    lookup, rows = TargetLookup(store, crops=crops, num_views=2), np.arange(ROWS)  # type: ignore[arg-type]
+    plan, kept = lookup.plan(rows, 0), store.read(rows)
+    assert plan.crops.shape == (ROWS, 2, 5) and plan.targets.shape == (ROWS, 2, store.dim)
+    assert len(np.unique(plan.crops.reshape(-1, 5), axis=0)) > 100, "the crops are fresh ones"
+    for row in range(ROWS):
+        for crop, target in zip(plan.crops[row], plan.targets[row], strict=True):
+            shared = np.array([_iou(crop, known) - (known[4] != crop[4]) for known in kept.crops[row]])
+            known = kept.targets[row]
+            if crops == "nearest":
+                np.testing.assert_array_equal(target, known[shared.argmax()])
+            else:
+                weight = np.exp(20.0 * shared) / np.exp(20.0 * shared).sum()
+                np.testing.assert_allclose(target, weight @ known, rtol=1e-4, atol=1e-4)
+
+
+def _iou(a: Any, b: Any) -> float:
+    """By counting pixels."""
+    masks = np.zeros((2, 32, 32), dtype=bool)
+    for mask, (top, left, height, width, _) in zip(masks, (a, b), strict=True):
+        mask[top : top + height, left : left + width] = True
+    return float((masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
+
+
+def test_overlap_counts_pixels(store: TargetStore) -> None:
+    crops = store.read(np.arange(8)).crops.reshape(-1, 5)
+    for crop in crops[::7]:
+        np.testing.assert_allclose(overlap(crop, crops), [_iou(crop, other) for other in crops], rtol=1e-12)
+
+
+@pytest.mark.parametrize("crops", ["free", "nearest", "blended"])
+def test_fresh_crops_train(store: TargetStore, crops: Any) -> None:
+    module = seeded(byol)
+    before = weights(module.backbone)
+    fit(module, ReLACallback(store.path, schedule=TransportOnly(), crops=crops), data=loader(2))
+    assert not same(before, weights(module.backbone))
+
+
+def test_views_that_the_store_has_not_are_refused(store: TargetStore, targets64: Any) -> None:
+    with pytest.raises(ConfigError, match=r"too few crops[\s\S]*expected: 5 crops[\s\S]*found:    4 in"):
+        fit(byol(), ReLACallback(store.path, num_views=5))
+    with pytest.raises(ConfigError, match=r"too few crops[\s\S]*views=8"):
+        fit(byol(), ReLACallback(targets64, crops="stored"))
+    with pytest.raises(ConfigError, match="crops"):
+        ReLACallback(store.path, crops="best")  # type: ignore[arg-type]
+    with pytest.raises(TargetError, match="no such views"):
+        store.read([0], [[5]])
+    with pytest.raises(ConfigError, match="`views` counts crops"):
+        build_targets(prior(), make_digits(8), "unused", views=-1)
+
+
+def test_images_of_another_size_than_labelled_are_refused(store: TargetStore) -> None:
+    from rela_lightning.data import Digits
+    from tests.parts import Head
+
+    larger = Head(Digits("train", transform=TwoViews(), image_size=40), ROWS)
+    with pytest.raises(DataError, match=r"row \d+ has another size[\s\S]*32 x 32[\s\S]*40 x 40"):
+        fit(byol(), ReLACallback(store.path, verify_targets=0), data=DataLoader(larger, 16))
+
+
+def test_verify_makes_the_crops_again(store: TargetStore, digits64: Any, tmp_path: Path) -> None:
+    store.verify(digits64, prior())
+    with pytest.raises(TargetError, match="sees other images"):
+        shifted = Subset(digits64, [*range(1, ROWS), 0])
+        store.verify(_Unnamed(shifted), prior())
+
+
+class _Unnamed(torch.utils.data.Dataset):
+    """Another class, that says nothing of the order of its rows."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def __getitem__(self, row: int) -> Any:
+        return self._inner[row]
+
+
+def test_int8_rows_say_what_they_lose(store: TargetStore, digits64: Any, tmp_path: Path) -> None:
+    small = build_targets(prior(), digits64, tmp_path / "t", views=CROPS, storage_dtype="int8")
+    rows = np.arange(ROWS)
+    exact, kept = store.read(rows).targets, small.read(rows).targets
+    cosine = (exact * kept).sum(-1) / np.linalg.norm(exact, axis=-1) / np.linalg.norm(kept, axis=-1)
+    said = small.manifest["storage_cosine"]
+    assert cosine.min() == pytest.approx(said["least"], abs=1e-5)
+    assert cosine.mean() == pytest.approx(said["mean"], abs=1e-5)
+    assert said["mean"] > 0.999
+    size = {path: (path / "targets.npy").stat().st_size for path in (store.path, small.path)}
+    assert size[small.path] < 0.5 * size[store.path]
+
+
+def test_a_flipped_bit_is_found_when_its_row_is_read(store: TargetStore, tmp_path: Path) -> None:
+    import shutil
+
+    copy = Path(shutil.copytree(store.path, tmp_path / "t"))
+    content = bytearray((copy / "targets.npy").read_bytes())
+    content[-100] ^= 1  # in the last row's last view
+    (copy / "targets.npy").write_bytes(bytes(content))
+    opened = TargetStore(copy)
+    opened.read(np.arange(ROWS - 1))
+    with pytest.raises(TargetError, match=r"changed since they were written[\s\S]*rows \[63\]"):
+        opened.read([0, 63])
+    for name in ("manifest.json", "projection.safetensors"):
+        copy = Path(shutil.copytree(store.path, tmp_path / name))
+        content = bytearray((copy / name).read_bytes())
+        place = content.index(b"0.0") if name == "manifest.json" else -1
+        content[place] ^= 1
+        (copy / name).write_bytes(bytes(content))
+        with pytest.raises(TargetError, match=r"has changed since|is not a manifest"):
+            TargetStore(copy)
+
+
+def test_old_and_newer_formats_say_what_to_do(store: TargetStore, tmp_path: Path) -> None:
+    import json
+    import shutil
+
+    copy = Path(shutil.copytree(store.path, tmp_path / "t"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for version, words in ((1, "overwrite=True"), (3, "newer rela_lightning")):
+        manifest["settings"]["format_version"] = version
+        (copy / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(TargetError, match=words):
+            TargetStore(copy)
