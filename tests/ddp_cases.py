@@ -16,6 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback
+from rela_lightning.losses import Contrastive
 from rela_lightning.schedules import AuthorsRule, Blend, Mix, Switch, TransportOnly
 from tests.modules import byol, simclr
 from tests.parts import TwoViews, make_digits
@@ -28,6 +29,16 @@ class Quick(AuthorsRule):
         self.seen = [*getattr(self, "seen", []), *(float(loss) for loss in self._unread)]
         self.fired = self.fired or len(self.seen) >= 3
         self._unread.clear()
+
+
+class Spying(Contrastive):
+    """Notes the first batch's targets, and those of other ranks that they are compared with."""
+
+    compared: Any = None
+
+    def __call__(self, mapped: torch.Tensor, targets: torch.Tensor, negatives: Any = None) -> torch.Tensor:
+        self.compared = self.compared or [targets.tolist(), negatives.tolist()]
+        return super().__call__(mapped, targets, negatives)
 
 
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
@@ -47,6 +58,10 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "clipping": (byol, {"schedule": Switch(0.5)}, {"gradient_clip_val": 0.1}),
     "data ratio": (byol, {"schedule": TransportOnly(), "data_ratio": 0.5}, {}),
     "workers": (simclr, {"schedule": Switch(0.5)}, {"workers": 1}),
+    "crops": (byol, {"schedule": Switch(0.5), "crops": "stored"}, {}),
+    "two crops": (simclr, {"schedule": TransportOnly(), "crops": "stored", "num_views": 2}, {"workers": 1}),
+    "contrastive": (simclr, {"schedule": TransportOnly(), "loss": Spying()}, {}),
+    "sum of losses": (byol, {"schedule": Blend(), "loss": {"cosine": 1.0, "contrastive": 0.5}}, {}),
     "static graph": (byol, {"schedule": TransportOnly()}, {"static_graph": True}),
 }
 
@@ -86,7 +101,7 @@ def run(name: str, targets: str) -> dict[str, Any]:
     torch.manual_seed(0)
     module = build()
     start = digest(module)
-    callback = ReLACallback(targets, **options)
+    callback = ReLACallback(f"{targets}-crops" if "crops" in options else targets, **options)
     watch = Watch(callback)
     strategy = "ddp" if not static else L.strategies.DDPStrategy(static_graph=True)
     trainer = L.Trainer(
@@ -102,6 +117,7 @@ def run(name: str, targets: str) -> dict[str, Any]:
         "rows": watch.rows,
         "phases": watch.phases,
         "heads_moved": watch.heads_moved_in_transport,
+        "compared": getattr(callback.loss, "compared", None),
         "losses": getattr(callback.schedule, "seen", []),
     }
 

@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 
+from rela_lightning import build_targets
 from tests.ddp_cases import CASES
+from tests.test_crops import prior
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def results(targets64: Any, tmp_path_factory: Any) -> dict[str, Any]:
+def results(targets64: Any, digits64: Any, tmp_path_factory: Any) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("ddp") / "results.json"
+    build_targets(prior(), digits64, f"{targets64}-crops", views=3)
     root = Path(__file__).parent.parent
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     done = subprocess.run(
@@ -57,6 +60,11 @@ def test_the_rule_sees_one_loss(results: dict[str, Any]) -> None:
 def test_the_subset_is_one_draw(results: dict[str, Any]) -> None:
     epochs = [set(a) | set(b) for a, b in zip(*(r["rows"] for r in results["data ratio"]), strict=True)]
     assert [len(rows) for rows in epochs] == [32, 32] and epochs[0] != epochs[1]
+
+
+def test_contrast_is_with_the_targets_of_all_ranks(results: dict[str, Any]) -> None:
+    (own, others), (theirs, ours) = (result["compared"] for result in results["contrastive"])
+    assert own == ours and others == theirs and own != theirs and len(own) == 8
 
 
 def test_spawned_processes(targets64: Any) -> None:
