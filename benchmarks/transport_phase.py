@@ -34,7 +34,21 @@ from transport_store import KINDS, Labelled
 from transport_train import train_and_probe
 
 RESULTS = Path(__file__).parent / "results"
-KEY = ("data", "images", "prior", "view", "loss", "kind", "batch", "steps", "counted", "resolution", "seed", "split")
+KEY = (
+    "data",
+    "images",
+    "prior",
+    "view",
+    "loss",
+    "kind",
+    "batch",
+    "lr",
+    "steps",
+    "counted",
+    "resolution",
+    "seed",
+    "split",
+)
 """What makes a run the same run."""
 SHOWN = (*KEY[2:], "linear_top1", "knn_top1", "step_seconds")
 
@@ -47,7 +61,7 @@ def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
         names = ("seed", "steps", "batch", "prior", "kind", "loss", "view")
         values = (options.seeds, options.steps, options.batches, options.priors, options.kinds, options.losses)
         found = [dict(zip(names, some, strict=True)) for some in itertools.product(*values, options.views)]
-    shared = {"counted": options.counted, "resolution": options.resolution, "split": options.split}
+    shared = {"lr": options.lr, "counted": options.counted, "resolution": options.resolution, "split": options.split}
     data = {"data": options.data, "images": options.images}
     return [{**shared, **job, **data} for job in found]
 
@@ -87,6 +101,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=tuple(KINDS), default=["per_dim"])
     parser.add_argument("--batches", nargs="*", type=int, default=[64])
     parser.add_argument("--steps", nargs="*", type=int, default=[1000])
+    parser.add_argument("--lr", type=float, default=4e-3, help="of the network; that of the map W is 1e-3")
     parser.add_argument("--resolution", type=int, default=32, help="of views, but for the last quarter of the steps")
     parser.add_argument("--counted", action="store_true", help="equal total time, labelling counted")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
