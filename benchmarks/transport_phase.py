@@ -1,6 +1,7 @@
 """Crops, losses and targets of the transport phase alone, at a fixed number of steps.
 
     python benchmarks/transport_phase.py calibrate --data-root DIR            # once: seconds of a step and of a label
+    python benchmarks/transport_phase.py agree --data-root DIR                # what stored views say of a free crop
     python benchmarks/transport_phase.py run --data-root DIR --views k0 k8 --losses cosine --steps 1000 --seeds 0 1 2
     python benchmarks/transport_phase.py plan --data-root DIR                 # the runs of the docs, in their order
     python benchmarks/transport_phase.py report                               # tables from the results
@@ -27,6 +28,7 @@ import torch
 from convergence import private_paths
 from images import load_splits
 from journal import Journal
+from transport_agreement import agree
 from transport_costs import calibrate
 from transport_plan import plan
 from transport_report import report
@@ -91,7 +93,7 @@ def a_view(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("calibrate", "run", "plan", "report"))
+    parser.add_argument("action", choices=("calibrate", "agree", "run", "plan", "report"))
     parser.add_argument("--data", choices=("cifar10", "fashion_mnist"), default="cifar10")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--images", type=int, default=10_000)
@@ -115,7 +117,10 @@ def main() -> None:
         parser.error(f"{options.action} needs --data-root")
     torch.set_num_threads(1)
     RESULTS.mkdir(exist_ok=True)
-    calibrate(options, RESULTS) if options.action == "calibrate" else work(options)
+    if options.action in ("calibrate", "agree"):
+        (calibrate if options.action == "calibrate" else agree)(options, RESULTS)
+        return
+    work(options)
 
 
 if __name__ == "__main__":
