@@ -29,7 +29,7 @@ def calibrate(options: argparse.Namespace, results: Path, rounds: int = 6) -> No
         labelled = Labelled(options.data_root, options.data, train, prior)
         few = slice(0, 128)
         for batch in options.batches:
-            job = {"loss": "cosine", "kind": "per_dim", "batch": batch, "resolution": options.resolution, "seed": 0}
+            job = {"loss": "cosine", "kind": "per_dim", "batch": batch, "lr": options.lr, "resolution": 32, "seed": 0}
             phases = {view: Phase({**job, "view": view}, labelled) for view in TIMED}
             seconds: dict[str, list[float]] = {name: [] for name in (*TIMED, "whole", "crop")}
             for _ in range(rounds):

@@ -1,6 +1,7 @@
 """Crops, losses and targets of the transport phase alone, at a fixed number of steps.
 
     python benchmarks/transport_phase.py calibrate --data-root DIR            # once: seconds of a step and of a label
+    python benchmarks/transport_phase.py agree --data-root DIR                # what stored views say of a free crop
     python benchmarks/transport_phase.py run --data-root DIR --views k0 k8 --losses cosine --steps 1000 --seeds 0 1 2
     python benchmarks/transport_phase.py plan --data-root DIR                 # the runs of the docs, in their order
     python benchmarks/transport_phase.py report                               # tables from the results
@@ -27,6 +28,7 @@ import torch
 from convergence import private_paths
 from images import load_splits
 from journal import Journal
+from transport_agreement import agree
 from transport_costs import calibrate
 from transport_plan import plan
 from transport_report import report
@@ -34,7 +36,21 @@ from transport_store import KINDS, Labelled
 from transport_train import train_and_probe
 
 RESULTS = Path(__file__).parent / "results"
-KEY = ("data", "images", "prior", "view", "loss", "kind", "batch", "steps", "counted", "resolution", "seed", "split")
+KEY = (
+    "data",
+    "images",
+    "prior",
+    "view",
+    "loss",
+    "kind",
+    "batch",
+    "lr",
+    "steps",
+    "counted",
+    "resolution",
+    "seed",
+    "split",
+)
 """What makes a run the same run."""
 SHOWN = (*KEY[2:], "linear_top1", "knn_top1", "step_seconds")
 
@@ -47,7 +63,7 @@ def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
         names = ("seed", "steps", "batch", "prior", "kind", "loss", "view")
         values = (options.seeds, options.steps, options.batches, options.priors, options.kinds, options.losses)
         found = [dict(zip(names, some, strict=True)) for some in itertools.product(*values, options.views)]
-    shared = {"counted": options.counted, "resolution": options.resolution, "split": options.split}
+    shared = {"lr": options.lr, "counted": options.counted, "resolution": options.resolution, "split": options.split}
     data = {"data": options.data, "images": options.images}
     return [{**shared, **job, **data} for job in found]
 
@@ -77,7 +93,7 @@ def a_view(text: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=("calibrate", "run", "plan", "report"))
+    parser.add_argument("action", choices=("calibrate", "agree", "run", "plan", "report"))
     parser.add_argument("--data", choices=("cifar10", "fashion_mnist"), default="cifar10")
     parser.add_argument("--data-root", type=Path)
     parser.add_argument("--images", type=int, default=10_000)
@@ -87,6 +103,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=tuple(KINDS), default=["per_dim"])
     parser.add_argument("--batches", nargs="*", type=int, default=[64])
     parser.add_argument("--steps", nargs="*", type=int, default=[1000])
+    parser.add_argument("--lr", type=float, default=4e-3, help="of the network; that of the map W is 1e-3")
     parser.add_argument("--resolution", type=int, default=32, help="of views, but for the last quarter of the steps")
     parser.add_argument("--counted", action="store_true", help="equal total time, labelling counted")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
@@ -100,7 +117,10 @@ def main() -> None:
         parser.error(f"{options.action} needs --data-root")
     torch.set_num_threads(1)
     RESULTS.mkdir(exist_ok=True)
-    calibrate(options, RESULTS) if options.action == "calibrate" else work(options)
+    if options.action in ("calibrate", "agree"):
+        (calibrate if options.action == "calibrate" else agree)(options, RESULTS)
+        return
+    work(options)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 from curves import shown
 
-TABLE = ("data", "images", "split", "prior", "batch", "steps", "counted", "resolution")
+TABLE = ("data", "images", "split", "prior", "batch", "lr", "steps", "counted", "resolution")
 LINE = ("view", "loss", "kind")
 BASE = ("k0", "cosine", "per_dim")
 Row = dict[str, Any]

@@ -102,20 +102,21 @@ class Phase:
     """The network, the map W and their optimizers, a step at a time.
 
     Args:
-        job: `seed`, `view`, `loss`, `kind`, `batch`, `resolution`.
+        job: `seed`, `view`, `loss`, `kind`, `batch`, `lr`, `resolution`.
         labelled: The images with what the prior says of them.
     """
 
     def __init__(self, job: dict[str, Any], labelled: Labelled) -> None:
         seed = job["seed"]
         self.feed = Feed(labelled, job["view"], job["kind"], seed)
-        self.module: Any = build("byol", {"lr": 1e-3, "momentum": 0.99}, seed)
+        self.module: Any = build("byol", {"lr": job["lr"], "momentum": 0.99}, seed)
         self.backbone = self.module.backbone.train().to(memory_format=torch.channels_last)
         self.rows = batches(len(labelled.images), job["batch"], seed)
         width = self.backbone(torch.zeros(2, 3, 32, 32)).flatten(1).shape[1]
         self.map = LinearTransport(width, self.feed.targets.shape[2], seed=seed)
         self.map.requires_grad_(job["kind"] != "frozen")
         self.loss, self.resolution = loss_of(job["loss"]), job["resolution"]
+        self.lr = job["lr"]
         groups = [self.backbone.parameters(), self.map.parameters()]
         self.optimizers = [torch.optim.AdamW(part, lr=1e-3, weight_decay=1e-2, fused=True) for part in groups]
         torch.manual_seed(seed)
@@ -125,7 +126,7 @@ class Phase:
         size = self.resolution if progress < 0.75 else 32
         views, targets = self.feed(next(self.rows), size)
         loss = self.loss(self.map(self.backbone(views).flatten(1)), targets)
-        self.optimizers[0].param_groups[0]["lr"] = 1e-3 * rate
+        self.optimizers[0].param_groups[0]["lr"] = self.lr * rate
         for optimizer in self.optimizers:
             optimizer.zero_grad()
         loss.backward()
@@ -153,7 +154,7 @@ def train_and_probe(
     kept = root / ".transport-backbones" / f"{hashlib.sha1(name.encode()).hexdigest()[:16]}.pt"
     if kept.exists():
         known = torch.load(kept, weights_only=True)
-        module, made = build("byol", {"lr": 1e-3, "momentum": 0.99}, job["seed"]), known["made"]
+        module, made = build("byol", {"lr": job["lr"], "momentum": 0.99}, job["seed"]), known["made"]
         module.backbone.load_state_dict(known["backbone"])  # type: ignore[union-attr]
     else:
         module, made = trained(job, labelled, steps_of(job, results))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,8 +18,9 @@ from torch import Tensor
 from rela_lightning.errors import ConfigError
 from rela_lightning.transport import check_pairs, transport_loss
 
-LossSpec = Union[str, dict[str, float], list[str], Callable[[Tensor, Tensor], Tensor]]  # noqa: UP007  # for jsonargparse
-"""How a loss is named: its name, names with weights, names that are added up, or a callable `(mapped, targets)`."""
+LossSpec = str | dict[str, float] | list[str] | Callable[..., Any]
+"""How a loss is named: its name, names with weights, names that are added up, or a callable `(mapped, targets) ->
+scalar`, which is a `class_path` in YAML. (To jsonargparse a callable that returns a class is a maker of instances.)"""
 
 _SAME = 1.0 - 1e-5  # cosine of two targets that differ by rounding at most
 
@@ -259,7 +260,7 @@ def resolve_loss(spec: LossSpec) -> Loss:
     if isinstance(spec, (Mapping, list, tuple)) and spec:
         weights = spec.items() if isinstance(spec, Mapping) else [(name, 1.0) for name in spec]
         return WeightedSum([(_positive(f"the weight of {name}", weight), _named(name)) for name, weight in weights])
-    if isinstance(spec, tuple(kind for kind in NAMED.values() if isinstance(kind, type))):
+    if isinstance(spec, (Cosine, Contrastive, SmoothL1, Relational, WeightedSum, Given)):
         return spec
     if callable(spec) and not isinstance(spec, type):
         return Given(spec)

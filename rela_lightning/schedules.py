@@ -208,13 +208,15 @@ class Plateau(Schedule):
     """Transport alone for as long as it teaches something: until its loss has levelled off, then SSL alone.
 
     The loss is averaged over windows of the budget, of 50 steps or more. It has levelled off when it falls, from one
-    window to the next, by less than `slope` per percent of the budget, and by less than an eighth of the steepest
-    fall seen: in a short budget it falls slowly from the start, and still teaches. A loss that never fell counts as
-    level. The switch is for good, and within the bounds `at_least` and `at_most`. A prior that has little to say is
-    let go early; in a budget too short to learn what it says, it stays. See docs/convergence.md for measurements.
+    window to the next, by less than `slope` of the first loss per percent of the budget, and by less than an eighth of
+    the steepest fall seen: in a short budget it falls slowly from the start, and still teaches. A loss that never fell
+    counts as level. The same curve on another scale ends at the same step. The switch is for good, and within the
+    bounds `at_least` and `at_most`. A prior that has little to say is let go early; in a budget too short to learn what
+    it says, it stays. See docs/convergence.md for measurements.
 
     Args:
-        slope: Fall of the loss per percent of the budget below which it has levelled off, > 0.
+        slope: Fall per percent of the budget below which the loss has levelled off, as a share of the first loss (which
+            is about 1 for the cosine), > 0.
         window: Share of the budget that is averaged, in `(0, 0.5]`.
         at_least: No switch before this share of the budget, in `(0, 1]`; nor before two windows are through.
         at_most: The switch comes here at the latest, in `(0, 1]`; 1 leaves it to the loss.
@@ -226,7 +228,7 @@ class Plateau(Schedule):
         self, slope: float = 0.0005, *, window: float = 0.1, at_least: float = 0.05, at_most: float = 1.0
     ) -> None:
         if not slope > 0.0:
-            raise ConfigError("`slope` is a fall of the loss per percent of the budget.", expected="> 0", found=slope)
+            raise ConfigError("`slope` is a share of the first loss per percent.", expected="> 0", found=slope)
         if not 0.0 < window <= 0.5:
             raise ConfigError("`window` is a share of the budget.", expected="a number in (0, 0.5]", found=window)
         self.slope, self.window = slope, window
@@ -238,6 +240,7 @@ class Plateau(Schedule):
         self._start = 0.0
         self._sum: Tensor = torch.zeros(())
         self._count = 0
+        self._first: Tensor | None = None
         self._before = math.inf
         self._steepest = 0.0
 
@@ -254,27 +257,33 @@ class Plateau(Schedule):
 
     def update(self, loss: Tensor) -> None:
         """Add a step's loss to the window, on its device; the device is waited for once a window."""
-        self._sum = self._sum.to(loss.device) + loss.detach()
+        loss = loss.detach()
+        self._first = loss.abs() if self._first is None else self._first
+        self._sum = self._sum.to(loss.device) + loss
         self._count += 1
         if self._progress - self._start < self.window or self._count < _FEWEST_LOSSES:
             return
         mean = float(self._sum) / self._count
         percent = 100.0 * (self._progress - self._start)
         if math.isfinite(self._before):
-            fall = (self._before - mean) / percent
+            fall, slope = (self._before - mean) / percent, self.slope * float(self._first)
             self._steepest = max(self._steepest, fall)
-            left = fall < _OF_STEEPEST * self._steepest or self._steepest < _NO_FALL * self.slope
-            self.fired = self.fired or (fall < self.slope and left and self._progress >= self.at_least)
+            left = fall < _OF_STEEPEST * self._steepest or self._steepest <= _NO_FALL * slope
+            self.fired = self.fired or (fall <= slope and left and self._progress >= self.at_least)
         self._before, self._start = mean, self._progress
         self._sum, self._count = torch.zeros_like(self._sum), 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The current window, the one before, and whether the switch has come."""
+        """The current window, the one before, the first loss, and whether the switch has come."""
         numbers = [self._progress, self._start, float(self._sum), float(self._count), self._before, self._steepest]
-        return {"window": torch.tensor(numbers, dtype=torch.double), "fired": torch.tensor(self.fired)}
+        first = torch.zeros(0) if self._first is None else self._first.cpu().reshape(1)
+        window = torch.tensor(numbers, dtype=torch.double)
+        return {"window": window, "first": first.double(), "fired": torch.tensor(self.fired)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned; a state from before 0.1.0 has no first loss, which was 1 to it."""
         self._progress, self._start, total, count, self._before, self._steepest = state["window"].tolist()
+        first = state.get("first", torch.ones(1, dtype=torch.double))
+        self._first = first[0] if len(first) else None
         self._sum, self._count = torch.tensor(total), int(count)
         self.fired = bool(state["fired"])

@@ -129,9 +129,38 @@ def test_plateau_averages_enough_losses_to_tell() -> None:
 def test_plateau_goes_by_the_shape_of_the_fall_not_by_its_height() -> None:
     slow = run_plateau(Plateau(), lambda p: 1.0 - 0.03 * p)
     assert slow is None, "below `slope` all the way, but as steep at its end as at its start"
-    decaying = [run_plateau(Plateau(), lambda p, h=height: h * math.exp(-p / 0.1)) for height in (1.0, 0.1)]
-    assert decaying[0] == pytest.approx(0.6, abs=0.11), "10% windows fall to an eighth after .21, to .0005 after .5"
-    assert decaying[1] == pytest.approx(0.5, abs=0.11)
+    at = run_plateau(Plateau(), lambda p: math.exp(-p / 0.1))
+    assert at == pytest.approx(0.6, abs=0.11), "10% windows fall to an eighth after .21, to .0005 after .5"
+
+
+@pytest.mark.parametrize("scale", [7.0, 0.1, -1.0, 0.0])
+def test_plateau_does_not_see_the_scale_of_the_loss(scale: float) -> None:
+    def noisy(p: float) -> float:
+        return math.exp(-p / 0.1) + 0.01 * math.sin(997 * p)
+
+    at = run_plateau(Plateau(), noisy)
+    assert 0.2 < at < 1.0
+    if scale > 0.0:
+        assert run_plateau(Plateau(), lambda p: scale * noisy(p)) == at
+    else:
+        flat = run_plateau(Plateau(), lambda p: scale)
+        assert flat == run_plateau(Plateau(), lambda p: 1.0), "a loss that lies still, also below zero, is level"
+
+
+def test_plateau_reads_a_state_without_a_first_loss() -> None:
+    curve = FALLS_TO_THIRTY_PERCENT["falls, then flat"]  # begins at 1, which such a state took for granted
+    first, second = Plateau(), Plateau()
+    for step in range(317):
+        first.weights(step / 1000)
+        first.update(torch.tensor(curve(step / 1000)))
+    state = first.state_dict()
+    assert state["first"].tolist() == [1.0]
+    del state["first"]
+    second.load_state_dict(state)
+    assert run_plateau(second, curve, start=317) == run_plateau(Plateau(), curve)
+    fresh = Plateau()
+    fresh.load_state_dict(Plateau().state_dict())
+    assert run_plateau(fresh, lambda p: 7 * curve(p)) == run_plateau(Plateau(), curve)
 
 
 @pytest.mark.parametrize("stop", [100, 317])

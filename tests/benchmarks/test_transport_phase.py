@@ -163,7 +163,8 @@ def test_runs_are_made_once_and_probed_again(phase, data_root, monkeypatch, caps
 
 
 def test_a_run_can_be_made_twice(phase, script, data_root, labelled):
-    job = {"view": "blend2", "loss": "cosine", "kind": "isotropic", "batch": 16, "resolution": 24, "seed": 3}
+    job = {"view": "blend2", "loss": "cosine", "kind": "isotropic", "batch": 16, "lr": 1e-3, "resolution": 24}
+    job |= {"seed": 3}
     (first, made), (second, again) = (script("transport_train").trained(job, labelled, 4) for _ in range(2))
     assert made["last_loss"] == again["last_loss"]
     assert all(
@@ -185,3 +186,17 @@ def test_calibration_times_every_kind_of_step(phase, data_root, monkeypatch):
 
 def test_a_view_that_does_not_exist_is_refused(phase, data_root, monkeypatch, capsys):
     assert "nearest8" in refused(phase, monkeypatch, capsys, *arguments("run", data_root, "--views", "near"))
+
+
+def test_stored_views_that_are_the_free_crop_agree_with_it(script):
+    agreement, views = script("transport_agreement"), script("transport_views")
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.stack([views.whole(20, 32), *(views.draw_boxes(20, 32, generator) for _ in range(2))], dim=1)
+    boxes = torch.cat([boxes, boxes[:, 2:].expand(-1, agreement.HELD_OUT, -1)], dim=1)
+    targets = torch.randn(20, 3, 8, generator=generator)
+    targets = torch.cat([targets, targets[:, 2:].expand(-1, agreement.HELD_OUT, -1)], dim=1)
+    found = agreement.agreement(targets, boxes, 2)
+    assert found["nearest, equal mirror +0"] == 1.0 and found["nearest, equal mirror +inf"] == 1.0
+    assert found["whole image"] < 0.5 and found["blend, temperature 0.05"] > found["blend, temperature inf"]
+    mean = torch.nn.functional.cosine_similarity(targets[:, :3].mean(dim=1), targets[:, 2], dim=1).mean()
+    assert found["blend, temperature inf"] == pytest.approx(float(mean), abs=1e-3)
