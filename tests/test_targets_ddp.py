@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from rela_lightning import build_targets
+from rela_lightning.targets.partial import partial_folder
 from tests.test_targets import Digits, pixel_prior
 
 SCRIPT = """
@@ -67,14 +68,14 @@ def test_two_processes_write_what_one_does(tmp_path, strategy, tree):
         assert lines == ["rows 41 forwards 20", "rows 41 forwards 21"]
     alone = build_targets(pixel_prior(), Digits(41), tmp_path / "one")
     np.testing.assert_allclose(load(tmp_path / "two"), load(alone.path), atol=2e-3)
-    assert not (tmp_path / "two.partial").exists()
+    assert not partial_folder(tmp_path / "two").exists()
 
 
 @pytest.mark.slow
 def test_one_process_goes_on_with_what_two_left(tmp_path):
     broken = run(tmp_path, tmp_path / "t", count=200, fail_at=191)  # 191 is outside the sampled rows
     assert broken.returncode != 0
-    assert len(list((tmp_path / "t.partial").glob("rows-*.bin"))) == 2
+    assert len(list(partial_folder(tmp_path / "t").glob("rows-*.bin"))) == 2
     prior = pixel_prior()
     store = build_targets(prior, Digits(200), tmp_path / "t", batch_size=4)
     assert 0 < prior.network.calls < 200

@@ -14,7 +14,8 @@ import torch
 from rela_lightning import build_targets
 from rela_lightning.errors import TargetError
 from rela_lightning.targets import TargetStore
-from rela_lightning.targets.partial import claimed, partial_folder
+from rela_lightning.targets.claim import Claim
+from rela_lightning.targets.partial import partial_folder
 from rela_lightning.targets.shards import Shape
 from tests.test_targets import Digits, pixel_prior
 
@@ -26,7 +27,8 @@ def prior():
 
 def test_a_job_waits_for_another_one_and_takes_its_targets(tmp_path, prior, caplog):
     def other_job():
-        with claimed(partial_folder(tmp_path / "t"), wait=True):
+        with Claim(partial_folder(tmp_path / "t")) as claim:
+            claim.take(wait=True)
             started.set()
             while "waiting for it" not in caplog.text:
                 time.sleep(0.01)
@@ -121,12 +123,18 @@ def test_other_output_settings_reuse_the_rows_of_an_interrupted_pass(tmp_path):
 
 def test_a_kill_between_the_two_renames_loses_nothing(tmp_path, prior):
     store = build_targets(prior, Digits(), tmp_path / "t")
-    store.path.rename(tmp_path / "t.old")
+    old = partial_folder(store.path) / "old"
+    with Claim(old.parent) as claim:
+        claim.take(wait=False)
+        store.path.rename(old)
+    assert not store.path.exists()
     assert build_targets(prior, Digits(), tmp_path / "t").fingerprint == store.fingerprint
 
 
 def test_a_second_job_is_kept_off_the_folder(tmp_path, prior):
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
-    with claimed(partial_folder(tmp_path / "t"), wait=False), pytest.raises(TargetError, match="Another job"):
-        build_targets(prior, Digits(), tmp_path / "t", trainer=trainer)
+    with Claim(partial_folder(tmp_path / "t")) as claim:
+        claim.take(wait=False)
+        with pytest.raises(TargetError, match="Another job"):
+            build_targets(prior, Digits(), tmp_path / "t", trainer=trainer)
     assert len(build_targets(prior, Digits(), tmp_path / "t", trainer=trainer)) == 40

@@ -11,6 +11,9 @@ import rela_lightning.data.modules  # noqa: F401  # for the short names of --dat
 from rela_lightning.errors import DataError
 from rela_lightning.priors import load_prior
 from rela_lightning.targets import build_targets
+from rela_lightning.targets.claim import Claim
+from rela_lightning.targets.partial import partial_folder, place_of
+from rela_lightning.targets.place import settle
 
 
 def targets(
@@ -35,7 +38,7 @@ def targets(
         prior: `open_clip:<arch>/<tag>`, `timm:<model>`, `torchvision:<model>/<weights>`, `checkpoint:<file>`,
             `random:<zoo>:<model>`; or a list of these, whose features are put side by side.
         data: Data module whose training images are labelled, such as `CIFAR10Data`; its views do not matter.
-        path: Folder to write.
+        path: Folder to write: missing, empty, or with targets of ours. `.rela_lightning` beside it holds working files.
         prior_kwargs: Options of `load_prior`: `arch` (for a checkpoint), `image_size`, `mean`, `std`, `pooling`,
             `seed` (for random weights), ...
         target_dim: Most columns that are kept, or the share of the variance they explain; null for all that carry any.
@@ -44,7 +47,7 @@ def targets(
         storage_dtype: Type of the numbers on disk.
         batch_size: Images in one forward of the prior, on each device.
         num_workers: Processes that read images, on each device.
-        overwrite: Build again where other targets exist.
+        overwrite: Build again where other targets exist. Nothing but targets is ever replaced.
         trainer: Trainer that runs the prior, for several devices or mixed precision: `--trainer
             lightning.pytorch.Trainer --trainer.devices 4 --trainer.precision bf16-mixed`. null takes one device.
 
@@ -52,8 +55,10 @@ def targets(
         ConfigError: If an option has a value that cannot work.
         DataError: If the images are not there, or cannot be read.
         PriorError: If there is no such prior.
-        TargetError: If targets exist at `path` that were built for something else.
+        TargetError: If targets exist at `path` that were built for something else, something else is there, or the
+            disk is full or cannot be written.
     """
+    settle(place_of(path), Claim(partial_folder(path)), overwrite=overwrite)
     images = images_of(data)  # before the prior, which may be a large download
     store = build_targets(
         load_prior(prior, **(prior_kwargs or {})),

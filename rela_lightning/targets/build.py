@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import logging
-import shutil
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,16 @@ from rela_lightning.namespaces import NAMESPACES
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
 from rela_lightning.targets.assemble import assemble
+from rela_lightning.targets.claim import Claim
+from rela_lightning.targets.disk import refuse_full, writing
 from rela_lightning.targets.images import check_length
 from rela_lightning.targets.manifest import write_manifest
-from rela_lightning.targets.partial import claimed, partial_folder, publish, read_seconds, recover
-from rela_lightning.targets.records import STORAGES, Storage
+from rela_lightning.targets.partial import clear, partial_folder, place_of, read_seconds
+from rela_lightning.targets.place import new_folder, publish, settle
+from rela_lightning.targets.records import STORAGES, Storage, record_type
 from rela_lightning.targets.reduce import STANDARDISATIONS, Standardise
 from rela_lightning.targets.rng import preserved_rng
-from rela_lightning.targets.shards import Shape, missing_rows
+from rela_lightning.targets.shards import Shape, missing_rows, where_bytes
 from rela_lightning.targets.store import TargetStore
 from rela_lightning.targets.writer import LabellingPlan, on_rank_zero, steps_for
 
@@ -59,16 +61,20 @@ def build_targets(
     """Embed every image once and keep the result as training targets.
 
     The prior's features go through an exact PCA and standardisation (arXiv 2405.14669, section on
-    ReLA-D). Rows are stored by data set index. An interrupted pass leaves `<path>.partial`, and the
-    next call embeds only the rows that are missing. A second call with the same inputs returns at
-    once. The random state of the process is left as it was.
+    ReLA-D). Rows are stored by data set index. A second call with the same inputs returns at once.
+    The random state of the process is left as it was.
+
+    Working files lie in `.rela_lightning/<name>` beside the store, and go when it is done. After an
+    interrupted pass they stay, and the next call embeds only the rows that are missing. Files that this
+    package did not write are never moved, replaced or removed.
 
     Args:
         prior: From `load_prior`, or what `load_prior` takes.
         dataset: Map-style; `dataset[i]` is an image, `(image, ...)` or a dict with an image: PIL,
             uint8 tensor `[C, H, W]`, or float tensor in [0, 1]. Its own `transform` is set aside
             while labelling and put back.
-        path: Folder to write; its parent may be missing.
+        path: Folder to write: missing (its parent too), empty, or with targets of ours. A link stands
+            for the folder it points to.
         views: Crops K of each image that are embedded too, beside the whole image (view 0): half of the image or
             more, mirrored or not, as in the transport phase. Their boxes are kept, so that training can make exactly
             the crop whose target it uses. Costs K more forwards of the prior an image; it is read and decoded once.
@@ -83,7 +89,8 @@ def build_targets(
         num_workers: Worker processes that read images, on each device.
         trainer: A Lightning trainer of either package, with any strategy; its callbacks other than
             the progress bar rest meanwhile. `None` makes a quiet one for one device.
-        overwrite: Build again where targets exist; the old ones stay until the new ones are done.
+        overwrite: Build again where targets exist; the old ones stay until the new ones are done. Only
+            targets that `build_targets` made are replaced, and only if nothing else is in their folder.
 
     Returns:
         The store at `path`.
@@ -91,83 +98,78 @@ def build_targets(
     Raises:
         DataError: If the data set has no length or indices, or rows that are not images.
         TargetError: If targets exist that were built for something else (each differing field is
-            named), or the features are NaN, infinite or all the same.
+            named), the features are NaN, infinite or all the same, something else is at `path`, another
+            job is at work there (with a `trainer`; without one it is waited for), or the disk is full or
+            cannot be written.
         ConfigError: If an option has a value that cannot work.
     """
     started = time.time()
-    prior = load_prior(prior)
-    storage = _checked(
-        prior=prior,
-        views=views,
-        target_dim=target_dim,
-        standardise=standardise,
-        storage_dtype=storage_dtype,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        trainer=trainer,
-    )
-    with preserved_rng():
-        length = check_length(dataset)
-        sample = take_sample(dataset, length)
-        fields = fields_of(
-            prior,
-            dataset,
-            sample,
-            length,
+    place = place_of(path)
+    with Claim(partial_folder(place)) as claim:
+        settle(place, claim, overwrite=overwrite)  # before the prior is loaded, which may take long
+        prior = load_prior(prior)
+        storage = _checked(
+            prior=prior,
             views=views,
             target_dim=target_dim,
             standardise=standardise,
-            storage_dtype=storage,
+            storage_dtype=storage_dtype,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            trainer=trainer,
         )
-        job = _Job(Path(path).expanduser(), prior, fields, sample, Shape(1 + views, prior.feature_dim))
-        if job.finished(overwrite):
-            return TargetStore(job.path)
-        with ExitStack() as held:
-            if trainer is None:
-                held.enter_context(claimed(job.folder, wait=True))
-                if job.finished(overwrite):  # by the job that was waited for
-                    return TargetStore(job.path)
-            plan = LabellingPlan(
+        with preserved_rng():
+            length = check_length(dataset)
+            sample = take_sample(dataset, length)
+            fields = fields_of(
+                prior,
                 dataset,
+                sample,
                 length,
-                job.folder,
-                feature_fields(fields),
-                trainer is not None,
-                batch_size,
-                num_workers,
-                started,
-                job.shape,
+                views=views,
+                target_dim=target_dim,
+                standardise=standardise,
+                storage_dtype=storage,
             )
-            _label(prior, plan, trainer, job.finish)
-    return TargetStore(job.path)
+            job = _Job(place, claim, overwrite, prior, fields, sample, Shape(1 + views, prior.feature_dim))
+            done = job.finished()
+            if not done and trainer is None:
+                claim.take(wait=True)
+                done = job.finished()  # by the job that was waited for
+            if not done:
+                needed = feature_fields(fields)
+                plan = LabellingPlan(dataset, length, claim, needed, batch_size, num_workers, started, job.shape)
+                _label(prior, plan, trainer, job.finish)
+    return TargetStore(path)
 
 
 @dataclass(frozen=True)
 class _Job:
     """One build: where to, from what, and how it ends."""
 
-    path: Path
+    place: Path
+    claim: Claim
+    overwrite: bool
     prior: Prior
     fields: dict[str, Any]
     sample: Sample
     shape: Shape
 
-    @property
-    def folder(self) -> Path:
-        return partial_folder(self.path)
-
-    def finished(self, overwrite: bool) -> bool:
+    def finished(self) -> bool:
         """Whether these very targets exist; other ones are refused unless they may be overwritten."""
-        recover(self.path)
-        if overwrite or not self.path.exists():
+        if not settle(self.place, self.claim, overwrite=self.overwrite) or self.overwrite:
             return False
-        refuse_difference(self.path, TargetStore(self.path).settings, self.fields)
+        refuse_difference(self.place, TargetStore(self.place).settings, self.fields)
         return True
 
     def finish(self, ended: float) -> None:
         """Reduce the rows, put the store in its place; `ended` is when the pass did (`time.time()`)."""
-        length = self.fields["dataset_length"]
-        missing = missing_rows(self.folder, length, self.shape)
+        self.claim.take(wait=True)  # rank 0 of `ddp_spawn` held it, and is gone
+        folder, length = self.claim.folder, self.fields["dataset_length"]
+        if self.finished():  # by another job, where no lock kept it off
+            clear(folder)
+            return
+        missing = missing_rows(folder, length, self.shape)
         if len(missing):
             raise TargetError(
                 "The labelling pass ended early.",
@@ -176,38 +178,38 @@ class _Job:
                 do="remove limits such as limit_predict_batches or fast_dev_run from the trainer and call again: "
                 "the rows so far are kept",
             )
-        out = self.folder / "store"
-        shutil.rmtree(out, ignore_errors=True)
-        out.mkdir()
-        made = assemble(
-            self.folder,
-            out,
-            length=length,
-            shape=self.shape,
-            target_dim=self.fields["target_dim"],
-            standardise=self.fields["standardise"],
-            storage=self.fields["storage_dtype"],
-        )
+        record = record_type(self.shape.dim, self.fields["storage_dtype"])
+        with writing(self.place, length * self.shape.views * record.itemsize):
+            out = new_folder(folder)
+            refuse_full(folder, where_bytes(length))  # a mapped file on a full disk ends the process without a word
+            made = assemble(
+                folder,
+                out,
+                length=length,
+                shape=self.shape,
+                target_dim=self.fields["target_dim"],
+                standardise=self.fields["standardise"],
+                storage=self.fields["storage_dtype"],
+            )
+            manifest = {
+                "fingerprint": fingerprint(self.fields),
+                "prior": self.prior.name,
+                "length": length,
+                "views": self.shape.views - 1,
+                **made,
+                "labelling_seconds": round(read_seconds(folder) + time.time() - ended, 3),
+                "settings": self.fields,
+                "sample": self.sample._asdict(),
+            }
+            write_manifest(out, manifest)
+            publish(folder, self.place)
         if made["dropped_dimensions"]:
             log.warning(
                 "%s: %d of %d dimensions carry no variance and were dropped",
-                self.path,
+                self.place,
                 made["dropped_dimensions"],
                 self.shape.dim,
             )
-        manifest = {
-            "fingerprint": fingerprint(self.fields),
-            "prior": self.prior.name,
-            "length": length,
-            "views": self.shape.views - 1,
-            **made,
-            "labelling_seconds": round(read_seconds(self.folder) + time.time() - ended, 3),
-            "settings": self.fields,
-            "sample": self.sample._asdict(),
-        }
-        write_manifest(out, manifest)
-        publish(out, self.path)
-        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def _label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[float], None]) -> None:

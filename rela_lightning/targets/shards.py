@@ -38,6 +38,16 @@ class Shape(NamedTuple):
         return np.dtype([("row", "<i8"), ("size", "<i4", (2,)), ("crops", "<i4", (self.views, 5))])
 
 
+def pass_bytes(length: int, shape: Shape) -> int:
+    """Bytes of the files of a whole pass: its rows, their entries, and where each row is."""
+    return length * (shape.row_bytes + shape.entry.itemsize) + where_bytes(length)
+
+
+def where_bytes(length: int) -> int:
+    """Bytes of the file that `locate` writes, without its header."""
+    return 8 * length
+
+
 @dataclass(frozen=True)
 class Shard:
     """The files of one rank and the number of whole rows in them."""

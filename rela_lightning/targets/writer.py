@@ -7,7 +7,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,12 @@ from torch.utils.data.distributed import DistributedSampler
 
 from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
+from rela_lightning.targets.claim import Claim
+from rela_lightning.targets.disk import writing
 from rela_lightning.targets.images import LabelItem, LabelView, drawn_crops, embed
-from rela_lightning.targets.partial import claimed, prepare, read_seconds, write_seconds
+from rela_lightning.targets.partial import prepare, read_seconds, write_seconds
 from rela_lightning.targets.records import Geometry
-from rela_lightning.targets.shards import Shape, ShardWriter, missing_rows
+from rela_lightning.targets.shards import Shape, ShardWriter, missing_rows, pass_bytes
 
 log = logging.getLogger("rela_lightning")
 
@@ -36,9 +38,8 @@ class LabellingPlan:
     Attributes:
         dataset: The user's data set.
         length: Number of its rows.
-        folder: Where the shards go.
+        claim: On the folder where the shards go; rank 0 takes it, if it is not held.
         fields: What decides the features, see `rela_lightning.fingerprint.settings`.
-        lock: Whether rank 0 has to claim the folder first.
         batch_size: Images in one forward of the prior: rows, times the views of each.
         num_workers: Worker processes of the loader.
         started: `time.time()` when labelling began.
@@ -47,13 +48,22 @@ class LabellingPlan:
 
     dataset: Any
     length: int
-    folder: Path
+    claim: Claim
     fields: dict[str, Any]
-    lock: bool
     batch_size: int
     num_workers: int
     started: float
     shape: Shape
+
+    @property
+    def folder(self) -> Path:
+        """Where the shards go."""
+        return self.claim.folder
+
+    @property
+    def bytes(self) -> int:
+        """What the files of the pass take."""
+        return pass_bytes(self.length, self.shape)
 
 
 class LabellingSteps:
@@ -66,15 +76,10 @@ class LabellingSteps:
         super().__init__()
         self.prior = prior
         self.plan = plan
-        self.claim = ExitStack()
 
     def setup(self, stage: str) -> None:
         """Let rank 0 make the folder ready before anybody reads it."""
         on_rank_zero(self.trainer, self._prepare)
-
-    def teardown(self, stage: str) -> None:
-        """Let go of the folder."""
-        self.claim.close()
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """This rank's share of the rows that no shard holds yet."""
@@ -102,9 +107,8 @@ class LabellingSteps:
         return batch._replace(images=None), embed(self.prior, batch.images)
 
     def _prepare(self) -> None:
-        if self.plan.lock:
-            self.claim.enter_context(claimed(self.plan.folder, wait=False))
-        prepare(self.plan.folder, self.plan.fields)
+        self.plan.claim.take(wait=False)
+        prepare(self.plan.folder, self.plan.fields, self.plan.bytes)
 
 
 class ShardSteps:
@@ -123,7 +127,8 @@ class ShardSteps:
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Open this rank's shard."""
-        self._writer = ShardWriter(self.plan.folder, trainer.global_rank, self.plan.shape)
+        with writing(self.plan.folder, self.plan.bytes):
+            self._writer = ShardWriter(self.plan.folder, trainer.global_rank, self.plan.shape)
         self._earlier = read_seconds(self.plan.folder)
 
     def write_on_batch_end(  # noqa: PLR0917
@@ -169,7 +174,8 @@ class ShardSteps:
         """Keep what is whole."""
         if not isinstance(exception, TargetError):
             self._flush()
-        self._close()
+        with suppress(TargetError):  # the first error is told, not what closing has to say of a full disk
+            self._close()
 
     def _flush(self) -> None:
         if self._pending is None or self._writer is None:
@@ -188,13 +194,15 @@ class ShardSteps:
                 do="look at these images, check the prior's weights, or label in 32-bit precision",
             )
         geometry = Geometry(item.size.numpy(), item.crops.numpy())
-        self._writer.append(rows.numpy(), geometry, features.float().numpy())
+        with writing(self.plan.folder, self.plan.bytes):
+            self._writer.append(rows.numpy(), geometry, features.float().numpy())
 
     def _close(self) -> None:
         self._pending = None
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with writing(self.plan.folder, self.plan.bytes):
+                writer.close()
 
 
 class LabellingModule(LabellingSteps, L.LightningModule):
