@@ -18,14 +18,8 @@ from typing import Any
 import torch
 
 from rela_lightning.errors import ConfigError, TargetError
-from rela_lightning.fingerprint.settings import (
-    Sample,
-    feature_fields,
-    fields_of,
-    fingerprint,
-    refuse_difference,
-    take_sample,
-)
+from rela_lightning.fingerprint.dataset import Sample, take_sample
+from rela_lightning.fingerprint.settings import feature_fields, fields_of, fingerprint, refuse_difference
 from rela_lightning.namespaces import NAMESPACES
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
@@ -154,7 +148,7 @@ class _Job:
         recover(self.path)
         if overwrite or not self.path.exists():
             return False
-        refuse_difference(self.path, TargetStore(self.path).settings, self.fields)
+        refuse_difference(self.path, TargetStore(self.path).manifest, self.fields, self.sample)
         return True
 
     def finish(self, ended: float) -> None:
