@@ -142,11 +142,7 @@ def test_what_cannot_be_compared_is_said_once(store, prior):
         opened.verify(Views())
         opened.verify(Views())
     assert len([w for w in caught if "Only the length" in str(w.message)]) == 1
-    with pytest.warns(
-        UserWarning, match="tests.test_targets_store.Views, the labelled one a tests.test_targets.Digits"
-    ):
-        fresh(store).verify(Views())
-    with pytest.warns(UserWarning, match="Only the length"):
+    with pytest.warns(UserWarning, match="order of all 40 rows agrees, but no pixels could be compared"):
         fresh(store).verify(Noisy())
 
 
@@ -182,7 +178,7 @@ def test_a_prior_finds_other_images_under_any_type(store, prior):
         warnings.simplefilter("error", UserWarning)
         fresh(store).verify(same, prior)
     same.images = np.roll(same.images, 1, axis=0)
-    with pytest.raises(TargetError, match=r"sees other images there[\s\S]*rows \[0, 3, 5"):
+    with pytest.raises(TargetError, match=r"other pixels in rows \[0, 3, 5"):
         fresh(store).verify(same, prior)
 
 

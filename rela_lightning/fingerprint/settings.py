@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from rela_lightning.errors import TargetError
-from rela_lightning.fingerprint.dataset import check_repeatable, dataset_type, order_hash, row_hashes, sampled_rows
+from rela_lightning.fingerprint.dataset import Sample, compare_samples
+from rela_lightning.fingerprint.order import IN_MEMORY, compare_order, order_of
 
 if TYPE_CHECKING:
     from rela_lightning.priors.base import Prior
@@ -17,51 +19,22 @@ FORMAT = 2
 """Version of the layout of a store: rows by image and view. Format 1 held whole images, unchecked."""
 _NAMES = {
     "prior_identity": "prior",
-    "preprocessing": "preprocessing",
     "dataset_length": "data set length",
-    "dataset_type": "data set type",
-    "dataset_order": "data set order",
-    "dataset_content": "data set content (pixels of sampled rows)",
     "views": "number of views",
-    "target_dim": "target_dim",
-    "standardise": "standardise",
-    "storage_dtype": "storage_dtype",
     "format_version": "format version",
 }
 _OUTPUT = ("target_dim", "standardise", "storage_dtype")
-
-
-class Sample(NamedTuple):
-    """Some rows of a data set: their indices, hashes of their pixels, whether a transform was set aside."""
-
-    rows: list[int]
-    hashes: list[str]
-    transform: bool
-
-
-def take_sample(dataset: Any, length: int) -> Sample:
-    """Read the sampled rows, which also shows that they are images and the same each time.
-
-    Raises:
-        DataError: If they are not.
-    """
-    from rela_lightning.targets.images import has_transform  # `targets` imports this module
-
-    rows = sampled_rows(length)
-    hashes = row_hashes(dataset, rows)
-    check_repeatable(dataset, rows[:8], hashes[:8])
-    return Sample(rows, hashes, has_transform(dataset))
+_SEEN_OTHERWISE = ("prior_function", "preprocessing", "dataset_order", "dataset_content")
 
 
 def fields_of(prior: Prior, dataset: Any, sample: Sample, length: int, **output: Any) -> dict[str, Any]:
-    """Every field that decides the targets; `output` is target_dim, standardise and storage_dtype."""
+    """Every field that decides the targets; `output` is target_dim, standardise, storage_dtype and the like."""
     return {
         "format_version": FORMAT,
         "prior_identity": prior.identity,
         "preprocessing": prior.description,
         "dataset_length": length,
-        "dataset_type": dataset_type(dataset),
-        "dataset_order": order_hash(dataset),
+        "dataset_order": order_of(dataset, sample.rows[:: max(1, len(sample.rows) // 8)]),
         "dataset_content": hashlib.sha256("".join(sample.hashes).encode()).hexdigest(),
         **output,
     }
@@ -77,18 +50,34 @@ def fingerprint(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
-def refuse_difference(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Do nothing if the fields agree.
+def refuse_difference(path: Path, manifest: Mapping[str, Any], wanted: dict[str, Any], sample: Sample) -> None:
+    """Do nothing if targets that exist are those that are wanted.
+
+    Args:
+        path: Where they are.
+        manifest: Of the targets.
+        wanted: `fields_of` the prior, the data set and the options.
+        sample: Of the data set.
 
     Raises:
         TargetError: Naming each field that differs, with both values.
     """
-    differ = [key for key in wanted if stored.get(key) != wanted[key]]
-    if not differ:
-        return
-    raise TargetError(
-        f"The targets at {path} were built with another {', another '.join(_NAMES[key] for key in differ)}.",
-        expected="; ".join(f"{_NAMES[key]} {stored.get(key)}" for key in differ),
-        found="; ".join(f"{_NAMES[key]} {wanted[key]}" for key in differ),
-        do="pass overwrite=True to build them again, or give another path",
-    )
+    stored = manifest["settings"]
+    plain = [key for key in wanted if key not in _SEEN_OTHERWISE and stored.get(key) != wanted[key]]
+    differ = {_NAMES.get(key, key): (stored.get(key), wanted[key]) for key in plain}
+    if stored.get("format_version") == FORMAT and stored["dataset_length"] == wanted["dataset_length"]:
+        order, _ = compare_order(stored["dataset_order"], wanted["dataset_order"])
+        moved = [name for name in order if not name.startswith(IN_MEMORY)]
+        if moved:
+            differ["data set order"] = (f"the {' and '.join(moved)} that were labelled", "others, or in another order")
+        rows = compare_samples(manifest["sample"], sample, exact=order != moved)
+        if any(rows) or (order and not moved):
+            where = f"in rows {sorted(rows.other + rows.resized)}" if any(rows) else "between the sampled rows"
+            differ["data set content"] = ("the pixels that were labelled", f"other pixels {where}")
+    if differ:
+        raise TargetError(
+            f"The targets at {path} were built with another {', another '.join(differ)}.",
+            expected="; ".join(f"{name} {old}" for name, (old, _) in differ.items()),
+            found="; ".join(f"{name} {new}" for name, (_, new) in differ.items()),
+            do="pass overwrite=True to build them again, or give another path",
+        )

@@ -16,14 +16,8 @@ from typing import Any
 import torch
 
 from rela_lightning.errors import ConfigError, TargetError
-from rela_lightning.fingerprint.settings import (
-    Sample,
-    feature_fields,
-    fields_of,
-    fingerprint,
-    refuse_difference,
-    take_sample,
-)
+from rela_lightning.fingerprint.dataset import Sample, take_sample
+from rela_lightning.fingerprint.settings import feature_fields, fields_of, fingerprint, refuse_difference
 from rela_lightning.namespaces import NAMESPACES
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
@@ -159,7 +153,7 @@ class _Job:
         """Whether these very targets exist; other ones are refused unless they may be overwritten."""
         if not settle(self.place, self.claim, overwrite=self.overwrite) or self.overwrite:
             return False
-        refuse_difference(self.place, TargetStore(self.place).settings, self.fields)
+        refuse_difference(self.place, TargetStore(self.place).manifest, self.fields, self.sample)
         return True
 
     def finish(self, ended: float) -> None:

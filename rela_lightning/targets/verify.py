@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 from rela_lightning.errors import DataError, TargetError
-from rela_lightning.fingerprint.dataset import dataset_type, row_hashes, sampled_rows
+from rela_lightning.fingerprint.dataset import changing_rows, compare_samples, read_sample, sampled_rows
+from rela_lightning.fingerprint.order import IN_MEMORY, compare_order, order_of
 from rela_lightning.priors.base import Prior
-from rela_lightning.targets.images import LabelView, embed, has_transform
+from rela_lightning.targets.images import LabelView, embed
 from rela_lightning.targets.rng import preserved_rng
 
 if TYPE_CHECKING:
@@ -41,13 +42,36 @@ def verify(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: i
     if num_samples < 1:
         return ""
     with preserved_rng():
-        problem = _verify_pixels(store, dataset, num_samples)
-        if prior is not None and problem != _UNREADABLE:
+        labelled = store.manifest["sample"]["rows"]
+        rows = [labelled[i] for i in sampled_rows(len(labelled), num_samples)]
+        moved, uncertain = compare_order(_told(store), order_of(dataset, rows[:: max(1, len(rows) // 8)]))
+        other, unseen = _compare_pixels(store, dataset, rows, moved)
+        if moved or other:
+            raise _of_other_data(dataset, moved, other, len(rows))
+        if prior is not None and unseen != _UNREADABLE:
             _verify_features(store, dataset, prior, num_samples)
-            return ""
-    if not problem:
+            unseen = ""
+    return _unchecked(store, len(rows), uncertain, unseen)
+
+
+def _told(store: TargetStore) -> dict[str, str]:
+    """What the labelled data set told about its order; stores of format 1 do not have it."""
+    told = store.settings["dataset_order"]
+    return told if isinstance(told, dict) else {}
+
+
+def _unchecked(store: TargetStore, sampled: int, uncertain: str, unseen: str) -> str:
+    if not uncertain and not unseen:
         return ""
-    return f"Only the length ({len(store)} rows) of the targets at {store.path} could be checked: {problem}"
+    if unseen and uncertain:
+        problem = f"Only the length ({len(store)} rows) could be checked: {unseen[:-1]}, and {uncertain}."
+    elif unseen:
+        problem = f"The order of all {len(store)} rows agrees, but no pixels could be compared: {unseen}"
+    else:
+        problem = (
+            f"The order of the {len(store)} rows could not be checked beyond {sampled} sampled images: {uncertain}."
+        )
+    return f"Targets at {store.path}: {problem}"
 
 
 def _verify_length(store: TargetStore, dataset: Any) -> None:
@@ -61,28 +85,35 @@ def _verify_length(store: TargetStore, dataset: Any) -> None:
         )
 
 
-def _verify_pixels(store: TargetStore, dataset: Any, num_samples: int) -> str:
-    """Compare raw pixels; why they cannot be compared, or an empty text."""
-    if dataset_type(dataset) != store.settings["dataset_type"]:
-        return f"the data set is a {dataset_type(dataset)}, the labelled one a {store.settings['dataset_type']}."
-    sample = store.manifest["sample"]
-    picked = sampled_rows(len(sample["rows"]), num_samples)
-    rows, expected = ([sample[key][i] for i in picked] for key in ("rows", "hashes"))
+def _compare_pixels(store: TargetStore, dataset: Any, rows: list[int], moved: list[str]) -> tuple[list[int], str]:
+    """Rows with other raw pixels, and why pixels cannot be compared (or an empty text)."""
+    stored = store.manifest["sample"]
     try:
-        transform = has_transform(dataset)
-        found = row_hashes(dataset, rows)
-        repeatable = found == row_hashes(dataset, rows)
+        found = read_sample(dataset, rows)
     except DataError:
-        return _UNREADABLE
-    differ = [row for row, old, new in zip(rows, expected, found, strict=True) if old != new]
-    if not differ:
-        return ""
-    if transform != sample["transform"] or not repeatable:
-        return _UNREADABLE
-    raise TargetError(
-        "The targets are not of this data set: the images differ.",
-        expected=f"the pixels that were labelled, in their order, in {len(rows)} sampled rows",
-        found=f"other pixels in rows {differ}",
+        return [], _UNREADABLE
+    in_memory = any(name.startswith(IN_MEMORY) for name in moved)
+    other, resized = compare_samples(stored, found, exact=in_memory)
+    if not other and not resized:
+        return [], ""
+    raw = found.transform or not stored["transform"] or in_memory
+    if not raw or changing_rows(dataset, found, len(rows)):
+        return [], _UNREADABLE
+    if other:
+        return other, ""
+    size = " x ".join(map(str, found.sizes[found.rows.index(resized[0])]))
+    return [], f"it shows the images in another size ({size} in row {resized[0]})."
+
+
+def _of_other_data(dataset: Any, moved: list[str], other: list[int], sampled: int) -> TargetError:
+    found = [f"other {name}" for name in moved if not name.startswith(IN_MEMORY)]
+    problem = "its rows are others, or in another order" if found else "the images differ"
+    if other:
+        found.append(f"other pixels in rows {other}")
+    return TargetError(
+        f"The targets are not of this data set: {problem}.",
+        expected=f"the images that were labelled, in their order ({sampled} rows are compared by their pixels)",
+        found=f"{' and '.join(found) or 'other pixels between the sampled rows'}, in {type(dataset).__name__}",
         do="build targets for this data set; where it only shows the same images differently, set verify_targets=0",
     )
 
