@@ -22,9 +22,10 @@ def targets(
     path: str,
     *,
     prior_kwargs: dict[str, Any] | None = None,
+    views: int = 0,
     target_dim: int | float | None = None,
     standardise: Literal["per_dim", "isotropic", "none"] = "per_dim",
-    storage_dtype: Literal["float16", "float32"] = "float16",
+    storage_dtype: Literal["float16", "float32", "int8"] = "float16",
     batch_size: int = 256,
     num_workers: int = 0,
     overwrite: bool = False,
@@ -41,10 +42,12 @@ def targets(
         path: Folder to write: missing, empty, or with targets of ours. `.rela_lightning` beside it holds working files.
         prior_kwargs: Options of `load_prior`: `arch` (for a checkpoint), `image_size`, `mean`, `std`, `pooling`,
             `seed` (for random weights), ...
+        views: Crops of each image that are embedded beside the whole; training then shows these crops. Each costs one
+            more forward of the prior.
         target_dim: Most columns that are kept, or the share of the variance they explain; null for all that carry any.
         standardise: `per_dim`: each column mean 0 and standard deviation 1. `isotropic`: one scale for all.
             `none`: centred and rotated only.
-        storage_dtype: Type of the numbers on disk.
+        storage_dtype: Type of the numbers on disk; int8 has a scale for each row.
         batch_size: Images in one forward of the prior, on each device.
         num_workers: Processes that read images, on each device.
         overwrite: Build again where other targets exist. Nothing but targets is ever replaced.
@@ -64,6 +67,7 @@ def targets(
         load_prior(prior, **(prior_kwargs or {})),
         images,
         path,
+        views=views,
         target_dim=target_dim,
         standardise=standardise,
         storage_dtype=storage_dtype,
@@ -74,8 +78,9 @@ def targets(
     )
     if trainer is None or trainer.is_global_zero:
         seconds = store.manifest["labelling_seconds"]
+        images = f"{len(store)} images" + (f" and {store.views} crops of each" if store.views else "")
         sys.stdout.write(
-            f"{len(store)} targets of {store.dim} columns by {store.manifest['prior']}, {seconds:.1f} s of labelling: "
+            f"targets of {images}, {store.dim} columns by {store.manifest['prior']}, {seconds:.1f} s of labelling: "
             f"{store.path}\n"
         )
 
