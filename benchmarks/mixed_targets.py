@@ -2,8 +2,8 @@
 
     python benchmarks/mixed_targets.py --data-root DIR [--steps 1000] [--seeds 0 1 2] [--views 8]
 
-BYOL with `Mix(1.0)` for a fixed number of steps on CIFAR-10 (JPEG), 10,000 images, ResNet-9 of width .25, EfficientNet-Lite0
-as the prior; settings as tuned for BYOL alone; linear and kNN accuracy on validation images.
+BYOL with `Mix(1.0)` for a fixed number of steps on CIFAR-10 (JPEG), 10,000 images, ResNet-9 of width .25, and
+EfficientNet-Lite0 as the prior; settings as tuned for BYOL alone; linear and kNN accuracy on validation images.
 """
 
 from __future__ import annotations
