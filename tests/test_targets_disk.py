@@ -136,7 +136,7 @@ def test_a_folder_that_must_not_be_written_is_refused_before_the_pass(tmp_path, 
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(self))
         mkdir(self, *args, **kwargs)
 
-    for patch in ((os, "access", lambda path, mode: False), (Path, "mkdir", guarded)):
+    for patch in ((os, "access", lambda *args, **kwargs: False), (Path, "mkdir", guarded)):
         with monkeypatch.context() as patched:
             patched.setattr(*patch)
             for name in ("t", "empty"):
