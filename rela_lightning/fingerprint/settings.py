@@ -11,20 +11,16 @@ from typing import TYPE_CHECKING, Any
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import Sample, compare_samples
 from rela_lightning.fingerprint.order import IN_MEMORY, compare_order, order_of
+from rela_lightning.fingerprint.prior import Observed, what_differs
 
 if TYPE_CHECKING:
     from rela_lightning.priors.base import Prior
 
 FORMAT = 2
 """Version of the layout of a store: rows by image and view. Format 1 held whole images, unchecked."""
-_NAMES = {
-    "prior_identity": "prior",
-    "dataset_length": "data set length",
-    "views": "number of views",
-    "format_version": "format version",
-}
+_NAMES = {"dataset_length": "data set length", "views": "number of views", "format_version": "format version"}
 _OUTPUT = ("target_dim", "standardise", "storage_dtype")
-_SEEN_OTHERWISE = ("prior_function", "preprocessing", "dataset_order", "dataset_content")
+_SEEN_OTHERWISE = ("prior_identity", "prior_function", "preprocessing", "dataset_order", "dataset_content")
 
 
 def fields_of(prior: Prior, dataset: Any, sample: Sample, length: int, **output: Any) -> dict[str, Any]:
@@ -32,6 +28,7 @@ def fields_of(prior: Prior, dataset: Any, sample: Sample, length: int, **output:
     return {
         "format_version": FORMAT,
         "prior_identity": prior.identity,
+        "prior_function": prior.observed._asdict(),
         "preprocessing": prior.description,
         "dataset_length": length,
         "dataset_order": order_of(dataset, sample.rows[:: max(1, len(sample.rows) // 8)]),
@@ -42,12 +39,24 @@ def fields_of(prior: Prior, dataset: Any, sample: Sample, length: int, **output:
 
 def feature_fields(fields: dict[str, Any]) -> dict[str, Any]:
     """The fields that decide the features, from which targets are made."""
-    return {key: value for key, value in fields.items() if key not in _OUTPUT}
+    return {key: value for key, value in fields.items() if key not in (*_OUTPUT, "prior_function")}
 
 
 def fingerprint(fields: dict[str, Any]) -> str:
-    """SHA-256 of all fields, 64 hexadecimal digits."""
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+    """SHA-256 of all fields (of the prior its identity), 64 hexadecimal digits."""
+    decisive = {key: value for key, value in fields.items() if key != "prior_function"}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def other_prior(stored: Mapping[str, Any], identity: str, observed: Observed) -> list[str]:
+    """What a prior differs in from the one behind some settings, in words; empty if it is the same.
+
+    The identity is enough to agree; where it does not, numbers may be apart by what machines differ in.
+    """
+    if stored["prior_identity"] == identity:
+        return []
+    function = stored.get("prior_function")
+    return what_differs(function, observed) if function is not None else ["identity"]
 
 
 def refuse_difference(path: Path, manifest: Mapping[str, Any], wanted: dict[str, Any], sample: Sample) -> None:
@@ -64,7 +73,9 @@ def refuse_difference(path: Path, manifest: Mapping[str, Any], wanted: dict[str,
     """
     stored = manifest["settings"]
     plain = [key for key in wanted if key not in _SEEN_OTHERWISE and stored.get(key) != wanted[key]]
-    differ = {_NAMES.get(key, key): (stored.get(key), wanted[key]) for key in plain}
+    differ: dict[str, tuple[Any, ...]] = {_NAMES.get(key, key): (stored.get(key), wanted[key]) for key in plain}
+    if other_prior(stored, wanted["prior_identity"], Observed(**wanted["prior_function"])):
+        differ["prior"] = tuple(f"{of['prior_identity'][:16]}, {of['preprocessing']}" for of in (stored, wanted))
     if stored.get("format_version") == FORMAT and stored["dataset_length"] == wanted["dataset_length"]:
         order, _ = compare_order(stored["dataset_order"], wanted["dataset_order"])
         moved = [name for name in order if not name.startswith(IN_MEMORY)]

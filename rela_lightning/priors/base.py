@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.errors import PriorError
-from rela_lightning.fingerprint.prior import describe, fingerprint_module, version_of
+from rela_lightning.fingerprint.prior import Observed, describe, joined, observe, observe_pixels, version_of
 from rela_lightning.pooling import Pooling, has_cls_token, pool
 from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
+from rela_lightning.targets.rng import preserved_rng
 
 
 class Prior(nn.Module):
@@ -53,7 +54,7 @@ class Prior(nn.Module):
         self.pooling: Pooling = pooling
         self.name = name or type(network).__name__
         self.has_cls_token = has_cls_token(network)
-        self._cached_identity: tuple[object, str] | None = None
+        self._observed: tuple[object, Observed] | None = None
         self.requires_grad_(False)
         self.eval()
         self.input_shape = _input_shape(preprocess)
@@ -84,15 +85,32 @@ class Prior(nn.Module):
 
     @property
     def identity(self) -> str:
-        """SHA-256 (64 hexadecimal digits) over the weights and the preprocessing."""
-        version = version_of(self)
-        if self._cached_identity is None or self._cached_identity[0] != version:
-            self._cached_identity = (version, fingerprint_module(self.network, self.description))
-        return self._cached_identity[1]
+        """SHA-256 (64 hexadecimal digits) over the weights and over what the prior makes of a few fixed images.
+
+        Features are observed in float64 and pixels as they come, both rounded, so that code, names, Python and the
+        machine do not matter, and whatever changes features or pixels does. See `observed`.
+
+        Raises:
+            PriorError: If preprocessing gives other pixels each time.
+        """
+        return self.observed.identity()
+
+    @property
+    def observed(self) -> Observed:
+        """Weights, features and preprocessed pixels of fixed images, from which the identity is made.
+
+        The first call runs a copy of the network in float64 on the CPU, once for each state of the weights.
+        """
+        version = (version_of(self), self.pooling)
+        if self._observed is None or self._observed[0] != version:
+            self._observed = (version, observe(self))
+            return self._observed[1]
+        with preserved_rng():
+            return self._observed[1]._replace(pixels=observe_pixels(self.preprocess))
 
     @property
     def description(self) -> str:
-        """The preprocessing and the pooling in words; a part of the identity."""
+        """The preprocessing and the pooling in words."""
         return f"{describe(self.preprocess)} pooling={self.pooling}"
 
     def extra_repr(self) -> str:
@@ -156,8 +174,12 @@ class FusedPrior(Prior):
         self.feature_dim = sum(prior.feature_dim for prior in priors)
         self.name = " + ".join(prior.name for prior in priors)
         self.pooling = "auto"
-        self._cached_identity = None
         self.eval()
+
+    @property
+    def observed(self) -> Observed:
+        """What the parts give, in order."""
+        return joined([prior.observed for prior in self._priors])
 
     @property
     def description(self) -> str:

@@ -12,6 +12,7 @@ from torch.utils.data import default_collate
 from rela_lightning.errors import DataError, TargetError
 from rela_lightning.fingerprint.dataset import changing_rows, compare_samples, read_sample, sampled_rows
 from rela_lightning.fingerprint.order import IN_MEMORY, compare_order, order_of
+from rela_lightning.fingerprint.settings import other_prior
 from rela_lightning.priors.base import Prior
 from rela_lightning.targets.images import LabelView, embed
 from rela_lightning.targets.rng import preserved_rng
@@ -32,13 +33,7 @@ def verify(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: i
         One line on what could not be checked, or an empty text.
     """
     _verify_length(store, dataset)
-    if prior is not None and prior.identity != store.prior_identity:
-        raise TargetError(
-            "These targets were made by another prior.",
-            expected=f"{store.manifest['prior']}, {store.prior_identity}",
-            found=f"{prior.name}, {prior.identity}",
-            do="load that prior with the same preprocessing, or build the targets again",
-        )
+    known = prior is None or _verify_prior(store, prior)
     if num_samples < 1:
         return ""
     with preserved_rng():
@@ -51,7 +46,22 @@ def verify(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: i
         if prior is not None and unseen != _UNREADABLE:
             _verify_features(store, dataset, prior, num_samples)
             unseen = ""
-    return _unchecked(store, len(rows), uncertain, unseen)
+    return _unchecked(store, len(rows), uncertain, unseen, known=known)
+
+
+def _verify_prior(store: TargetStore, prior: Prior) -> bool:
+    """Whether the identity could be compared; targets of format 1 have one made in another way."""
+    if "prior_function" not in store.settings:
+        return False
+    differ = other_prior(store.settings, prior.identity, prior.observed)
+    if differ:
+        raise TargetError(
+            "These targets were made by another prior.",
+            expected=f"{store.manifest['prior']}, {store.prior_identity}",
+            found=f"{prior.name}, {prior.identity}, with other {' and '.join(differ)}",
+            do="load that prior with the same preprocessing, or build the targets again",
+        )
+    return True
 
 
 def _told(store: TargetStore) -> dict[str, str]:
@@ -60,18 +70,17 @@ def _told(store: TargetStore) -> dict[str, str]:
     return told if isinstance(told, dict) else {}
 
 
-def _unchecked(store: TargetStore, sampled: int, uncertain: str, unseen: str) -> str:
-    if not uncertain and not unseen:
-        return ""
+def _unchecked(store: TargetStore, sampled: int, uncertain: str, unseen: str, *, known: bool) -> str:
+    """One line on what was not compared."""
+    problems = [] if known else ["They are of format 1, whose prior can only be compared by its features."]
     if unseen and uncertain:
-        problem = f"Only the length ({len(store)} rows) could be checked: {unseen[:-1]}, and {uncertain}."
+        problems.append(f"Only the length ({len(store)} rows) could be checked: {unseen[:-1]}, and {uncertain}.")
     elif unseen:
-        problem = f"The order of all {len(store)} rows agrees, but no pixels could be compared: {unseen}"
-    else:
-        problem = (
-            f"The order of the {len(store)} rows could not be checked beyond {sampled} sampled images: {uncertain}."
-        )
-    return f"Targets at {store.path}: {problem}"
+        problems.append(f"The order of all {len(store)} rows agrees, but no pixels could be compared: {unseen}")
+    elif uncertain:
+        checked = f"The order of the {len(store)} rows could not be checked beyond {sampled} sampled images"
+        problems.append(f"{checked}: {uncertain}.")
+    return f"Targets at {store.path}: {' '.join(problems)}" if problems else ""
 
 
 def _verify_length(store: TargetStore, dataset: Any) -> None:
