@@ -64,22 +64,21 @@ def check_size(image: Any, size: Sequence[int], row: int) -> None:
         )
 
 
-def overlap(crop: Sequence[int] | NDArray[np.integer[Any]], others: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
-    """Intersection over union of one crop with each of some others.
+def overlap(crops: NDArray[np.integer[Any]], others: NDArray[np.integer[Any]]) -> NDArray[np.float64]:
+    """Intersection over union of some crops with some others of the same image.
 
     Whether they are mirrored does not count.
 
     Args:
-        crop: The crop.
-        others: Integers `[V, 5]`.
+        crops: Integers `[..., n, 5]`.
+        others: Integers `[..., V, 5]`.
 
     Returns:
-        Float64 `[V]`, in `[0, 1]`.
+        Float64 `[..., n, V]`, in `[0, 1]`.
     """
-    top, left, height, width = (float(value) for value in tuple(crop)[:4])
-    tops, lefts, heights, widths = others[:, :4].astype(np.float64).T
-    down = np.minimum(top + height, tops + heights) - np.maximum(top, tops)
-    across = np.minimum(left + width, lefts + widths) - np.maximum(left, lefts)
-    shared = np.clip(down, 0.0, None) * np.clip(across, 0.0, None)
-    union: NDArray[np.float64] = height * width + heights * widths - shared
+    ours, theirs = crops[..., :, None, :4].astype(np.float64), others[..., None, :, :4].astype(np.float64)
+    begin = np.maximum(ours[..., :2], theirs[..., :2])
+    end = np.minimum(ours[..., :2] + ours[..., 2:], theirs[..., :2] + theirs[..., 2:])
+    shared = np.clip(end - begin, 0.0, None).prod(axis=-1)
+    union = ours[..., 2:].prod(axis=-1) + theirs[..., 2:].prod(axis=-1) - shared
     return np.asarray(shared / union)

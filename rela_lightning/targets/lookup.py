@@ -19,7 +19,9 @@ from rela_lightning.targets.store import TargetStore
 
 Crops = Literal["auto", "stored", "nearest", "blended", "free"]
 CROPS: tuple[Crops, ...] = ("auto", "stored", "nearest", "blended", "free")
-_SHARPNESS = 20.0  # of blending: a view that overlaps by .1 less weighs exp(-2)
+_TEMPERATURE = 0.1  # of blending: a view that overlaps by .1 less weighs 1 / e of the other
+_SAME_MIRROR = 0.05  # overlap that a view is ahead by, in the search for the nearest, if it is mirrored alike
+# both chosen by the cosine with the target of the fresh crop itself: benchmarks/results/transport_agreement.json
 
 
 class Plan(NamedTuple):
@@ -88,11 +90,7 @@ class TargetLookup:
         kept = self.store.read(rows)
         drawn = [[_draw(size) for _ in range(self.num_views)] for size in kept.sizes.tolist()]
         crops = np.array(drawn, dtype=np.int32).reshape(len(rows), self.num_views, 5)
-        weights = np.array(
-            [[self._weights(crop, known) for crop in own] for own, known in zip(crops, kept.crops, strict=True)],
-            dtype=np.float32,
-        )
-        return Plan(kept.sizes, crops, weights @ kept.targets)
+        return Plan(kept.sizes, crops, self._weights(crops, kept.crops) @ kept.targets)
 
     def _turns(self, count: int, epoch: int | None) -> NDArray[np.int64]:
         """Which of the K stored crops each row shows, `[count, n]`, different ones in a row."""
@@ -102,21 +100,16 @@ class TargetLookup:
         turn = (epoch * self.num_views + np.arange(self.num_views)) % self.store.views
         return np.broadcast_to(turn, (count, self.num_views))
 
-    def _weights(self, crop: NDArray[np.int32], known: NDArray[np.int32]) -> NDArray[np.float64]:
-        """Weight of each known view `[V, 5]` in the target of a crop; they add up to 1.
-
-        A view that is mirrored otherwise counts only where there is no other.
-        """
-        shared = overlap(crop, known)
-        alike = known[:, 4] == crop[4]
-        shared = np.where(alike, shared, shared - 1.0)
+    def _weights(self, crops: NDArray[np.int32], known: NDArray[np.int32]) -> NDArray[np.float32]:
+        """Weights `[B, n, V]` of the known views `[B, V, 5]` in the target of each crop `[B, n, 5]`; their sum is 1."""
+        shared = overlap(crops, known)
         if self.crops == "nearest":
-            weights: NDArray[np.float64] = np.zeros(len(known))
-            weights[shared.argmax()] = 1.0
-            return weights
-        weights = np.exp(_SHARPNESS * (shared - shared.max()))
-        weights /= weights.sum()
-        return weights
+            alike = crops[..., :, None, 4] == known[..., None, :, 4]
+            nearest = (shared + _SAME_MIRROR * alike).argmax(axis=-1)
+            chosen: NDArray[np.float32] = np.eye(known.shape[1], dtype=np.float32)[nearest]
+            return chosen
+        weights = np.exp((shared - shared.max(axis=-1, keepdims=True)) / _TEMPERATURE)
+        return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
 def _draw(size: Sequence[int]) -> tuple[int, int, int, int, int]:
