@@ -80,7 +80,8 @@ class ReLACallback(DualCallback):
             already runs on detached features, so that projector and predictor are warm at the switch; in
             `[0, 1)`. Needs a schedule that goes by progress.
         teacher_momentum: EMA momentum of teachers in the transport phase, in `[0, 1)`.
-        verify_targets: Samples compared with the stored targets before training; 0 checks the length only.
+        verify_targets: Images compared with the labelled ones before training, beside the order of all rows where the
+            data set tells it; 0 checks the length only.
         seed: Seed of W and of the `data_ratio` draw.
         allow_untested_strategy: Try strategies nobody has tried.
 

@@ -45,7 +45,7 @@ def file_names(leaf: Any) -> Sequence[str] | None:
         return names
     for owner in (leaf, getattr(leaf, "reader", None)):
         for attribute in _FILES:
-            values = _listed(owner, attribute, len(leaf))
+            values = leaf if isinstance(leaf, (list, tuple)) else _listed(owner, attribute, len(leaf))
             if not isinstance(values, (list, tuple, np.ndarray)) or len(values) == 0:
                 continue
             if isinstance(values[0], (tuple, list)) and len(values[0]) and isinstance(values[0][0], (str, PurePath)):
@@ -64,7 +64,7 @@ def labels(leaf: Any) -> np.ndarray | None:
         found = _integers(_listed(leaf, attribute, len(leaf)))
         if found is not None:
             return found
-    samples = _listed(leaf, "samples", len(leaf))
+    samples = leaf if isinstance(leaf, (list, tuple)) else _listed(leaf, "samples", len(leaf))
     if isinstance(samples, (list, tuple)) and samples and isinstance(samples[0], (list, tuple)):
         return _integers([sample[1] if len(sample) > 1 else None for sample in samples])
     tensors = getattr(leaf, "tensors", None)
@@ -74,7 +74,7 @@ def labels(leaf: Any) -> np.ndarray | None:
 def images(leaf: Any) -> Stored | None:
     """Images in memory, or `None`."""
     tensors = getattr(leaf, "tensors", None)
-    first = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else None
+    first = tensors[0] if isinstance(tensors, (list, tuple)) and tensors else leaf
     for kept in (first, *(_listed(leaf, attribute, len(leaf)) for attribute in _IMAGES)):
         values = _as_array(kept)
         if isinstance(values, np.ndarray) and values.ndim >= 3 and len(values) == len(leaf):

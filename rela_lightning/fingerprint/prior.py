@@ -41,7 +41,7 @@ class Observed(NamedTuple):
 
     Attributes:
         weights: SHA-256 of names, shapes, dtypes and bytes of the state.
-        features: Of two fixed inputs: 16 sums under fixed signs, relative to the norm, and its logarithm.
+        features: Of a fixed input: 16 sums under fixed signs, relative to the norm, and its logarithm.
         exact: Whether they were computed in float64 all through.
         pixels: Of each fixed image, what preprocessing makes of it: shape, logarithm of the root mean square, and
             relative to that the mean, deviation and mean differences of each channel and a 4 x 4 thumbnail;
@@ -145,8 +145,7 @@ def observe_features(prior: Prior) -> tuple[list[float], bool]:
     cannot (other precisions inside, kernels of its own, above 500 million parameters) is run as it is.
     """
     channels, height, width = prior.input_shape
-    patterns = np.stack([_pattern(width, height, channels, shift) for shift in (0, 101)])
-    inputs = torch.from_numpy(patterns / 64.0 - 2.0).permute(0, 3, 1, 2).contiguous()
+    inputs = torch.from_numpy(_pattern(width, height, channels) / 64.0 - 2.0).permute(2, 0, 1)[None].contiguous()
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
         torch.manual_seed(0)
         try:
@@ -156,9 +155,8 @@ def observe_features(prior: Prior) -> tuple[list[float], bool]:
             features, exact = prior(inputs.float().to(device)).cpu().double(), False
     columns, rows = np.arange(features.shape[1])[:, None] + 1, np.arange(_SIGNS)[None] + 7
     signs = torch.from_numpy(1.0 - 2.0 * (columns * rows * 2654435761 % 2**32 >> 31))
-    norms = features.norm(dim=1, keepdim=True).clamp(min=1e-30)
-    numbers = torch.cat([features @ signs / norms, norms.log()], dim=1).flatten()
-    return _plain(numbers), exact
+    norm = features.norm(dim=1, keepdim=True).clamp(min=1e-30)
+    return _plain(torch.cat([features @ signs / norm, norm.log()], dim=1).flatten()), exact
 
 
 def observe_pixels(preprocess: Callable[[Any], Any]) -> list[list[float]]:
@@ -169,7 +167,7 @@ def observe_pixels(preprocess: Callable[[Any], Any]) -> list[list[float]]:
     """
     from PIL import Image
 
-    arrays = [_pattern(width, height, 3 if mode == "RGB" else 1, 0) for width, height, mode in _SIZES]
+    arrays = [_pattern(width, height, 3 if mode == "RGB" else 1) for width, height, mode in _SIZES]
     images: list[Any] = [Image.fromarray(array if array.shape[2] == 3 else array[..., 0]) for array in arrays]
     before = _random_state()
     seen = [_try(preprocess, image) for image in images]
@@ -232,11 +230,11 @@ def _eager(network: Any) -> Any:
     return network
 
 
-def _pattern(width: int, height: int, channels: int, shift: int) -> np.ndarray:
+def _pattern(width: int, height: int, channels: int) -> np.ndarray:
     """A fixed picture of gradients and fine detail, uint8 `[height, width, channels]`."""
     y, x, c = np.ogrid[:height, :width, :channels]
-    slow = _triangle(3 * x + (c + 1) * y + shift, 97) + _triangle(x * y // 16 + 31 * c, 61)
-    fine = (x * x + 3 * y * y + 50 * c + shift) % 256
+    slow = _triangle(3 * x + (c + 1) * y, 97) + _triangle(x * y // 16 + 31 * c, 61)
+    fine = (x * x + 3 * y * y + 50 * c) % 256
     pattern: np.ndarray = ((slow + fine) // 3).astype(np.uint8)
     return pattern
 

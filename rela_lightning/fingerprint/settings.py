@@ -25,10 +25,11 @@ _SEEN_OTHERWISE = ("prior_identity", "prior_function", "preprocessing", "dataset
 
 def fields_of(prior: Prior, dataset: Any, sample: Sample, length: int, **output: Any) -> dict[str, Any]:
     """Every field that decides the targets; `output` is target_dim, standardise, storage_dtype and the like."""
+    observed = prior.observed
     return {
         "format_version": FORMAT,
-        "prior_identity": prior.identity,
-        "prior_function": prior.observed._asdict(),
+        "prior_identity": observed.identity(),
+        "prior_function": observed._asdict(),
         "preprocessing": prior.description,
         "dataset_length": length,
         "dataset_order": order_of(dataset, sample.rows[:: max(1, len(sample.rows) // 8)]),
@@ -48,15 +49,12 @@ def fingerprint(fields: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def other_prior(stored: Mapping[str, Any], identity: str, observed: Observed) -> list[str]:
+def other_prior(stored: Mapping[str, Any], observed: Observed) -> list[str]:
     """What a prior differs in from the one behind some settings, in words; empty if it is the same.
 
     The identity is enough to agree; where it does not, numbers may be apart by what machines differ in.
     """
-    if stored["prior_identity"] == identity:
-        return []
-    function = stored.get("prior_function")
-    return what_differs(function, observed) if function is not None else ["identity"]
+    return [] if stored["prior_identity"] == observed.identity() else what_differs(stored["prior_function"], observed)
 
 
 def refuse_difference(path: Path, manifest: Mapping[str, Any], wanted: dict[str, Any], sample: Sample) -> None:
@@ -74,9 +72,10 @@ def refuse_difference(path: Path, manifest: Mapping[str, Any], wanted: dict[str,
     stored = manifest["settings"]
     plain = [key for key in wanted if key not in _SEEN_OTHERWISE and stored.get(key) != wanted[key]]
     differ: dict[str, tuple[Any, ...]] = {_NAMES.get(key, key): (stored.get(key), wanted[key]) for key in plain}
-    if other_prior(stored, wanted["prior_identity"], Observed(**wanted["prior_function"])):
+    same_format = stored.get("format_version") == FORMAT
+    if same_format and other_prior(stored, Observed(**wanted["prior_function"])):
         differ["prior"] = tuple(f"{of['prior_identity'][:16]}, {of['preprocessing']}" for of in (stored, wanted))
-    if stored.get("format_version") == FORMAT and stored["dataset_length"] == wanted["dataset_length"]:
+    if same_format and stored["dataset_length"] == wanted["dataset_length"]:
         order, _ = compare_order(stored["dataset_order"], wanted["dataset_order"])
         moved = [name for name in order if not name.startswith(IN_MEMORY)]
         if moved:

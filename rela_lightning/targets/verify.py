@@ -39,7 +39,11 @@ def verify(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: i
     with preserved_rng():
         labelled = store.manifest["sample"]["rows"]
         rows = [labelled[i] for i in sampled_rows(len(labelled), num_samples)]
-        moved, uncertain = compare_order(_told(store), order_of(dataset, rows[:: max(1, len(rows) // 8)]))
+        told = store.settings["dataset_order"]
+        moved: list[str] = []
+        uncertain = "the targets are of format 1, which tells nothing of it"
+        if isinstance(told, dict):
+            moved, uncertain = compare_order(told, order_of(dataset, rows[:: max(1, len(rows) // 8)]))
         other, unseen = _compare_pixels(store, dataset, rows, moved)
         if moved or other:
             raise _of_other_data(dataset, moved, other, len(rows))
@@ -53,26 +57,21 @@ def _verify_prior(store: TargetStore, prior: Prior) -> bool:
     """Whether the identity could be compared; targets of format 1 have one made in another way."""
     if "prior_function" not in store.settings:
         return False
-    differ = other_prior(store.settings, prior.identity, prior.observed)
+    observed = prior.observed
+    differ = other_prior(store.settings, observed)
     if differ:
         raise TargetError(
             "These targets were made by another prior.",
             expected=f"{store.manifest['prior']}, {store.prior_identity}",
-            found=f"{prior.name}, {prior.identity}, with other {' and '.join(differ)}",
+            found=f"{prior.name}, {observed.identity()}, with other {' and '.join(differ)}",
             do="load that prior with the same preprocessing, or build the targets again",
         )
     return True
 
 
-def _told(store: TargetStore) -> dict[str, str]:
-    """What the labelled data set told about its order; stores of format 1 do not have it."""
-    told = store.settings["dataset_order"]
-    return told if isinstance(told, dict) else {}
-
-
 def _unchecked(store: TargetStore, sampled: int, uncertain: str, unseen: str, *, known: bool) -> str:
     """One line on what was not compared."""
-    problems = [] if known else ["They are of format 1, whose prior can only be compared by its features."]
+    problems = [] if known else ["Their prior can be compared by its features only, as they are of format 1."]
     if unseen and uncertain:
         problems.append(f"Only the length ({len(store)} rows) could be checked: {unseen[:-1]}, and {uncertain}.")
     elif unseen:
