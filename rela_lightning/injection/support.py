@@ -177,3 +177,29 @@ def warn_unknown_to_checkpoint() -> None:
         "and the schedule goes by the budget already spent.",
         stacklevel=3,
     )
+
+
+def warn_projection_late(schedule: Schedule, *, images_needed: int, images_per_step: int, steps: float) -> None:
+    """Before training on the fly: the projection is learnt too late for the transport loss to teach anything.
+
+    Args:
+        schedule: The schedule.
+        images_needed: Images that have to pass before there are targets; see `PriorTargets.images_needed`.
+        images_per_step: Images in an optimizer step, on all ranks together.
+        steps: Planned optimizer steps; infinity where nobody knows.
+    """
+    last = (
+        1.0
+        if schedule.adaptive
+        else max((p / 1000 for p in range(1001) if schedule.weights(p / 1000).transport), default=0.0)
+    )
+    first = -(-images_needed // max(images_per_step, 1))
+    if images_needed == 0 or first < last * steps:
+        return
+    warnings.warn(
+        f"Targets on the fly need {images_needed} images before there are any: the first {first} steps of "
+        f"{images_per_step} images. {type(schedule).__name__} pulls towards them until step {last * steps:.0f} of "
+        f"{steps:.0f}, so they would teach nothing. Train longer, take larger batches or a prior with fewer features, "
+        "or use build_targets, if the data have an index.",
+        stacklevel=3,
+    )

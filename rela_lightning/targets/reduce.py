@@ -13,8 +13,8 @@ from torch import Tensor
 
 from rela_lightning.errors import ConfigError, TargetError
 
-Standardise = Literal["per_dim", "isotropic", "none"]
-STANDARDISATIONS: tuple[Standardise, ...] = ("per_dim", "isotropic", "none")
+Standardise = Literal["half", "per_dim", "isotropic", "none"]
+STANDARDISATIONS: tuple[Standardise, ...] = ("half", "per_dim", "isotropic", "none")
 
 
 class Moments(NamedTuple):
@@ -145,7 +145,19 @@ def pca(total: Moments, *, rtol: float | None = None) -> PCA:
     return PCA(total.mean, components * largest.sign(), variance[:rank], float(variance.sum()))
 
 
-def projection(result: PCA, standardise: Standardise = "per_dim") -> Projection:
+def variance_elsewhere(result: PCA, others: Moments) -> PCA:
+    """The same components with the larger of their own variance and that of other rows, in order of it.
+
+    Args:
+        result: Principal components of some rows.
+        others: Moments of rows that took no part in them.
+    """
+    along = ((result.components.T @ others.scatter) * result.components.T).sum(dim=1) / max(others.count - 1, 1)
+    variance, order = torch.maximum(along, result.variance).sort(descending=True, stable=True)
+    return PCA(result.mean, result.components[:, order], variance, max(result.total, float(variance.sum())))
+
+
+def projection(result: PCA, standardise: Standardise = "half") -> Projection:
     """The map to targets with the asked standardisation.
 
     Columns stay in order of explained variance in every case, so that the first columns are the best
@@ -153,7 +165,13 @@ def projection(result: PCA, standardise: Standardise = "per_dim") -> Projection:
 
     Args:
         result: Principal components.
-        standardise: `per_dim` gives each column mean 0 and standard deviation 1 (divided by
+        standardise: `half` divides each column by the fourth root of its variance, and all of them by one number,
+            so that their average variance is 1. It is half way from `isotropic` to `per_dim`: the similarities
+            of the targets are the matrix square root of those of the features, as in matrix power normalisation
+            (arXiv 1703.08050), which was made for more dimensions than samples. Whitening in full makes
+            all rows equally far from each other as soon as there are no more rows than dimensions; no whitening leaves
+            the small components unheard. No number has to be estimated for it, see docs/targets.md for measurements.
+            `per_dim`, the paper's form, gives each column mean 0 and standard deviation 1 (divided by
             `sqrt(variance + eps)`, with float64's eps times the largest variance; the rank cut has
             dropped what is smaller). `isotropic` divides all columns by one number, so that their average
             variance is 1: PHI-S (arXiv 2410.01680) without its last rotation, which spreads the
@@ -165,7 +183,9 @@ def projection(result: PCA, standardise: Standardise = "per_dim") -> Projection:
     Raises:
         ConfigError: For another name.
     """
-    if standardise == "per_dim":
+    if standardise == "half":
+        scales = result.variance.pow(-0.25) * result.variance.sqrt().mean().rsqrt()
+    elif standardise == "per_dim":
         eps = torch.finfo(torch.float64).eps * float(result.variance[0])
         scales = (result.variance + eps).rsqrt()
     elif standardise == "isotropic":
@@ -195,3 +215,4 @@ def project(features: Tensor, by: Projection) -> Tensor:
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     mean, components, scales = by.to(features.device, dtype)
     return ((features.to(dtype) - mean) @ components) * scales
+
