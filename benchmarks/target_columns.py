@@ -75,13 +75,16 @@ def targets_of(features: Tensor) -> dict[str, Tensor]:
     rows = features.double() - features.double().mean(dim=0)
     width = rows.shape[1]
     shrinkage = float(ledoit_wolf_shrinkage(rows.numpy(), assume_centered=True))
-    if len(rows) < width:  # the same PCA in the span of the rows, which is smaller
+    unused = max(0, width - len(rows))
+    if unused:  # the same PCA in the span of the rows, which is smaller, and zeros
         rows = torch.linalg.qr(rows.T).R.T
     full = pca(moments(rows), rtol=rank_tolerance(width))
+    rows, mean = F.pad(rows, (0, unused)), F.pad(full.mean, (0, unused))
+    full = full._replace(mean=mean, components=F.pad(full.components, (0, 0, 0, unused)))
     level = full.total / width
-    shrunk = full._replace(variance=(1 - shrinkage) * full.variance + shrinkage * level)
+    linear = full._replace(variance=(1 - shrinkage) * full.variance + shrinkage * level)
     made: dict[str, Projection] = {name: projection(full, name) for name in STANDARDISATIONS if name != "none"}
-    made["ledoit_wolf"] = projection(shrunk, "per_dim")
+    made["ledoit_wolf"] = projection(linear, "per_dim")
     return {name: project(rows, by).float() for name, by in made.items()}
 
 

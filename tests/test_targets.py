@@ -217,7 +217,7 @@ OTHERS = {
     "content": (lambda: (pixel_prior(), changed_images(Digits()), {}), "another data set content"),
     "order": (lambda: (pixel_prior(), Subset(Digits(), [*range(39), 0]), {}), "another data set order"),
     "target_dim": (lambda: (pixel_prior(), Digits(), {"target_dim": 3}), r"target_dim None[\s\S]*target_dim 3"),
-    "standardise": (lambda: (pixel_prior(), Digits(), {"standardise": "none"}), "half[\\s\\S]*none"),
+    "standardise": (lambda: (pixel_prior(), Digits(), {"standardise": "none"}), "shrunk[\\s\\S]*none"),
     "dtype": (lambda: (pixel_prior(), Digits(), {"storage_dtype": torch.float32}), "float16[\\s\\S]*float32"),
 }
 

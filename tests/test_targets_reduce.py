@@ -138,5 +138,5 @@ def test_rows_that_are_all_the_same_are_refused(features):
 def test_too_few_rows_and_unknown_names_are_refused(pixels):
     with pytest.raises(TargetError, match="at least 2 rows"):
         streaming_moments(iter([pixels[:1]]))
-    with pytest.raises(ConfigError, match="half, per_dim, isotropic, none"):
+    with pytest.raises(ConfigError, match="shrunk, per_dim, isotropic, none"):
         projection(reduced(pixels), "whiten")  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 from typing import Any
 
 import lightning.pytorch as L
@@ -14,8 +15,9 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
+from torch.utils.data import DataLoader
 
-from rela_lightning import build_targets, load_prior
+from rela_lightning import ReLACallback, build_targets, load_prior
 from rela_lightning.errors import TargetError
 from rela_lightning.injection.support import warn_projection_late
 from rela_lightning.schedules import Mix, Plateau, Switch
@@ -24,6 +26,8 @@ from rela_lightning.targets.fly import Learner
 from rela_lightning.targets.images import LabelView, drawn_crops
 from rela_lightning.targets.reduce import moments, pca, project, projection, variance_elsewhere
 from rela_lightning.targets.rounding import embed_exactly, exactly, sampled, strict_float32, without_rounding
+from tests.modules import simclr
+from tests.test_on_the_fly import Stream
 from tests.test_targets import DIGITS, Digits, pixel_prior
 
 LABELS = load_digits().target
@@ -55,15 +59,25 @@ def targets(rows: torch.Tensor, standardise: Any) -> torch.Tensor:
 # ---- few images ------------------------------------------------------------------------------------------
 
 
-def test_half_takes_the_matrix_root_of_the_similarities(features):
-    rows = features[:60]
+def test_at_three_rows_for_each_dimension_similarities_are_the_matrix_root_of_those_of_the_features(features):
+    rows = features[:180, :60]
     centred = (rows - rows.mean(dim=0)).numpy()
-    root = scipy.linalg.sqrtm(centred @ centred.T).real
-    made = targets(rows, "half").numpy()
-    similar = made @ made.T
-    np.testing.assert_allclose(similar / np.trace(similar), root / np.trace(root), atol=1e-6)
-    assert made.var(axis=0, ddof=1).mean() == pytest.approx(1.0)
-    assert (np.diff(made.var(axis=0)) < 0).all()
+    root = scipy.linalg.sqrtm(centred.T @ centred).real  # A, where A A is what the features have
+    made = targets(rows, "shrunk").numpy()
+    inner = centred @ np.linalg.pinv(root) @ centred.T
+    np.testing.assert_allclose(made @ made.T / np.trace(made @ made.T), inner / np.trace(inner), atol=1e-6)
+
+
+@pytest.mark.parametrize("rows, width", [(20, 512), (240, 30), (1797, 100)])
+def test_logarithms_of_variances_are_drawn_together_by_the_weight_of_three_rows_for_each_dimension(
+    features, rows, width
+):
+    some = features[:rows, :width]
+    made = targets(some, "shrunk").var(dim=0).log().numpy()
+    oracle = np.linalg.eigvalsh(np.cov(some.numpy().T))[::-1][: len(made)]
+    expected = np.log(oracle) * (1 - rows / (rows + 3 * width))
+    np.testing.assert_allclose(made - made.mean(), expected - expected.mean(), atol=1e-5)
+    assert np.exp(made).mean() == pytest.approx(1.0) and (np.diff(made) < 1e-9).all()
 
 
 def agreement(rows: torch.Tensor, labels: np.ndarray) -> float:
@@ -78,9 +92,9 @@ def test_neighbours_are_kept_for_any_number_of_images(features, images):
     parts = range(0, len(features) - images + 1, images)
     found = {
         name: np.mean([agreement(targets(features[i : i + images], name), labels[i : i + images]) for i in parts])
-        for name in ("half", "per_dim", "isotropic")
+        for name in ("shrunk", "per_dim", "isotropic")
     }
-    assert found["half"] >= max(found.values()) - 0.01
+    assert found["shrunk"] >= max(found.values()) - 0.01
     if images == 500:
         assert found["per_dim"] < 0.2, "whitening in full makes as many rows as dimensions equally far from each other"
 
@@ -274,8 +288,9 @@ def test_a_stream_gives_columns_that_vary_on_new_rows_as_they_promise(features):
     whitened = project(new, projection(pca(moments(some[: 4 * 256])), "per_dim")).std(dim=0)
     assert whitened[-64:].mean() > 1.4, "along components fitted to few rows, new rows vary more"
     by = learnt(some).learn()
-    promised = by.scales.reciprocal()  # of `half`: the root of the variance that a column was given
-    ratio = project(new, by).std(dim=0) / promised * by.scales.square().reciprocal().mean().sqrt()
+    given = by.scales.pow(-2 / (4 / 7))  # 4 F rows: scales are variance ** (-4 / 7 / 2), but for one number
+    promised = by.scales * given.sqrt()
+    ratio = project(new, by).std(dim=0) / promised * promised.square().mean().sqrt()
     assert float(ratio[-64:].mean()) < 1.15 and float(ratio.mean()) == pytest.approx(1.0, abs=0.05)
 
 
@@ -332,6 +347,25 @@ def test_a_projection_learnt_too_late_is_said_before_training(schedule, needed, 
     said = [str(w.message) for w in recwarn]
     assert bool(said) == late
     assert not late or f"need {needed} images before there are any" in said[0]
+    if math.isfinite(steps) and needed:  # half of it is past, half of the images came
+        warn_projection_late(schedule, images_needed=needed - 320, images_per_step=64, steps=steps, spent=5)
+        assert len(recwarn) == 2 * late
+
+
+def test_a_stream_says_that_its_targets_come_too_late():
+    options = {**OPTIONS, "max_steps": 8}
+    loader = DataLoader(Stream(160), batch_size=16)
+    prior = load_prior("random:lightly:resnet-9", width=0.03125, image_size=16, mean=0.5, std=0.5, seed=1)
+    with pytest.warns(UserWarning) as caught:  # 16 features: 64 images, 4 steps
+        L.Trainer(**options, callbacks=[ReLACallback(prior=prior, schedule=Switch(0.5))]).fit(simclr(), loader)
+    said = "\n".join(str(w.message) for w in caught)
+    assert (
+        "need 64 images before there are any: 4 steps of 16 images. Switch pulls towards them until step 4 of 8" in said
+    )
+    assert "never any targets" not in said
+    with pytest.warns(UserWarning, match="never any targets: 32 more images"):
+        options["max_steps"] = 2
+        L.Trainer(**options, callbacks=[ReLACallback(prior=prior, schedule=Mix())]).fit(simclr(), loader)
 
 
 def test_log_level(caplog, tmp_path):

@@ -179,27 +179,42 @@ def warn_unknown_to_checkpoint() -> None:
     )
 
 
-def warn_projection_late(schedule: Schedule, *, images_needed: int, images_per_step: int, steps: float) -> None:
-    """Before training on the fly: the projection is learnt too late for the transport loss to teach anything.
+def warn_projection_late(
+    schedule: Schedule, *, images_needed: int, images_per_step: int, steps: float, spent: int = 0
+) -> None:
+    """Before training on the fly: the transport phase is over before there are targets.
 
     Args:
-        schedule: The schedule.
+        schedule: The schedule; of an adaptive one only the end of training is certain.
         images_needed: Images that have to pass before there are targets; see `PriorTargets.images_needed`.
-        images_per_step: Images in an optimizer step, on all ranks together.
+        images_per_step: Images in an optimizer step, on all ranks together, >= 1.
         steps: Planned optimizer steps; infinity where nobody knows.
+        spent: Steps done already, in a run that goes on.
     """
-    last = (
-        1.0
-        if schedule.adaptive
-        else max((p / 1000 for p in range(1001) if schedule.weights(p / 1000).transport), default=0.0)
-    )
-    first = -(-images_needed // max(images_per_step, 1))
-    if images_needed == 0 or first < last * steps:
-        return
+    pulls = [1.0] if schedule.adaptive else [p / 1000 for p in range(1001) if schedule.weights(p / 1000).transport > 0]
+    last = max(pulls, default=0.0) * steps
+    first = spent - (-images_needed // images_per_step)
+    if images_needed and first >= last:
+        warnings.warn(
+            f"Targets on the fly need {images_needed} images before there are any: {first} steps of {images_per_step} "
+            f"images. {type(schedule).__name__} pulls towards them until step {last:.0f} of {steps:.0f}, so they will "
+            "teach nothing. Train longer, take larger batches or a prior with fewer features, or use build_targets, if "
+            "the data have an index.",
+            stacklevel=3,
+        )
+
+
+def warn_projection_never(images_needed: int) -> None:
+    """After training on the fly: there were no targets at all."""
     warnings.warn(
-        f"Targets on the fly need {images_needed} images before there are any: the first {first} steps of "
-        f"{images_per_step} images. {type(schedule).__name__} pulls towards them until step {last * steps:.0f} of "
-        f"{steps:.0f}, so they would teach nothing. Train longer, take larger batches or a prior with fewer features, "
-        "or use build_targets, if the data have an index.",
+        f"There were never any targets: {images_needed} more images would have had to pass before the prior's features "
+        "could be standardised. Train longer, take a prior with fewer features, or use build_targets, if the data "
+        "have an index.",
         stacklevel=3,
     )
+
+
+def images_per_step(trainer: Any) -> int | None:
+    """Images in an optimizer step, on all ranks together; None where the loader does not say."""
+    size = getattr(trainer.train_dataloader, "batch_size", None)
+    return size * trainer.world_size * trainer.accumulate_grad_batches if isinstance(size, int) else None

@@ -50,7 +50,7 @@ def assemble(
         length: Number of rows N.
         shape: Of a row: its views and the width F of the features. All views take part in the projection.
         target_dim: Keep at most this many columns, or as many as explain this share of the variance.
-        standardise: `half`, `per_dim`, `isotropic` or `none`.
+        standardise: `shrunk`, `per_dim`, `isotropic` or `none`.
         storage: `float16`, `float32` or `int8`.
         exact: Some images embedded in strict float32, which tell how coarsely the pass rounded; None to trust it.
 
@@ -68,6 +68,7 @@ def assemble(
 
     compared: list[Tensor] = []
     full = pca(streaming_moments(_rows_of(chunks(), exact.images if exact else [], compared)))
+    full = full._replace(rows=length)  # crops of one image are hardly new rows
     clear, rounding = full, None
     if exact is not None:
         clear, rounding = without_rounding(full, moments(torch.cat(compared).double() - exact.features.flatten(0, 1)))

@@ -47,7 +47,7 @@ def build_targets(
     *,
     views: int = 0,
     target_dim: int | float | None = None,
-    standardise: Standardise = "half",
+    standardise: Standardise = "shrunk",
     storage_dtype: torch.dtype | str = torch.float16,
     batch_size: int = 256,
     num_workers: int = 0,
@@ -77,10 +77,10 @@ def build_targets(
         target_dim: Keep at most this many columns, at most the prior's feature_dim; a share in (0, 1) keeps the
             fewest that explain so much of the variance (0.95), `None` every one above the rank cut (see
             `rela_lightning.targets.reduce.rank_tolerance`).
-        standardise: `half` (each column divided by the fourth root of its variance: right for few images and for
-            many), `per_dim` (the paper's: each column mean 0, standard deviation 1; for many more images than
-            feature_dim), `isotropic` (one scale for all, as PHI-S) or `none` (centred and rotated only; under the
-            cosine the same as `isotropic`). See `rela_lightning.targets.reduce.projection`.
+        standardise: `shrunk` (from `isotropic` for few images to `per_dim` for many more than feature_dim), `per_dim`
+            (the paper's: each column mean 0, standard deviation 1), `isotropic` (one scale for all, as PHI-S) or
+            `none` (centred and rotated only; under the cosine the same as `isotropic`). See
+            `rela_lightning.targets.reduce.projection`.
         storage_dtype: `torch.float16`, `torch.float32`, or `torch.int8` with a scale for each row: half of float16.
             `manifest["storage_cosine"]` says what it loses.
         batch_size: Images (each view is one) in one forward of the prior, on each device.

@@ -48,7 +48,7 @@ class Learner:
         self._merge("variance", features[left:])
 
     def learn(self) -> Projection:
-        """The map to targets, standardised as `half`.
+        """The map to targets, standardised as `shrunk`.
 
         Raises:
             TargetError: If all rows are the same, or rounding noise.
