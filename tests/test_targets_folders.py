@@ -262,7 +262,7 @@ def test_a_kill_at_any_step_of_publishing_loses_neither_store(tmp_path, prior, m
         again = build_targets(prior, Digits(), path, target_dim=3, overwrite=old and not committed)
         assert tree(again.path).keys() == tree(wanted.path).keys()
         assert (path / "targets.npy").read_bytes() == (wanted.path / "targets.npy").read_bytes()
-        assert prior.network.calls == calls + 72 and names(path.parent) == ["t"]
+        assert prior.network.calls == calls + (72 if committed else 104) and names(path.parent) == ["t"]
 
 
 def test_a_file_that_came_while_publishing_was_interrupted_stays(tmp_path, prior, monkeypatch):
