@@ -281,9 +281,20 @@ class ReLACallback(DualCallback):
             support.say_when_it_ends(self.schedule)
         if not self.schedule.lets_go:
             support.warn_never_lets_go(self.schedule)
+        images = support.images_per_step(trainer)
+        if isinstance(self._source, PriorTargets) and images:
+            support.warn_projection_late(
+                self.schedule,
+                images_needed=self._source.images_needed,
+                images_per_step=images,
+                steps=trainer.estimated_stepping_batches,
+                spent=trainer.global_step,
+            )
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Say so, where the transport loss never levelled off."""
+        """Say so, where the transport loss never levelled off, or there was none."""
+        if isinstance(self._source, PriorTargets) and self._source.images_needed:
+            support.warn_projection_never(self._source.images_needed)
         if self._phases is not None and self.schedule.adaptive and self._phases.now.weights.transport_only:
             support.warn_still_falling(self.schedule)
 

@@ -121,7 +121,7 @@ def together(path, *options):
 @pytest.mark.slow
 def test_processes_with_the_same_settings_label_once(tmp_path):
     said = together(tmp_path / "t", *[("3", "0")] * 3)
-    assert said == ["built 3 0", "built 3 0", "built 3 400"] and names(tmp_path) == ["t"]
+    assert said == ["built 3 0", "built 3 0", "built 3 450"] and names(tmp_path) == ["t"]
 
 
 @pytest.mark.slow
@@ -129,7 +129,7 @@ def test_processes_with_other_settings_refuse_or_replace_and_leave_a_whole_store
     said = together(tmp_path / "t", ("3", "0"), ("4", "0"))
     assert said[0].startswith("built") and "another target_dim" in said[1] and names(tmp_path) == ["t"]
     said = together(tmp_path / "t", ("5", "1"), ("6", "1"))
-    assert said == ["built 5 400", "built 6 400"] and names(tmp_path) == ["t"]
+    assert said == ["built 5 450", "built 6 450"] and names(tmp_path) == ["t"]
     dim = TargetStore(tmp_path / "t").dim
     alone = build_targets(pixel_prior(), Digits(400), tmp_path / "alone", target_dim=dim, batch_size=4)
     rows = torch.arange(400)

@@ -42,7 +42,7 @@ def test_components_and_variances_are_those_of_scikit_learn(pixels):
 
 def test_targets_are_those_of_scikit_learn_whitening(pixels):
     oracle = SklearnPCA(svd_solver="full", whiten=True).fit_transform(pixels.numpy())
-    ours = project(pixels, projection(reduced(pixels))).numpy()
+    ours = project(pixels, projection(reduced(pixels), "per_dim")).numpy()
     signs = np.sign((ours * oracle).sum(axis=0))
     np.testing.assert_allclose(ours, oracle * signs, atol=1e-6)
 
@@ -79,7 +79,7 @@ def test_dead_constant_and_duplicate_dimensions_are_dropped_without_nan(pixels):
     features = torch.cat(columns, dim=1).float()
     result = reduced(features)
     assert features.shape[1] - len(result.variance) == 7
-    targets = project(features, projection(result))
+    targets = project(features, projection(result, "per_dim"))
     assert targets.isfinite().all()
     np.testing.assert_allclose(targets.numpy().std(axis=0, ddof=1), 1.0, atol=1e-3)
 
@@ -118,7 +118,8 @@ def test_none_only_centres_and_rotates(pixels):
 
 def test_first_keeps_the_components_of_largest_variance(pixels):
     full = reduced(pixels)
-    torch.testing.assert_close(project(pixels, projection(full.first(5))), project(pixels, projection(full))[:, :5])
+    narrow, wide = (project(pixels, projection(of, "per_dim")) for of in (full.first(5), full))
+    torch.testing.assert_close(narrow, wide[:, :5])
 
 
 def test_project_takes_half_precision_and_answers_in_float32(pixels):
@@ -137,5 +138,5 @@ def test_rows_that_are_all_the_same_are_refused(features):
 def test_too_few_rows_and_unknown_names_are_refused(pixels):
     with pytest.raises(TargetError, match="at least 2 rows"):
         streaming_moments(iter([pixels[:1]]))
-    with pytest.raises(ConfigError, match="per_dim, isotropic, none"):
+    with pytest.raises(ConfigError, match="shrunk, per_dim, isotropic, none"):
         projection(reduced(pixels), "whiten")  # type: ignore[arg-type]

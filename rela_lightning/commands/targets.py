@@ -24,7 +24,7 @@ def targets(
     prior_kwargs: dict[str, Any] | None = None,
     views: int = 0,
     target_dim: int | float | None = None,
-    standardise: Literal["per_dim", "isotropic", "none"] = "per_dim",
+    standardise: Literal["shrunk", "per_dim", "isotropic", "none"] = "shrunk",
     storage_dtype: Literal["float16", "float32", "int8"] = "float16",
     batch_size: int = 256,
     num_workers: int = 0,
@@ -45,8 +45,8 @@ def targets(
         views: Crops of each image that are embedded beside the whole; training then shows these crops. Each costs one
             more forward of the prior.
         target_dim: Most columns that are kept, or the share of the variance they explain; null for all that carry any.
-        standardise: `per_dim`: each column mean 0 and standard deviation 1. `isotropic`: one scale for all.
-            `none`: centred and rotated only.
+        standardise: `shrunk`: from `isotropic` for few images to `per_dim` for many. `per_dim`: standard deviation 1
+            in each column. `isotropic`: one scale for all. `none`: centred and rotated only.
         storage_dtype: Type of the numbers on disk; int8 has a scale for each row.
         batch_size: Images in one forward of the prior, on each device.
         num_workers: Processes that read images, on each device.

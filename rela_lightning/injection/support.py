@@ -177,3 +177,44 @@ def warn_unknown_to_checkpoint() -> None:
         "and the schedule goes by the budget already spent.",
         stacklevel=3,
     )
+
+
+def warn_projection_late(
+    schedule: Schedule, *, images_needed: int, images_per_step: int, steps: float, spent: int = 0
+) -> None:
+    """Before training on the fly: the transport phase is over before there are targets.
+
+    Args:
+        schedule: The schedule; of an adaptive one only the end of training is certain.
+        images_needed: Images that have to pass before there are targets; see `PriorTargets.images_needed`.
+        images_per_step: Images in an optimizer step, on all ranks together, >= 1.
+        steps: Planned optimizer steps; infinity where nobody knows.
+        spent: Steps done already, in a run that goes on.
+    """
+    pulls = [1.0] if schedule.adaptive else [p / 1000 for p in range(1001) if schedule.weights(p / 1000).transport > 0]
+    last = max(pulls, default=0.0) * steps
+    first = spent - (-images_needed // images_per_step)
+    if images_needed and first >= last:
+        warnings.warn(
+            f"Targets on the fly need {images_needed} images before there are any: {first} steps of {images_per_step} "
+            f"images. {type(schedule).__name__} pulls towards them until step {last:.0f} of {steps:.0f}, so they will "
+            "teach nothing. Train longer, take larger batches or a prior with fewer features, or use build_targets, if "
+            "the data have an index.",
+            stacklevel=3,
+        )
+
+
+def warn_projection_never(images_needed: int) -> None:
+    """After training on the fly: there were no targets at all."""
+    warnings.warn(
+        f"There were never any targets: {images_needed} more images would have had to pass before the prior's features "
+        "could be standardised. Train longer, take a prior with fewer features, or use build_targets, if the data "
+        "have an index.",
+        stacklevel=3,
+    )
+
+
+def images_per_step(trainer: Any) -> int | None:
+    """Images in an optimizer step, on all ranks together; None where the loader does not say."""
+    size = getattr(trainer.train_dataloader, "batch_size", None)
+    return size * trainer.world_size * trainer.accumulate_grad_batches if isinstance(size, int) else None

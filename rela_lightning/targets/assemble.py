@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from rela_lightning.errors import TargetError
 from rela_lightning.targets.manifest import PROJECTION, TARGETS
@@ -16,12 +17,14 @@ from rela_lightning.targets.records import Storage, cosines, decode, encode, rec
 from rela_lightning.targets.reduce import (
     Projection,
     Standardise,
+    moments,
     pca,
     project,
     projection,
     rank_tolerance,
     streaming_moments,
 )
+from rela_lightning.targets.rounding import MAX_ROUNDING, Exact, without_rounding
 from rela_lightning.targets.shards import Chunk, Shape, ordered_chunks
 
 
@@ -34,6 +37,7 @@ def assemble(
     target_dim: int | float | None,
     standardise: Standardise,
     storage: Storage,
+    exact: Exact | None = None,
 ) -> dict[str, Any]:
     """Write `targets.npy` and `projection.safetensors`.
 
@@ -46,23 +50,29 @@ def assemble(
         length: Number of rows N.
         shape: Of a row: its views and the width F of the features. All views take part in the projection.
         target_dim: Keep at most this many columns, or as many as explain this share of the variance.
-        standardise: `per_dim`, `isotropic` or `none`.
+        standardise: `shrunk`, `per_dim`, `isotropic` or `none`.
         storage: `float16`, `float32` or `int8`.
+        exact: Some images embedded in strict float32, which tell how coarsely the pass rounded; None to trust it.
 
     Returns:
-        What the manifest says of it: `dim`, `dropped_dimensions`, `explained_variance` (a share of
-        the total for each column), `storage_cosine` (least and mean cosine of a stored target with the exact one).
+        What the manifest says of it: `dim`, `dropped_dimensions` (those without variance), `explained_variance` (a
+        share of the total for each column), `rounding` (see `Rounding`; None without `exact`), `storage_cosine` (least
+        and mean cosine of a stored target with the exact one).
 
     Raises:
-        TargetError: If all rows are the same, or targets overflow float16.
+        TargetError: If all rows are the same or rounding noise, or targets overflow float16.
     """
 
     def chunks() -> Iterator[Chunk]:
         return ordered_chunks(shards, length, shape)
 
-    features = (torch.from_numpy(chunk.features.reshape(-1, shape.dim)) for chunk in chunks())
-    full = pca(streaming_moments(features))
-    kept = full.first(target_dim)
+    compared: list[Tensor] = []
+    full = pca(streaming_moments(_rows_of(chunks(), exact.images if exact else [], compared)))
+    full = full._replace(rows=length)  # crops of one image are hardly new rows
+    clear, rounding = full, None
+    if exact is not None:
+        clear, rounding = without_rounding(full, moments(torch.cat(compared).double() - exact.features.flatten(0, 1)))
+    kept = clear.first(target_dim)
     by = projection(kept, standardise)
     cosine = _write_rows(out / TARGETS, chunks(), by, (length, shape.views), storage)
     save_file({name: tensor.contiguous() for name, tensor in by._asdict().items()}, out / PROJECTION)
@@ -72,8 +82,40 @@ def assemble(
         "dropped_dimensions": shape.dim - len(full.variance),
         "rank_tolerance": rank_tolerance(shape.dim),
         "explained_variance": (kept.variance / full.total).tolist(),
+        "rounding": None if rounding is None else rounding._asdict(),
         "storage_cosine": cosine,
     }
+
+
+def in_words(made: dict[str, Any], rows: int) -> list[str]:
+    """What became of the prior's dimensions, one line for each reason why there are fewer columns.
+
+    Args:
+        made: What `assemble` returned.
+        rows: Rows that the columns were learnt from.
+    """
+    width = made["feature_dim"]
+    beyond = max(0, width - (rows - 1))
+    constant = made["dropped_dimensions"] - beyond
+    rounded = made["rounding"]["dropped_dimensions"] if made["rounding"] else 0
+    lines = {
+        f"{rows} rows differ in at most {rows - 1} directions, so the prior's {width} dimensions give no more columns "
+        "than that; more images give more": beyond > 0,
+        f"{constant} of {width} dimensions carry no variance and were dropped": constant > 0,
+        f"{rounded} of {width} dimensions were dropped, as more than {MAX_ROUNDING:.0%} of what varies in them is "
+        "rounding of this pass; label in 32-bit precision, without TF32, to keep them": rounded > 0,
+    }
+    return [line for line, holds in lines.items() if holds]
+
+
+def _rows_of(chunks: Iterator[Chunk], images: Sequence[int], aside: list[Tensor]) -> Iterator[Tensor]:
+    """Features `[n * V, F]` of each chunk; a copy of those of some images is put aside."""
+    start = 0
+    for chunk in chunks:
+        features = torch.from_numpy(chunk.features)
+        aside.append(features[[image - start for image in images if 0 <= image - start < len(features)]].flatten(0, 1))
+        start += len(features)
+        yield features.flatten(0, 1)
 
 
 def _write_rows(

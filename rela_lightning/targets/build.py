@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from rela_lightning.errors import ConfigError, TargetError
@@ -21,16 +22,17 @@ from rela_lightning.fingerprint.settings import feature_fields, fields_of, finge
 from rela_lightning.namespaces import NAMESPACES
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
-from rela_lightning.targets.assemble import assemble
+from rela_lightning.targets.assemble import assemble, in_words
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.disk import refuse_full, writing
-from rela_lightning.targets.images import check_length
+from rela_lightning.targets.images import LabelView, check_length, drawn_crops
 from rela_lightning.targets.manifest import write_manifest
 from rela_lightning.targets.partial import clear, partial_folder, place_of, read_seconds
 from rela_lightning.targets.place import new_folder, publish, settle
 from rela_lightning.targets.records import STORAGES, Storage, record_type
 from rela_lightning.targets.reduce import STANDARDISATIONS, Standardise
 from rela_lightning.targets.rng import preserved_rng
+from rela_lightning.targets.rounding import embed_exactly, sampled
 from rela_lightning.targets.shards import Shape, missing_rows, where_bytes
 from rela_lightning.targets.store import TargetStore
 from rela_lightning.targets.writer import LabellingPlan, on_rank_zero, steps_for
@@ -45,7 +47,7 @@ def build_targets(
     *,
     views: int = 0,
     target_dim: int | float | None = None,
-    standardise: Standardise = "per_dim",
+    standardise: Standardise = "shrunk",
     storage_dtype: torch.dtype | str = torch.float16,
     batch_size: int = 256,
     num_workers: int = 0,
@@ -75,8 +77,10 @@ def build_targets(
         target_dim: Keep at most this many columns, at most the prior's feature_dim; a share in (0, 1) keeps the
             fewest that explain so much of the variance (0.95), `None` every one above the rank cut (see
             `rela_lightning.targets.reduce.rank_tolerance`).
-        standardise: `per_dim` (each column mean 0, standard deviation 1), `isotropic` (one scale for
-            all, as PHI-S) or `none` (centred and rotated only; under the cosine the same as `isotropic`).
+        standardise: `shrunk` (from `isotropic` for few images to `per_dim` for many more than feature_dim), `per_dim`
+            (the paper's: each column mean 0, standard deviation 1), `isotropic` (one scale for all, as PHI-S) or
+            `none` (centred and rotated only; under the cosine the same as `isotropic`). See
+            `rela_lightning.targets.reduce.projection`.
         storage_dtype: `torch.float16`, `torch.float32`, or `torch.int8` with a scale for each row: half of float16.
             `manifest["storage_cosine"]` says what it loses.
         batch_size: Images (each view is one) in one forward of the prior, on each device.
@@ -133,7 +137,7 @@ def build_targets(
             if not done:
                 needed = feature_fields(fields)
                 plan = LabellingPlan(dataset, length, claim, needed, batch_size, num_workers, started, job.shape)
-                _label(prior, plan, trainer, job.finish)
+                _label(prior, plan, trainer, functools.partial(job.finish, dataset))
     return TargetStore(path)
 
 
@@ -156,8 +160,8 @@ class _Job:
         refuse_difference(self.place, TargetStore(self.place).manifest, self.fields, self.sample)
         return True
 
-    def finish(self, ended: float) -> None:
-        """Reduce the rows, put the store in its place; `ended` is when the pass did (`time.time()`)."""
+    def finish(self, dataset: Any, device: torch.device, ended: float) -> None:
+        """Reduce the rows, put the store in its place; `ended` is when the pass did (`time.time()`), on `device`."""
         self.claim.take(wait=True)  # rank 0 of `ddp_spawn` held it, and is gone
         folder, length = self.claim.folder, self.fields["dataset_length"]
         if self.finished():  # by another job, where no lock kept it off
@@ -172,6 +176,9 @@ class _Job:
                 do="remove limits such as limit_predict_batches or fast_dev_run from the trainer and call again: "
                 "the rows so far are kept",
             )
+        crops = functools.partial(drawn_crops, views=self.shape.views - 1)
+        again = LabelView(dataset, self.prior.preprocess, np.asarray(sampled(length, self.shape.views)), crops)
+        exact = embed_exactly(self.prior, again, device)
         record = record_type(self.shape.dim, self.fields["storage_dtype"])
         with writing(self.place, length * self.shape.views * record.itemsize):
             out = new_folder(folder)
@@ -184,6 +191,7 @@ class _Job:
                 target_dim=self.fields["target_dim"],
                 standardise=self.fields["standardise"],
                 storage=self.fields["storage_dtype"],
+                exact=exact,
             )
             manifest = {
                 "fingerprint": fingerprint(self.fields),
@@ -197,16 +205,11 @@ class _Job:
             }
             write_manifest(out, manifest)
             publish(folder, self.place)
-        if made["dropped_dimensions"]:
-            log.warning(
-                "%s: %d of %d dimensions carry no variance and were dropped",
-                self.place,
-                made["dropped_dimensions"],
-                self.shape.dim,
-            )
+        for line in in_words(made, length * self.shape.views):
+            log.warning("%s: %s", self.place, line)
 
 
-def _label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[float], None]) -> None:
+def _label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[torch.device, float], None]) -> None:
     """Run the pass on the trainer, then `finish` on its rank 0."""
     with _quiet(own=trainer is None):
         trainer = _own_trainer() if trainer is None else trainer
@@ -217,11 +220,11 @@ def _label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[fl
         trainer.callbacks = [writer] if bar is None else [bar, writer]
         try:
             trainer.predict(module, return_predictions=False)
+            ended = time.time()
+            on_rank_zero(trainer, functools.partial(finish, trainer.strategy.root_device, ended))
         finally:
             trainer.callbacks = callbacks
             prior.to(home)
-        ended = time.time()
-        on_rank_zero(trainer, functools.partial(finish, ended))
 
 
 def _own_trainer() -> Any:

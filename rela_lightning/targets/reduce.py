@@ -13,8 +13,11 @@ from torch import Tensor
 
 from rela_lightning.errors import ConfigError, TargetError
 
-Standardise = Literal["per_dim", "isotropic", "none"]
-STANDARDISATIONS: tuple[Standardise, ...] = ("per_dim", "isotropic", "none")
+Standardise = Literal["shrunk", "per_dim", "isotropic", "none"]
+STANDARDISATIONS: tuple[Standardise, ...] = ("shrunk", "per_dim", "isotropic", "none")
+
+ROWS_BEFORE = 3
+"""Rows for each dimension whose weight `shrunk` gives to "all components vary alike"; see docs/targets.md."""
 
 
 class Moments(NamedTuple):
@@ -33,12 +36,14 @@ class PCA(NamedTuple):
         components: Float64 `[F, R]`, one orthonormal column for each component.
         variance: Float64 `[R]`, variance along each component (divisor N - 1).
         total: Variance of all dimensions together.
+        rows: Independent rows that they were learnt from.
     """
 
     mean: Tensor
     components: Tensor
     variance: Tensor
     total: float
+    rows: int
 
     def first(self, count: int | float | None) -> PCA:
         """The first components only: at most `count`, or as many as explain the share `count` of the variance."""
@@ -142,10 +147,23 @@ def pca(total: Moments, *, rtol: float | None = None) -> PCA:
     rank = int((variance > tolerance * spread).sum())
     components = components[:, :rank]
     largest = components.gather(0, components.abs().argmax(dim=0, keepdim=True))
-    return PCA(total.mean, components * largest.sign(), variance[:rank], float(variance.sum()))
+    return PCA(total.mean, components * largest.sign(), variance[:rank], float(variance.sum()), total.count)
 
 
-def projection(result: PCA, standardise: Standardise = "per_dim") -> Projection:
+def variance_elsewhere(result: PCA, others: Moments) -> PCA:
+    """The same components with the larger of their own variance and that of other rows, in order of it.
+
+    Args:
+        result: Principal components of some rows.
+        others: Moments of rows that took no part in them.
+    """
+    along = ((result.components.T @ others.scatter) * result.components.T).sum(dim=1) / max(others.count - 1, 1)
+    variance, order = torch.maximum(along, result.variance).sort(descending=True, stable=True)
+    total = max(result.total, float(variance.sum()))
+    return PCA(result.mean, result.components[:, order], variance, total, result.rows + others.count)
+
+
+def projection(result: PCA, standardise: Standardise = "shrunk") -> Projection:
     """The map to targets with the asked standardisation.
 
     Columns stay in order of explained variance in every case, so that the first columns are the best
@@ -153,7 +171,13 @@ def projection(result: PCA, standardise: Standardise = "per_dim") -> Projection:
 
     Args:
         result: Principal components.
-        standardise: `per_dim` gives each column mean 0 and standard deviation 1 (divided by
+        standardise: `shrunk` divides each column by the root of its shrunk variance, `variance ** w` with
+            `w = N / (N + 3 F)` for N rows of F dimensions, and all of them by one number, so that their average
+            variance is 1. For few rows it is `isotropic`, for many `per_dim`, and half way at three rows for each
+            dimension. The logarithm of each variance is drawn to a common one, with the weight of 3 F rows seen before.
+            Whitened in full, rows are all equally far from each other as soon as there are no more of
+            them than dimensions; not whitened, the small components go unheard. See docs/targets.md for measurements.
+            `per_dim`, the paper's form, gives each column mean 0 and standard deviation 1 (divided by
             `sqrt(variance + eps)`, with float64's eps times the largest variance; the rank cut has
             dropped what is smaller). `isotropic` divides all columns by one number, so that their average
             variance is 1: PHI-S (arXiv 2410.01680) without its last rotation, which spreads the
@@ -165,7 +189,10 @@ def projection(result: PCA, standardise: Standardise = "per_dim") -> Projection:
     Raises:
         ConfigError: For another name.
     """
-    if standardise == "per_dim":
+    if standardise == "shrunk":
+        weight = result.rows / (result.rows + ROWS_BEFORE * len(result.components))
+        scales = result.variance.pow(-weight / 2) * result.variance.pow(1 - weight).mean().rsqrt()
+    elif standardise == "per_dim":
         eps = torch.finfo(torch.float64).eps * float(result.variance[0])
         scales = (result.variance + eps).rsqrt()
     elif standardise == "isotropic":

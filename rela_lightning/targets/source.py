@@ -12,8 +12,10 @@ from rela_lightning.data.transforms import find_normalisation
 from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
+from rela_lightning.targets.fly import Learner
 from rela_lightning.targets.lookup import Crops, TargetLookup
-from rela_lightning.targets.reduce import Moments, Projection, merge, moments, pca, project, projection
+from rela_lightning.targets.reduce import Projection, project
+from rela_lightning.targets.rounding import exactly
 from rela_lightning.targets.store import TargetStore
 
 
@@ -80,7 +82,7 @@ class StoredTargets:
 class PriorTargets:
     """Targets on the fly, `y = project(prior(view))`, one forward of the prior a step.
 
-    The projection (PCA, standardised per dimension) is learnt from the first batches: until
+    The projection is learnt from the first batches, see `rela_lightning.targets.fly.Learner`: until
     `4 * feature_dim` images have passed, calls only collect and return None.
 
     Args:
@@ -93,9 +95,13 @@ class PriorTargets:
         self.prior = prior
         self.fingerprint = prior.identity
         self._normalisation: tuple[list[float], list[float]] | None = None
-        self._needed = 4 * prior.feature_dim
-        self._moments: Moments | None = None
+        self._learner = Learner(prior.feature_dim)
         self._projection: Projection | None = None
+
+    @property
+    def images_needed(self) -> int:
+        """Images that have yet to pass, on all ranks together, before there are targets."""
+        return 0 if self._projection is not None else self._learner.missing
 
     def check(self, dataset: Any) -> None:
         """Learn how the training views are normalised; views without a `Normalize` are taken to be in `[0, 1]`."""
@@ -114,9 +120,10 @@ class PriorTargets:
             Float32 `[B, 1, D]`, or None while images are being collected.
         """
         self.prior.to(view.device)
-        features = self.prior(self._inputs(view))
+        inputs = self._inputs(view)
+        features = self.prior(inputs)
         if self._projection is None:
-            self._collect(features, trainer)
+            self._collect(features, inputs, trainer)
             return None
         with torch.autocast(features.device.type, enabled=False):
             return project(features, self._projection)[:, None]
@@ -135,9 +142,10 @@ class PriorTargets:
             return self.prior.preprocess(images)  # takes whole batches
         return torch.stack([self.prior.preprocess(image) for image in images])
 
-    def _collect(self, features: Tensor, trainer: Any) -> None:
+    def _collect(self, features: Tensor, inputs: Any, trainer: Any) -> None:
+        exact = exactly(self.prior, inputs) if self._learner.compares else features
         if trainer.world_size > 1:
-            features = trainer.strategy.all_gather(features).flatten(0, 1)
+            features, exact = (trainer.strategy.all_gather(rows).flatten(0, 1) for rows in (features, exact))
         if not bool(features.isfinite().all()):
             raise TargetError(
                 "The prior gave NaN or infinity.",
@@ -145,24 +153,21 @@ class PriorTargets:
                 found=f"{self.prior.name} on a training batch",
                 do="check the prior's weights and preprocessing",
             )
-        part = moments(features.cpu())
-        self._moments = part if self._moments is None else merge(self._moments, part)
-        if self._moments.count >= self._needed:
-            learnt = projection(pca(self._moments))
+        self._learner.add(features.cpu(), exact.cpu())
+        if self._learner.missing == 0:
+            learnt = self._learner.learn()
             if trainer.world_size > 1:
                 learnt = Projection(*trainer.strategy.broadcast(tuple(learnt)))
             self._projection = learnt.to(features.device, torch.float32)
-            self._moments = None
 
     def state_dict(self) -> dict[str, Any]:
         """The projection, or what was collected for it."""
         if self._projection is not None:
             return {"projection": [tensor.cpu() for tensor in self._projection]}
-        return {"moments": list(self._moments)} if self._moments is not None else {}
+        return self._learner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         if "projection" in state:
             self._projection = Projection(*state["projection"])
-        if "moments" in state:
-            self._moments = Moments(*state["moments"])
+        self._learner.load_state_dict(state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,14 +16,16 @@ from rela_lightning.fingerprint.order import IN_MEMORY, compare_order, order_of
 from rela_lightning.fingerprint.settings import other_prior
 from rela_lightning.priors.base import Prior
 from rela_lightning.targets.images import LabelView, embed
+from rela_lightning.targets.reduce import project
 from rela_lightning.targets.rng import preserved_rng
+from rela_lightning.targets.rounding import exactly
 
 if TYPE_CHECKING:
     from rela_lightning.targets.store import TargetStore
 
 MIN_COSINE = 0.95
-"""Least cosine between a stored row and the same image embedded again, both in the space of the
-principal components: mixed precision stays above .99, other images fall far below."""
+"""Least cosine between a stored target and that of the same image embedded again: mixed precision stays above .98
+(see `MAX_ROUNDING`), other images fall far below."""
 _UNREADABLE = "its images cannot be read as they were before augmentation."
 
 
@@ -132,10 +135,9 @@ def _verify_features(store: TargetStore, dataset: Any, prior: Prior, num_samples
     item = default_collate([view[i] for i in range(len(view))])
     device = next((p.device for p in prior.parameters()), torch.device("cpu"))
     images = [i.to(device) for i in item.images] if isinstance(item.images, list) else item.images.to(device)
-    mean, components, scales = store.projection
-    again = (embed(prior, images).cpu().double() - mean) @ components
+    again = project(embed(functools.partial(exactly, prior), images).cpu().double(), store.projection)
     stored = torch.from_numpy(store.read(item.row).targets).double()
-    cosine = F.cosine_similarity(again, stored / scales, dim=2).amin(dim=1)
+    cosine = F.cosine_similarity(again, stored, dim=2).amin(dim=1)
     differ = [row for row, value in zip(rows, cosine.tolist(), strict=True) if not value >= MIN_COSINE]
     if differ:
         raise TargetError(
