@@ -60,7 +60,7 @@ class ReLACallback(DualCallback):
         crops: Which crops the transport phase shows, where the targets have some (`build_targets(..., views=8)`) and
             `transform` is left alone: `stored`, the labelled ones with their own targets; `nearest`, fresh ones with
             the target of the labelled one that overlaps most; `blended`, fresh ones with a mean of targets weighted by
-            overlap; `free`, fresh ones with the target of the whole image. `auto` is `stored` if there are crops.
+            overlap; `free`, fresh ones with the target of the whole image. `auto` is `blended` if there are crops.
         loss: What pulls mapped features to targets: `cosine`, `contrastive`, `smooth_l1`, `relational`, a list of
             these (their sum), a mapping of them to weights, or a callable `(mapped [B, D], targets [B, D]) -> scalar`.
             It is called once a view. See `rela_lightning.losses`.

@@ -22,6 +22,7 @@ from rela_lightning.data.transforms import TransportViews
 from rela_lightning.errors import ConfigError, DataError, TargetError
 from rela_lightning.injection import transport_head
 from rela_lightning.schedules import Blend, Mix, Schedule, Switch, TransportOnly
+from rela_lightning.targets.lookup import TargetLookup
 from tests.modules import byol, same, simclr, weights
 from tests.parts import TwoViews, make_digits
 from tests.test_callback import fit, loader, seeded, trainer
@@ -197,7 +198,7 @@ def test_every_crop_meets_its_own_target(
     shown = Shown(store, digits64)
     with shown.watching(module.backbone):
         fit(
-            module, ReLACallback(store.path, schedule=TransportOnly(), num_views=num_views),
+            module, ReLACallback(store.path, schedule=TransportOnly(), num_views=num_views, crops="stored"),
             data=loader(workers, **options), max_epochs=4, **extra,
         )  # fmt: skip
     assert len(shown.met) == 4 * ROWS * num_views
@@ -216,7 +217,13 @@ def test_epochs_without_end_show_every_crop(store: TargetStore, digits64: Any) -
     data = make_digits(ROWS, TwoViews())
     endless = DataLoader(data, 16, sampler=RandomSampler(data, replacement=True, num_samples=10**6))
     with shown.watching(module.backbone):
-        fit(module, ReLACallback(store.path, schedule=TransportOnly()), data=endless, max_steps=8, max_epochs=-1)
+        fit(
+            module,
+            ReLACallback(store.path, schedule=TransportOnly(), crops="stored"),
+            data=endless,
+            max_steps=8,
+            max_epochs=-1,
+        )
     assert {view for _, view in shown.met} == {1, 2, 3, 4}
 
 
@@ -228,7 +235,12 @@ def test_rows_of_a_subset_are_those_that_were_labelled(tmp_path: Path, digits64:
     seen: list[Any] = []
     real = transport_head.pair
     with mock.patch.object(transport_head, "pair", lambda t, f: seen.append(real(t, f)) or seen[-1]):
-        fit(module, ReLACallback(kept.path, schedule=TransportOnly()), data=DataLoader(data, 16), max_epochs=1)
+        fit(
+            module,
+            ReLACallback(kept.path, schedule=TransportOnly(), crops="stored"),
+            data=DataLoader(data, 16),
+            max_epochs=1,
+        )
     expected = kept.read(np.arange(32), np.ones((32, 1), np.int64)).targets[:, 0]
     np.testing.assert_array_equal(torch.cat(seen).numpy(), expected[:, :16])
 
@@ -270,16 +282,18 @@ def test_a_resumed_run_goes_on_with_the_same_crops(store: TargetStore, tmp_path:
 
     with mock.patch.object(TransportViews, "__call__", still):
         whole, resumed = seeded(byol), byol()
-        fit(whole, ReLACallback(store.path, schedule=TransportOnly()), Save(), data=data(), max_epochs=4)
-        run = trainer("lightning.pytorch", ReLACallback(store.path, schedule=TransportOnly()), max_epochs=4)
+        fit(
+            whole, ReLACallback(store.path, schedule=TransportOnly(), crops="stored"), Save(), data=data(), max_epochs=4
+        )
+        run = trainer(
+            "lightning.pytorch", ReLACallback(store.path, schedule=TransportOnly(), crops="stored"), max_epochs=4
+        )
         run.fit(resumed, data(), ckpt_path=tmp_path / "mid.ckpt")
     assert same(weights(whole), weights(resumed))
 
 
 @pytest.mark.parametrize("crops", ["nearest", "blended"])
 def test_fresh_crops_take_targets_of_the_views_that_overlap(store: TargetStore, crops: str) -> None:
-    from rela_lightning.targets.lookup import TargetLookup
-
     torch.manual_seed(0)
     lookup, rows = TargetLookup(store, crops=crops, num_views=2), np.arange(ROWS)  # type: ignore[arg-type]
     plan, kept = lookup.plan(rows, 0), store.read(rows)
@@ -315,13 +329,14 @@ def test_overlap_counts_pixels(store: TargetStore) -> None:
 def test_fresh_crops_train(store: TargetStore, crops: Any) -> None:
     module = seeded(byol)
     before = weights(module.backbone)
+    assert TargetLookup(store).crops == "blended"
     fit(module, ReLACallback(store.path, schedule=TransportOnly(), crops=crops), data=loader(2))
     assert not same(before, weights(module.backbone))
 
 
 def test_views_that_the_store_has_not_are_refused(store: TargetStore, targets64: Any) -> None:
     with pytest.raises(ConfigError, match=r"too few crops[\s\S]*expected: 5 crops[\s\S]*found:    4 in"):
-        fit(byol(), ReLACallback(store.path, num_views=5))
+        fit(byol(), ReLACallback(store.path, num_views=5, crops="stored"))
     with pytest.raises(ConfigError, match=r"too few crops[\s\S]*views=8"):
         fit(byol(), ReLACallback(targets64, crops="stored"))
     with pytest.raises(ConfigError, match="crops"):
@@ -332,13 +347,14 @@ def test_views_that_the_store_has_not_are_refused(store: TargetStore, targets64:
         build_targets(prior(), make_digits(8), "unused", views=-1)
 
 
-def test_images_of_another_size_than_labelled_are_refused(store: TargetStore) -> None:
+@pytest.mark.parametrize("crops", ["stored", "blended"])
+def test_images_of_another_size_than_labelled_are_refused(store: TargetStore, crops: Any) -> None:
     from rela_lightning.data import Digits
     from tests.parts import Head
 
     larger = Head(Digits("train", transform=TwoViews(), image_size=40), ROWS)
     with pytest.raises(DataError, match=r"row \d+ has another size[\s\S]*32 x 32[\s\S]*40 x 40"):
-        fit(byol(), ReLACallback(store.path, verify_targets=0), data=DataLoader(larger, 16))
+        fit(byol(), ReLACallback(store.path, verify_targets=0, crops=crops), data=DataLoader(larger, 16))
 
 
 def test_verify_makes_the_crops_again(store: TargetStore, digits64: Any, tmp_path: Path) -> None:

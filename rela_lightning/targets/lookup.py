@@ -46,7 +46,7 @@ class TargetLookup:
         crops: What the transport phase shows: `stored`, a crop that was labelled, with its own target; `nearest`, a
             fresh crop with the target of the stored view that overlaps most; `blended`, a fresh crop with the mean of
             the stored targets, weighted by overlap; `free`, a fresh crop with the target of the whole image. `auto` is
-            `stored` where the store has crops, else `free`.
+            `blended` where the store has crops, else `free`.
         num_views: Views of each image in a step, n.
 
     Raises:
@@ -57,7 +57,7 @@ class TargetLookup:
         if crops not in CROPS:
             raise ConfigError("Unknown `crops`.", found=crops, exists=CROPS)
         if crops == "auto":
-            crops = "stored" if store.views else "free"
+            crops = "blended" if store.views else "free"
         least = {"free": 0, "stored": num_views}.get(crops, 1)
         if store.views < least:
             raise ConfigError(
