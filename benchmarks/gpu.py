@@ -41,6 +41,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from rela_lightning import ReLACallback, build_targets, load_prior, methods
 from rela_lightning.priors import Prior
+from rela_lightning.targets.claim import Claim
+from rela_lightning.targets.partial import partial_folder
+from rela_lightning.targets.shards import Shape
 from rela_lightning.targets.writer import LabellingModule, LabellingPlan, TargetWriter
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
@@ -249,8 +252,9 @@ def labelling_pass(options: argparse.Namespace, prior: Prior, dataset: Any, prec
     """Images a second of `Trainer.predict` with the writer, the start of the workers included."""
     meter = Meter(options.device)
     with tempfile.TemporaryDirectory() as folder:
+        claim, shape = Claim(partial_folder(Path(folder) / "t")), Shape(1, prior.feature_dim)
         plan = LabellingPlan(
-            dataset, len(dataset), Path(folder), {}, False, options.label_batch_size, options.workers, time.time()
+            dataset, len(dataset), claim, {}, options.label_batch_size, options.workers, time.time(), shape
         )
         trainer = trainer_of(options, precision, TargetWriter(plan), Window(meter))
         trainer.predict(LabellingModule(prior, plan), return_predictions=False)

@@ -31,6 +31,8 @@ from torch.utils.data import Dataset
 from rela_lightning import build_targets, load_prior
 from rela_lightning.priors import Prior
 from rela_lightning.targets.assemble import assemble
+from rela_lightning.targets.claim import Claim
+from rela_lightning.targets.partial import partial_folder
 from rela_lightning.targets.records import Geometry
 from rela_lightning.targets.shards import Shape, ShardWriter
 from rela_lightning.targets.writer import LabellingModule, LabellingPlan, TargetWriter
@@ -132,7 +134,8 @@ def labelling_pass(prior: Prior, dataset: Dataset, batch_size: int, workers: int
 
     with tempfile.TemporaryDirectory() as folder:
         shape = Shape(1 + views, prior.feature_dim)
-        plan = LabellingPlan(dataset, len(dataset), Path(folder), {}, False, batch_size, workers, time.time(), shape)
+        claim = Claim(partial_folder(Path(folder) / "t"))
+        plan = LabellingPlan(dataset, len(dataset), claim, {}, batch_size, workers, time.time(), shape)
         trainer = L.Trainer(
             accelerator="auto", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, callbacks=[TargetWriter(plan), Clock()],

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from rela_lightning.targets.source import BatchRows
 from tests.benchmarks.calls import call, lines_of
 
 SETTINGS = {"lr": 1e-3, "batch_size": 16, "momentum": 0.9}
@@ -176,7 +177,7 @@ def test_online_distillation_aims_at_what_the_store_holds(convergence, data_root
     data = train.rows(range(128), script("images").plain_view())
     source.check(data)
     views = torch.stack([image for image, _ in data])
-    online = source(torch.arange(128), views, SimpleNamespace(world_size=1))
+    online = source(BatchRows(torch.arange(128), False), views, SimpleNamespace(world_size=1))[:, 0]
     stored = convergence.TargetStore(store)[torch.arange(128)].float()
     assert torch.cosine_similarity(online, stored).min() > 0.99
     assert torch.cosine_similarity(online, stored.roll(1, 0)).mean() < 0.5
