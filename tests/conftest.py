@@ -42,5 +42,5 @@ def targets64(tmp_path_factory: pytest.TempPathFactory, digits64) -> Path:
 
     prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=[0.5] * 3, std=[0.5] * 3, seed=1)
     path = tmp_path_factory.mktemp("targets") / "digits64"
-    build_targets(prior, digits64, path, storage_dtype=torch.float32)
+    build_targets(prior, digits64, path, standardise="per_dim", storage_dtype=torch.float32)
     return path

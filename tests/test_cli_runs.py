@@ -169,7 +169,7 @@ def test_sigterm_ends_labelling_and_the_next_call_goes_on(tmp_path, monkeypatch)
     assert stop.value.code == 143 and signal.getsignal(signal.SIGTERM) == before
     assert 121 <= prior.network.calls < 190
     store = build_targets(prior, Digits(200), tmp_path / "t", batch_size=4)
-    assert len(store) == 200 and prior.network.calls <= 204  # one batch at most was computed twice
+    assert len(store) == 200 and prior.network.calls <= 236  # one batch at most twice, and 32 for `rounding`
 
 
 # ---- compared --------------------------------------------------------------------------------------------
