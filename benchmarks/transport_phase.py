@@ -3,7 +3,7 @@
     python benchmarks/transport_phase.py calibrate --data-root DIR            # once: seconds of a step and of a label
     python benchmarks/transport_phase.py agree --data-root DIR                # what stored views say of a free crop
     python benchmarks/transport_phase.py run --data-root DIR --views k0 k8 --losses cosine --steps 1000 --seeds 0 1 2
-    python benchmarks/transport_phase.py plan --data-root DIR                 # the runs of the docs, in their order
+    python benchmarks/transport_phase.py plan --data-root DIR --length long   # the runs of the docs, in their order
     python benchmarks/transport_phase.py report                               # tables from the results
 
 Views of a batch are made at once, in plain PyTorch and kornia, so that a step costs little more than the network.
@@ -58,7 +58,7 @@ SHOWN = (*KEY[2:], "linear_top1", "knn_top1", "step_seconds")
 def jobs(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The runs asked for by options, or those of the plan."""
     if options.action == "plan":
-        found = plan()
+        found = plan(options.length)
     else:
         names = ("seed", "steps", "batch", "prior", "kind", "loss", "view")
         values = (options.seeds, options.steps, options.batches, options.priors, options.kinds, options.losses)
@@ -108,6 +108,7 @@ def main() -> None:
     parser.add_argument("--counted", action="store_true", help="equal total time, labelling counted")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--split", choices=("validation", "test"), default="validation")
+    parser.add_argument("--length", choices=("short", "long"), default="short", help="of the runs of the plan")
     parser.add_argument("--shard", default="0/1")
     options = parser.parse_args()
     if options.action == "report":

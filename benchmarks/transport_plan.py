@@ -33,25 +33,23 @@ def runs(seed: int, steps: int, views: Iterable[str], losses: Iterable[str] = ("
     return [{**base, "view": view, "loss": loss} for view in views for loss in losses]
 
 
-def plan() -> list[Job]:
-    """Jobs, first things first, each once."""
-    found = [*runs(0, 1000, VIEWS), *runs(0, 1000, ["k0"], LOSSES), *runs(0, 1000, ["k0"], LOSSES, prior=RANDOM)]
-    found += runs(0, 8000, ["k0"], ["cosine", "contrastive"])
-    found += runs(0, 8000, ["k8", "k16", "nearest16", "blend16"])
-    found += runs(0, 8000, ["k8", "blend16"], ["contrastive"])
-    found += runs(0, 8000, ["k0"], ["cosine+relational"]) + runs(0, 8000, ["k4"]) + runs(0, 8000, ["online"])
-    found += [job for kind in ("isotropic", "frozen", "rank") for job in runs(0, 1000, ["k0"], kind=kind)]
-    found += [job for kind in ("isotropic", "frozen", "rank") for job in runs(0, 1000, ["k0"], kind=kind, prior=RANDOM)]
-    found += runs(0, 1000, ["k0"], ["cosine", "contrastive"], batch=256)
-    found += runs(0, 8000, ["k0"], ["cosine", "contrastive"], prior=RANDOM)
+def plan(length: str) -> list[Job]:
+    """Jobs of 1,000 steps (`short`) or of 8,000 (`long`), first things first, each once."""
+    short = [*runs(0, 1000, VIEWS), *runs(0, 1000, ["k0"], LOSSES), *runs(0, 1000, ["k0"], LOSSES, prior=RANDOM)]
     for seed in (1, 2):
-        found += runs(seed, 1000, VIEWS)
-        found += runs(seed, 1000, ["k0"], LOSSES) + runs(seed, 1000, ["k0"], LOSSES, prior=RANDOM)
-        found += runs(seed, 1000, ["k0"], ["cosine", "contrastive"], batch=256)
-        found += runs(seed, 1000, ["k0"], kind="isotropic") + runs(seed, 1000, ["k0"], kind="frozen")
-    for seed in (1, 2):
-        found += runs(seed, 8000, ["k0"], ["cosine", "contrastive"])
-        found += runs(seed, 8000, ["k8", "k16", "nearest16", "blend16"])
-        found += runs(seed, 8000, ["k0"], ["cosine", "contrastive"], prior=RANDOM)
-        found += runs(seed, 8000, ["online"])
+        short += runs(seed, 1000, VIEWS) + runs(seed, 1000, ["k0"], LOSSES)
+    for seed in (0, 1, 2):
+        for kind in ("shrunk", "isotropic", "frozen", "rank"):
+            short += runs(seed, 1000, ["k0"], kind=kind)
+        short += runs(seed, 1000, ["k0"], ["cosine", "contrastive"], batch=256)
+        short += runs(seed, 1000, ["k0"], LOSSES, prior=RANDOM)
+    long = []
+    for seed in (0, 1, 2):
+        long += runs(seed, 8000, ["k0"], ["cosine", "contrastive"]) + runs(seed, 8000, ["blend16"])
+    for seed in (0, 1, 2):
+        long += runs(seed, 8000, ["k16", "nearest16", "online", "k8"])
+    long += runs(0, 8000, ["blend16"], ["contrastive"]) + runs(0, 8000, ["k0"], ["cosine+contrastive"])
+    for seed in (0, 1, 2):
+        long += runs(seed, 8000, ["k0"], ["cosine", "contrastive"], prior=RANDOM)
+    found = short if length == "short" else long
     return [job for place, job in enumerate(found) if job not in found[:place]]

@@ -19,7 +19,9 @@ from rela_lightning.targets.reduce import Projection, pca, project, projection, 
 COLUMNS = 128
 """Columns of a target: the student's width."""
 LABELLING_SEED = 0
-KINDS = {"per_dim": "per_dim", "frozen": "per_dim", "isotropic": "isotropic", "rank": "per_dim"}
+KINDS = {
+    "shrunk": "shrunk", "per_dim": "per_dim", "frozen": "per_dim", "isotropic": "isotropic", "rank": "per_dim",
+}  # fmt: skip
 """Standardisation by kind of target; `rank` keeps the columns that explain 95% of the variance."""
 
 
