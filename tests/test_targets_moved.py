@@ -305,18 +305,3 @@ def test_data_sets_of_hugging_face_tell_file_names_labels_indices_and_a_fingerpr
     else:  # `with_transform` changes the fingerprint too, so that another one says nothing
         with pytest.warns(UserWarning, match="rows that share a label"):
             StoredTargets(TargetStore(store.path)).check(again)
-
-
-def test_targets_of_format_1_are_compared_as_far_as_they_go(tmp_path, prior):
-    store = build_targets(prior, Digits(), tmp_path / "t")
-    store.manifest["settings"] = {
-        **store.settings, "format_version": 1, "prior_identity": "made in another way", "dataset_order": "a hash",
-    }  # fmt: skip
-    del store.settings["prior_function"], store.manifest["sample"]["sizes"], store.manifest["sample"]["points"]
-    message = "Their prior can be compared by its features only.*beyond 16 sampled images: the targets are of format 1"
-    with pytest.warns(UserWarning, match=message):
-        store.verify(Digits(), prior)
-    with pytest.raises(TargetError, match="prior sees other images"):
-        store.verify(Digits(), load_prior(pixel_prior(mean=[5.0], std=[-1.0]), image_size=8))
-    with pytest.raises(TargetError, match="other pixels in rows"):
-        store.verify(Digits(start=3))

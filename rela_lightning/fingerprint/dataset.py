@@ -105,7 +105,7 @@ def compare_samples(stored: Mapping[str, Any], found: Sample, *, exact: bool) ->
     from their median, and in flat images less than half of it.
 
     Args:
-        stored: `Sample._asdict()`; of format 1 without sizes and points, then hashes decide.
+        stored: `Sample._asdict()`.
         found: Rows that are all in the stored sample.
         exact: Whether any difference counts, as for images that were never encoded.
     """
@@ -115,9 +115,9 @@ def compare_samples(stored: Mapping[str, Any], found: Sample, *, exact: bool) ->
         i = place[row]
         if stored["hashes"][i] == digest:
             continue
-        if "points" in stored and stored["sizes"][i] != size:
+        if stored["sizes"][i] != size:
             resized.append(row)
-        elif exact or "points" not in stored or not _alike(stored["points"][i], points):
+        elif exact or not _alike(stored["points"][i], points):
             other.append(row)
     return Difference(other, resized)
 

@@ -72,10 +72,9 @@ def refuse_difference(path: Path, manifest: Mapping[str, Any], wanted: dict[str,
     stored = manifest["settings"]
     plain = [key for key in wanted if key not in _SEEN_OTHERWISE and stored.get(key) != wanted[key]]
     differ: dict[str, tuple[Any, ...]] = {_NAMES.get(key, key): (stored.get(key), wanted[key]) for key in plain}
-    same_format = stored.get("format_version") == FORMAT
-    if same_format and other_prior(stored, Observed(**wanted["prior_function"])):
+    if other_prior(stored, Observed(**wanted["prior_function"])):
         differ["prior"] = tuple(f"{of['prior_identity'][:16]}, {of['preprocessing']}" for of in (stored, wanted))
-    if same_format and stored["dataset_length"] == wanted["dataset_length"]:
+    if stored["dataset_length"] == wanted["dataset_length"]:
         order, _ = compare_order(stored["dataset_order"], wanted["dataset_order"])
         moved = [name for name in order if not name.startswith(IN_MEMORY)]
         if moved:

@@ -162,15 +162,16 @@ class TargetStore:
     def verify(self, dataset: Any, prior: Prior | None = None, num_samples: int = 16) -> None:
         """Check that these are the targets of a data set.
 
-        The number of rows must agree, always. Raw pixels are compared where the data set is of the
-        type that was labelled and its `transform` can be set aside; where not, one warning says so.
+        The number of rows must agree, always. The order of all rows is compared where both data sets tell it
+        (file names, labels, indices, images in memory), and the raw pixels of some rows where they can be read
+        without the `transform`, whatever the class. What could not be compared is said in one warning.
         The random state and the data set are left as they were.
 
         Args:
             dataset: The data set to train on.
             prior: Embed the rows again too: its identity must agree, and so must the features (cosine
                 of at least .95).
-            num_samples: StoredRows to compare, spread evenly; 0 compares lengths only.
+            num_samples: Rows to compare, spread evenly; 0 compares lengths only.
 
         Raises:
             TargetError: Naming both lengths, or the rows or the prior that differ.

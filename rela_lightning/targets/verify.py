@@ -37,30 +37,25 @@ def verify(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: i
         One line on what could not be checked, or an empty text.
     """
     _verify_length(store, dataset)
-    known = prior is None or _verify_prior(store, prior)
+    if prior is not None:
+        _verify_prior(store, prior)
     if num_samples < 1:
         return ""
     with preserved_rng():
         labelled = store.manifest["sample"]["rows"]
         rows = [labelled[i] for i in sampled_rows(len(labelled), num_samples)]
-        told = store.settings["dataset_order"]
-        moved: list[str] = []
-        uncertain = "the targets are of format 1, which tells nothing of it"
-        if isinstance(told, dict):
-            moved, uncertain = compare_order(told, order_of(dataset, rows[:: max(1, len(rows) // 8)]))
+        order = order_of(dataset, rows[:: max(1, len(rows) // 8)])
+        moved, uncertain = compare_order(store.settings["dataset_order"], order)
         other, unseen = _compare_pixels(store, dataset, rows, moved)
         if moved or other:
             raise _of_other_data(dataset, moved, other, len(rows))
         if prior is not None and unseen != _UNREADABLE:
             _verify_features(store, dataset, prior, num_samples)
             unseen = ""
-    return _unchecked(store, len(rows), uncertain, unseen, known=known)
+    return _unchecked(store, len(rows), uncertain, unseen)
 
 
-def _verify_prior(store: TargetStore, prior: Prior) -> bool:
-    """Whether the identity could be compared; targets of format 1 have one made in another way."""
-    if "prior_function" not in store.settings:
-        return False
+def _verify_prior(store: TargetStore, prior: Prior) -> None:
     observed = prior.observed
     differ = other_prior(store.settings, observed)
     if differ:
@@ -70,20 +65,20 @@ def _verify_prior(store: TargetStore, prior: Prior) -> bool:
             found=f"{prior.name}, {observed.identity()}, with other {' and '.join(differ)}",
             do="load that prior with the same preprocessing, or build the targets again",
         )
-    return True
 
 
-def _unchecked(store: TargetStore, sampled: int, uncertain: str, unseen: str, *, known: bool) -> str:
+def _unchecked(store: TargetStore, sampled: int, uncertain: str, unseen: str) -> str:
     """One line on what was not compared."""
-    problems = [] if known else ["Their prior can be compared by its features only, as they are of format 1."]
     if unseen and uncertain:
-        problems.append(f"Only the length ({len(store)} rows) could be checked: {unseen[:-1]}, and {uncertain}.")
+        problem = f"Only the length ({len(store)} rows) could be checked: {unseen[:-1]}, and {uncertain}."
     elif unseen:
-        problems.append(f"The order of all {len(store)} rows agrees, but no pixels could be compared: {unseen}")
+        problem = f"The order of all {len(store)} rows agrees, but no pixels could be compared: {unseen}"
     elif uncertain:
         checked = f"The order of the {len(store)} rows could not be checked beyond {sampled} sampled images"
-        problems.append(f"{checked}: {uncertain}.")
-    return f"Targets at {store.path}: {' '.join(problems)}" if problems else ""
+        problem = f"{checked}: {uncertain}."
+    else:
+        return ""
+    return f"Targets at {store.path}: {problem}"
 
 
 def _verify_length(store: TargetStore, dataset: Any) -> None:
