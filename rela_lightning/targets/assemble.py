@@ -66,12 +66,13 @@ def assemble(
     def chunks() -> Iterator[Chunk]:
         return ordered_chunks(shards, length, shape)
 
-    compared: list[Tensor] = []
-    full = pca(streaming_moments(_rows_of(chunks(), exact.images if exact else [], compared)))
+    images = exact.images if exact else []
+    compared = torch.empty(len(images), shape.views, shape.dim)
+    full = pca(streaming_moments(_rows_of(chunks(), images, compared)))
     full = full._replace(rows=length)  # crops of one image are hardly new rows
     clear, rounding = full, None
     if exact is not None:
-        clear, rounding = without_rounding(full, moments(torch.cat(compared).double() - exact.features.flatten(0, 1)))
+        clear, rounding = without_rounding(full, moments((compared.double() - exact.features).flatten(0, 1)))
     kept = clear.first(target_dim)
     by = projection(kept, standardise)
     cosine = _write_rows(out / TARGETS, chunks(), by, (length, shape.views), storage)
@@ -108,12 +109,17 @@ def in_words(made: dict[str, Any], rows: int) -> list[str]:
     return [line for line, holds in lines.items() if holds]
 
 
-def _rows_of(chunks: Iterator[Chunk], images: Sequence[int], aside: list[Tensor]) -> Iterator[Tensor]:
-    """Features `[n * V, F]` of each chunk; a copy of those of some images is put aside."""
+def _rows_of(chunks: Iterator[Chunk], images: Sequence[int], aside: Tensor) -> Iterator[Tensor]:
+    """Features `[n * V, F]` of each chunk; those of some images are copied to `aside`, which is made before.
+
+    Whatever small is kept from a chunk would stop its memory from being used again for the next.
+    """
     start = 0
     for chunk in chunks:
         features = torch.from_numpy(chunk.features)
-        aside.append(features[[image - start for image in images if 0 <= image - start < len(features)]].flatten(0, 1))
+        for place, image in enumerate(images):
+            if 0 <= image - start < len(features):
+                aside[place] = features[image - start]
         start += len(features)
         yield features.flatten(0, 1)
 
