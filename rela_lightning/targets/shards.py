@@ -115,7 +115,10 @@ def missing_rows(folder: Path, length: int, shape: Shape) -> NDArray[np.int64]:
 def locate(folder: Path, length: int, shape: Shape) -> Path:
     """Write where each row is: a file of int64 `[length]`, positions in all shards one after another."""
     path = folder / "where.npy"
-    np.lib.format.open_memmap(path, mode="w+", dtype=np.int64, shape=(length,)).flush()
+    with path.open("wb") as file:  # written out in full: a full disk is an error here, and a crash in mapped memory
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (length,)})
+        for start in range(0, length, _INDEX_CHUNK):
+            file.write(bytes(8 * min(_INDEX_CHUNK, length - start)))
     before = 0
     for shard in find_shards(folder, shape):
         for start, entries in _index_chunks(shard, shape):
