@@ -13,8 +13,6 @@ from torchvision.transforms.v2 import functional as tv
 
 from tests.benchmarks.calls import call, lines_of, refused
 
-pytest.importorskip("kornia")
-
 
 @pytest.fixture
 def phase(script, tmp_path, monkeypatch):
