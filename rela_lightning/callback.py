@@ -18,14 +18,14 @@ from rela_lightning.injection.loading import RowTracker
 from rela_lightning.injection.optim import OptimizerFactory, TransportMap, check_same
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.phases import Phase, Phases
-from rela_lightning.injection.rows import RowLayout
+from rela_lightning.injection.rows import ROW_LAYOUTS, RowLayout
 from rela_lightning.injection.step import Parts, Step
 from rela_lightning.injection.student import Student
 from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
 from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
 from rela_lightning.losses import LossSpec, resolve_loss
 from rela_lightning.namespaces import DualCallback
-from rela_lightning.pooling import Pooling
+from rela_lightning.pooling import POOLINGS, Pooling
 from rela_lightning.priors import Prior, load_prior
 from rela_lightning.schedules import Plateau, Schedule, Weights
 from rela_lightning.targets import TargetStore
@@ -119,7 +119,9 @@ class ReLACallback(DualCallback):
         super().__init__()
         support.check_range("data_ratio", data_ratio, "a share in (0, 1]", 0.0 < data_ratio <= 1.0)
         support.check_range("num_views", num_views, "an integer >= 1", num_views >= 1)
-        support.check_range("crops", crops, f"one of {', '.join(CROPS)}", crops in CROPS)
+        choices = (("crops", crops, CROPS), ("row_layout", row_layout, ROW_LAYOUTS), ("pooling", pooling, POOLINGS))
+        for name, value, known in (*choices, ("step", step, ("auto", "replace", "swap_loss"))):
+            support.check_range(name, value, f"one of {', '.join(known)}", value in known)
         positive = transport_resolution is None or transport_resolution >= 1
         support.check_range("transport_resolution", transport_resolution, "pixels, >= 1, or None", positive)
         support.check_range("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
@@ -127,7 +129,6 @@ class ReLACallback(DualCallback):
         self.schedule = schedule if schedule is not None else Plateau()
         support.check_end_known(self.schedule, head_warmup=head_warmup, transport_resolution=transport_resolution)
         support.check_range("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
-        support.check_range("step", step, "auto, replace or swap_loss", step in ("auto", "replace", "swap_loss"))
         if targets is None and prior is None:
             raise ConfigError(
                 "ReLACallback needs targets.",

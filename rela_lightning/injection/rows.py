@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rela_lightning.errors import ConfigError, InjectionError
+from rela_lightning.errors import InjectionError
 
 RowLayout = Literal["auto", "cat", "interleaved"]
 ROW_LAYOUTS = ("auto", "cat", "interleaved")
@@ -108,8 +108,6 @@ class RowMatcher:
     """
 
     def __init__(self, row_layout: RowLayout = "auto") -> None:
-        if row_layout not in ROW_LAYOUTS:
-            raise ConfigError("Unknown `row_layout`.", found=row_layout, exists=ROW_LAYOUTS)
         self.row_layout = row_layout
         self._seen: dict[tuple[int, int, int], tuple[str, int]] = {}
         self._unread: list[Tensor] = []

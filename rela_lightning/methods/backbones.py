@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
@@ -37,21 +39,16 @@ def build_backbone(name: str, *, cifar_stem: bool = False, **kwargs: Any) -> tup
     if source == "lightly":
         from lightly.models import ResNetGenerator
 
-        try:
-            network = ResNetGenerator(model, **kwargs)
-        except ValueError as error:
-            raise ConfigError("lightly has no such network.", found=name, do=str(error)) from error
+        network = _made(name, ResNetGenerator, model, kwargs)
         width = network.linear.in_features
         return Trunk(network, pooled=True), width
-    if source in ("", "torchvision"):
-        from torchvision import models
-
-        try:
-            network = models.get_model(model, **kwargs)
-        except ValueError as error:
-            raise _unknown(name, [known for known in models.list_models() if "/" not in known][:60]) from error
-    else:
+    if source not in ("", "torchvision"):
         raise _unknown(name, ["resnet18", "timm:resnet18", "lightly:resnet-18"])
+    from torchvision import models
+
+    if model.lower() not in models.list_models():
+        raise _unknown(name, models.list_models())
+    network = _made(name, models.get_model, model, kwargs)
     width = _cut_classifier(network, name)
     if cifar_stem:
         _shrink_stem(network, name)
@@ -62,12 +59,24 @@ def _timm(model: str, cifar_stem: bool, kwargs: dict[str, Any]) -> tuple[nn.Modu
     import timm
 
     if not timm.is_model(model):
-        raise _unknown(f"timm:{model}", timm.list_models(f"*{model[:6]}*")[:60])
-    network = timm.create_model(model, num_classes=0, **kwargs)
+        raise _unknown(f"timm:{model}", [f"timm:{known}" for known in timm.list_models()])
+    network = _made(f"timm:{model}", timm.create_model, model, {"num_classes": 0, **kwargs})
     if cifar_stem:
         _shrink_stem(network, f"timm:{model}")
-    width: int = getattr(network, "head_hidden_size", None) or network.num_features  # type: ignore[assignment]
+    width: int = getattr(network, "head_hidden_size", None) or network.num_features
     return network, width
+
+
+def _made(name: str, make: Callable[..., Any], model: str, kwargs: dict[str, Any]) -> Any:
+    """A library's model, with our error where its constructor does not take the name or an option."""
+    try:
+        return make(model, **kwargs)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{name} cannot be built.",
+            expected="a name that its library has, and backbone_kwargs that its constructor takes",
+            found=f"{', '.join(map(str, kwargs)) or 'no backbone_kwargs'}: {error}",
+        ) from error
 
 
 def _cut_classifier(network: nn.Module, name: str) -> int:
@@ -103,10 +112,10 @@ def _shrink_stem(network: nn.Module, name: str) -> None:
     network.conv1, network.maxpool = small, nn.Identity()
 
 
-def _unknown(name: str, exists: list[str]) -> ConfigError:
+def _unknown(name: str, names: Sequence[str]) -> ConfigError:
     return ConfigError(
         "Unknown backbone.",
         expected="a torchvision model, timm:<model> or lightly:<resnet>",
         found=name,
-        exists=exists,
+        exists=difflib.get_close_matches(name, names, n=8, cutoff=0.4) or names[:8],
     )

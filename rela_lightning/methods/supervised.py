@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
 from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.methods.base import Method, check_positive
+from rela_lightning.methods.base import Method
 from rela_lightning.methods.views import encode_together, leading_views, refusal
 from rela_lightning.probe.batches import find_images, find_labels
 
@@ -50,7 +50,8 @@ class Supervised(Method):
         labels: int | str = "auto",
         **options: Any,
     ) -> None:
-        check_positive(num_classes=num_classes - 1)
+        if num_classes < 2:
+            raise ConfigError("`num_classes` is out of range.", expected="2 or more", found=num_classes)
         if not 0 <= label_smoothing < 1:
             raise ConfigError("`label_smoothing` is out of range.", expected="[0, 1)", found=label_smoothing)
         super().__init__(backbone, **options)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from rela_lightning.errors import PriorError
 from rela_lightning.fingerprint.prior import Observed, describe, joined, observe, observe_pixels, version_of
@@ -49,6 +50,13 @@ class Prior(nn.Module):
         name: str | None = None,
     ) -> None:
         super().__init__()
+        if any(map(is_lazy, (*network.parameters(), *network.buffers()))):
+            raise PriorError(
+                "The prior has layers that have no weights yet.",
+                expected="a network that is ready",
+                found=f"{type(network).__name__} with lazy layers",
+                do="send one batch of images through it first",
+            )
         self.network = network
         self.preprocess = preprocess
         self.pooling: Pooling = pooling

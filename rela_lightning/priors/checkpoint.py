@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
+import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,10 +80,17 @@ def read_state(path: Path) -> State:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named is None:
+            raise PriorError(
+                "The weights file cannot be read.",
+                expected="safetensors, or a state dict that torch.save wrote",
+                found=f"{path}, which is neither",
+            ) from error
         raise PriorError(
             "The weights file holds pickled objects, which could run code when loaded.",
             expected="tensors only: safetensors, or a state dict",
-            found=f"{path}: {str(error).splitlines()[0]}",
+            found=f"{path}: {named.group(1)}",
             do="where you trust it, save its state_dict() with safetensors.torch.save_file",
         ) from error
     except Exception as error:

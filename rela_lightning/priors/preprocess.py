@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -174,6 +175,12 @@ def customised(
 def per_channel(name: str, values: float | Sequence[float], channels: int | None) -> tuple[float, ...]:
     """One float for each channel; a single value is repeated, a gray prior gets the average."""
     given = tuple(float(v) for v in (values if isinstance(values, Sequence) else (values,)))
+    if not all(map(math.isfinite, given)) or (name == "std" and 0.0 in given):
+        raise PriorError(
+            f"Images cannot be normalised with this `{name}`.",
+            expected="a number, or one for each channel, of images in [0, 1]" + ("; not zero" if name == "std" else ""),
+            found=values,
+        )
     if channels is None or len(given) == channels:
         return given
     if len(given) == 1:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from rela_lightning.errors import ConfigError
 from rela_lightning.namespaces import NAMESPACES, DualCallback
-from rela_lightning.pooling import Pooling
+from rela_lightning.pooling import POOLINGS, Pooling
 from rela_lightning.probe.batches import find_images, find_labels
 from rela_lightning.probe.features import Backbone, encode, find_backbone
 
@@ -40,6 +41,8 @@ class ProbeCallback(DualCallback):
     """
 
     def __init__(self, *, backbone: str, pooling: Pooling, labels: int | str) -> None:
+        if pooling not in POOLINGS:
+            raise ConfigError("Unknown pooling.", expected="one of the names below", found=pooling, exists=POOLINGS)
         self.backbone = backbone
         self.pooling: Pooling = pooling
         self.labels = labels
