@@ -10,13 +10,17 @@ from typing import Any
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.settings import FORMAT
 from rela_lightning.targets.partial import partial_folder
+from rela_lightning.targets.records import STORAGES
 
 MANIFEST, TARGETS, PROJECTION = "manifest.json", "targets.npy", "projection.safetensors"
 FILES = (MANIFEST, TARGETS, PROJECTION)
 """All the files of a store."""
 MADE_BY = "rela_lightning"
 _AGAIN = "build the targets again with overwrite=True"
-_NEEDED = ("fingerprint", "prior", "length", "views", "dim", "settings", "sample", "projection_sum", "targets_bytes")
+_NEEDED: dict[str, type] = {
+    "fingerprint": str, "prior": str, "length": int, "views": int, "dim": int, "settings": dict, "sample": dict,
+    "projection_sum": str, "targets_bytes": int,
+}  # fmt: skip
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
@@ -59,12 +63,26 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "and the order of the rows are kept with them",
         )
     stated = manifest.pop("sum", None)
-    if stated != _sum(_canonical(manifest)) or any(key not in manifest for key in _NEEDED):
+    if stated != _sum(_canonical(manifest)):
         raise TargetError(
             f"The manifest {file} has changed since it was written.",
             expected="a file that agrees with its check sum",
             found="one that does not",
             do=f"restore it from a copy, or {_AGAIN}",
+        )
+    odd = [key for key, kind in _NEEDED.items() if type(manifest.get(key)) is not kind]
+    if odd or min(manifest["length"], manifest["views"], manifest["dim"] - 1) < 0:
+        raise TargetError(
+            f"{file} is not a manifest of targets.",
+            found=", ".join(f"{key}={manifest.get(key)!r:.60}" for key in odd or ("length", "views", "dim")),
+            do=_AGAIN,
+        )
+    if manifest["settings"].get("storage_dtype") not in STORAGES:
+        raise TargetError(
+            f"The targets at {path} are kept in a type that is not known.",
+            expected=", ".join(STORAGES),
+            found=manifest["settings"].get("storage_dtype"),
+            do=f"update rela_lightning, or {_AGAIN}",
         )
     _check_files(path, manifest)
     return manifest

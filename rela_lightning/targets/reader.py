@@ -1,7 +1,8 @@
-"""StoredRows of a store, memory-mapped: read by index and view, and checked each time they are read."""
+"""Rows of a store, memory-mapped: read by index and view, and checked each time they are read."""
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 
 from rela_lightning.errors import TargetError
 from rela_lightning.targets.records import Storage, check_sums, decode, record_type
+
+_LARGEST_HEADER = 2**12
 
 
 class StoredRows(NamedTuple):
@@ -51,7 +54,7 @@ class RowReader:
         """Some views of some rows.
 
         Args:
-            index: StoredRows `[B]`, each of 0 to N - 1.
+            index: Rows `[B]`, each of 0 to N - 1.
             views: Views of each, `[B, n]`, each of 0 to V - 1.
 
         Raises:
@@ -63,23 +66,20 @@ class RowReader:
 
     @cached_property
     def _records(self) -> NDArray[Any]:
+        """The last bytes of the file; the header before them is for other readers of `.npy`."""
         try:
-            records: NDArray[Any] = np.load(self.path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise TargetError(
-                "The targets cannot be read.",
-                expected=f"an array of {self.shape[0]} rows in {self.path}",
-                found=f"{type(error).__name__}: {error}",
-                do="restore the file from a copy, or build the targets again with overwrite=True",
-            ) from error
-        if records.dtype != self._type or records.shape != self.shape:
-            raise TargetError(
-                "The file of targets is not the one that its manifest describes.",
-                expected=f"{list(self.shape)} records of {self._type.itemsize} bytes",
-                found=f"{list(records.shape)} of {records.dtype.itemsize} bytes in {self.path}",
-                do="restore the folder from a copy, or build the targets again with overwrite=True",
-            )
-        return records
+            header = self.path.stat().st_size - math.prod(self.shape) * self._type.itemsize
+            if 0 < header < _LARGEST_HEADER:
+                return np.memmap(self.path, self._type, "r", offset=header, shape=self.shape)
+            found = f"{header} bytes beside them" if header > 0 else f"{-header} bytes too few"
+        except OSError as error:
+            found = f"{type(error).__name__}: {error}"
+        raise TargetError(
+            "The targets cannot be read.",
+            expected=f"{list(self.shape)} records of {self._type.itemsize} bytes in {self.path}",
+            found=found,
+            do="restore the folder from a copy, or build the targets again with overwrite=True",
+        )
 
     def _check(self, records: NDArray[Any], index: NDArray[Any]) -> None:
         broken = (check_sums(records) != records["sum"]).any(axis=1)
