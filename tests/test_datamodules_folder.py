@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 
 from rela_lightning.data import FolderImages, ImageFolderData, ImageNetData, TinyImageNetData, readable
-from rela_lightning.data.folder import read_label_map
+from rela_lightning.data.label_map import read_label_map
 from rela_lightning.errors import ConfigError, DataError
 from tests.image_files import crop, write_classes, write_flat
 
@@ -166,9 +166,8 @@ def damage(root: Path, how: str) -> dict[str, Any]:
     ("how", "message"),
     [
         ("empty class", r"class folder holds no.*\n.*\n  found:    rose\n.*labelled=False"),
-        ("no images", r"holds no images.*\n  expected: files that end in \.jpg.*\n.*\n  exists:   flower, temple"),
-        ("other classes", r"different classes.*\n.*\n.*1 missing here: temple; 1 only here: castle"),
-        ("class missing in val", r"different classes.*\n.*\n.*1 missing here: temple"),
+        ("no images", r"holds no images.*\n  expected: files with .*\.jpg.*\n.*\n  exists:   flower, temple"),
+        ("other classes", r"different classes.*\n.*\n.*only here: castle; missing here: temple"),
         ("no train", r"no folder of training images.*\n.*train\n.*val alone\n.*train_dir"),
         ("flat val", r"no class folders.*\n.*\n.*6 images in .*val itself\n.*val_map"),
         ("labelled=True without folders", r"no class folders"),
@@ -182,6 +181,16 @@ def test_bad_folders_are_refused_before_training(how: str, message: str, folders
     options = {"root": str(folders), **damage(folders, how)}
     with pytest.raises(DataError, match=message):
         ImageFolderData(**options).prepare_data()
+
+
+def test_a_class_without_validation_images_is_told(folders: Path) -> None:
+    damage(folders, "class missing in val")
+    (folders / "train" / "flower").rename(folders / "train" / "zinnia")
+    (folders / "val" / "flower").rename(folders / "val" / "zinnia")
+    data = ImageFolderData(str(folders))
+    with pytest.warns(UserWarning, match="no images of 1 of 2 classes: temple"):
+        labels = data.dataset("val").targets
+    assert set(labels) == {1} and data.classes == ["temple", "zinnia"]
 
 
 def test_no_folder_at_all_and_unknown_options() -> None:
@@ -258,11 +267,12 @@ def test_a_class_of_unreadable_images_is_an_empty_class(folders: Path) -> None:
 
 
 def test_the_list_of_labels_in_three_formats(tmp_path: Path) -> None:
-    wanted = {"val_0": "n02", "val_1": "n01"}
+    plain = {"val_0": "n02", "val_1": "n01"}
     (tmp_path / "tiny.txt").write_text("val_0.JPEG\tn02\t0\t32\t44\t62\nval_1.JPEG\tn01\t52\t55\t57\t59\n")
     (tmp_path / "kaggle.csv").write_text("ImageId,PredictionString\nval_0,n02 1 2 3 4\nval_1,n01 5 6 7 8 \n")
     (tmp_path / "caffe.txt").write_text("val_0.JPEG n02\n\nval_1.JPEG n01\n")
     for name in ("tiny.txt", "kaggle.csv", "caffe.txt"):
+        wanted = plain if name == "kaggle.csv" else {f"{key}.JPEG": label for key, label in plain.items()}
         assert read_label_map(tmp_path / name) == wanted
     (tmp_path / "bad.txt").write_text("val_0.JPEG n02\nval_1.JPEG\n")
     with pytest.raises(DataError, match="line 2"):

@@ -124,7 +124,7 @@ def test_gray_becomes_colour_and_colour_gray(photos):
     "image, message",
     [
         ("picture.png", "found:    str"),
-        (Image.new("I;16", (9, 9)), "PIL mode I;16"),
+        (Image.new("F", (9, 9), 2.0), "PIL mode F has values from 2 to 2"),
         (torch.zeros(9, 9, 3, dtype=torch.uint8), "channels first"),
         (torch.zeros(3, 9, 9, dtype=torch.int64), "torch.int64"),
     ],

@@ -22,6 +22,7 @@ def targets(
     path: str,
     *,
     prior_kwargs: dict[str, Any] | None = None,
+    image: str | None = None,
     views: int = 0,
     target_dim: int | float | None = None,
     standardise: Literal["shrunk", "per_dim", "isotropic", "none"] = "shrunk",
@@ -42,6 +43,7 @@ def targets(
         path: Folder to write: missing, empty, or with targets of ours. `.rela_lightning` beside it holds working files.
         prior_kwargs: Options of `load_prior`: `arch` (for a checkpoint), `image_size`, `mean`, `std`, `pooling`,
             `seed` (for random weights), ...
+        image: Where the image is in a sample that holds several, keys and positions with dots between: `rgb`, `0`.
         views: Crops of each image that are embedded beside the whole; training then shows these crops. Each costs one
             more forward of the prior.
         target_dim: Most columns that are kept, or the share of the variance they explain; null for all that carry any.
@@ -67,6 +69,7 @@ def targets(
         load_prior(prior, **(prior_kwargs or {})),
         images,
         path,
+        image=image,
         views=views,
         target_dim=target_dim,
         standardise=standardise,

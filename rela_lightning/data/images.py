@@ -8,6 +8,8 @@ from typing import Any
 from PIL import Image
 from torch.utils.data import Dataset
 
+from rela_lightning.data.eight_bit import eight_bit
+
 
 class RGBImages(Dataset[tuple[Any, int]]):
     """The images of another data set, in RGB, under a transform: `dataset[i] -> (image, label)`.
@@ -42,5 +44,5 @@ class RGBImages(Dataset[tuple[Any, int]]):
         """Image (PIL RGB, or what `transform` makes of it) and label."""
         image, label = self.dataset[index]
         if isinstance(image, Image.Image) and image.mode != "RGB":
-            image = image.convert("RGB")
+            image = eight_bit(image).convert("RGB")
         return (image if self.transform is None else self.transform(image)), int(label)

@@ -12,21 +12,30 @@ from itertools import islice
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from PIL import Image
+from PIL import Image, ImageOps
+
+from rela_lightning.data.eight_bit import eight_bit
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What PIL raises for files that are no images, or broken ones."""
+ORIENTATION = 0x0112
+"""EXIF's tag of how a picture is turned."""
 _BLOCK = 4096
 
 
 def open_rgb(path: Path) -> Image.Image:
-    """Decode an image file as RGB.
+    """Decode an image file as 8-bit RGB, upright: turned and mirrored as its EXIF says.
+
+    Modes are converted as `eight_bit` has it. Of an animation the first picture is read.
 
     Raises:
         OSError: Or another of `UNREADABLE`, if it cannot be decoded.
     """
     with path.open("rb") as file:
-        return Image.open(file).convert("RGB")
+        opened = Image.open(file)
+        turned = opened.getexif().get(ORIENTATION, 1) != 1
+        image = eight_bit(ImageOps.exif_transpose(opened) if turned else opened)
+        return image.convert("RGB")  # which also decodes what was only opened
 
 
 def unreadable(root: Path, names: Sequence[str]) -> set[str]:
@@ -75,14 +84,14 @@ def _cache_folder() -> Path:
 
 
 def _key(root: Path, names: Sequence[str]) -> str:
-    digest = hashlib.sha256(str(root.resolve()).encode())
+    digest = hashlib.sha256(os.fsencode(root.resolve()))
     for name in names:
         try:
             state = (root / name).stat()
         except OSError:  # a link to nothing
-            digest.update(f"{name}|\n".encode())
+            digest.update(os.fsencode(f"{name}|\n"))
         else:
-            digest.update(f"{name}|{state.st_size}|{state.st_mtime_ns}\n".encode())
+            digest.update(os.fsencode(f"{name}|{state.st_size}|{state.st_mtime_ns}\n"))
     return digest.hexdigest()[:32]
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rela_lightning.data.eight_bit import eight_bit
 from rela_lightning.errors import DataError, PriorError
 
 Fit = Literal["shortest", "squash", "longest"]
@@ -89,15 +90,15 @@ def with_channels(image: Any, channels: int) -> Any:
             expected="a PIL image, or a tensor [C, H, W], uint8 or float in [0, 1]",
             found=type(image).__name__,
         )
-    if mode.startswith(("I", "F")) or channels not in (1, 3):
+    if channels not in (1, 3):
         raise DataError(
             "The image's mode does not fit this prior.",
-            expected=f"an 8-bit image that can be given {channels} channels",
+            expected=f"an image that can be given {channels} channels",
             found=f"PIL mode {mode}",
-            do="convert it to 8 bits (mode L or RGB), or hand over tensors [C, H, W]",
+            do="hand over tensors [C, H, W]",
         )
-    wanted = "L" if channels == 1 else "RGB"
-    return image if mode == wanted else image.convert(wanted)
+    image, wanted = eight_bit(image), "L" if channels == 1 else "RGB"
+    return image if image.mode == wanted else image.convert(wanted)
 
 
 def _tensor_with_channels(image: Tensor, channels: int) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from rela_lightning.data.find_image import image_at
 from rela_lightning.errors import ConfigError, TargetError
 from rela_lightning.fingerprint.dataset import Sample, take_sample
 from rela_lightning.fingerprint.settings import feature_fields, fields_of, fingerprint, refuse_difference
@@ -45,6 +46,7 @@ def build_targets(
     dataset: Any,
     path: str | Path,
     *,
+    image: str | None = None,
     views: int = 0,
     target_dim: int | float | None = None,
     standardise: Standardise = "shrunk",
@@ -66,11 +68,13 @@ def build_targets(
 
     Args:
         prior: From `load_prior`, or what `load_prior` takes.
-        dataset: Map-style; `dataset[i]` is an image, `(image, ...)` or a dict with an image: PIL,
-            uint8 tensor `[C, H, W]`, or float tensor in [0, 1]. Its own `transform` is set aside
-            while labelling and put back.
+        dataset: Map-style; `dataset[i]` is an image, or a tuple or dict with one image: PIL, uint8 tensor
+            `[C, H, W]`, or float tensor in [0, 1]. Its own `transform` is set aside while labelling and put back.
         path: Folder to write: missing (its parent too), empty, or with targets of ours. A link stands
             for the folder it points to.
+        image: Where the image is in a sample that holds several (masks, depth maps, other views), keys and positions
+            with dots between: `"rgb"`, `"0"`; `None` to find it, see `rela_lightning.data.find_image`. Kept in the
+            manifest, so that training finds it too.
         views: Crops K of each image that are embedded too, beside the whole image (view 0): half of the image or
             more, mirrored or not, as in the transport phase. Their boxes are kept, so that training can make exactly
             the crop whose target it uses. Costs K more forwards of the prior an image; it is read and decoded once.
@@ -118,6 +122,7 @@ def build_targets(
         )
         with preserved_rng():
             length = check_length(dataset)
+            dataset = image_at(dataset, image)
             sample = take_sample(dataset, length)
             fields = fields_of(
                 prior,
@@ -128,6 +133,7 @@ def build_targets(
                 target_dim=target_dim,
                 standardise=standardise,
                 storage_dtype=storage,
+                **({} if image is None else {"image": image}),
             )
             job = _Job(place, claim, overwrite, prior, fields, sample, Shape(1 + views, prior.feature_dim))
             done = job.finished()

@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
 from rela_lightning.data.crops import Crop, cut, draw_crop, size_of, whole
+from rela_lightning.data.eight_bit import eight_bit
+from rela_lightning.data.find_image import find_image
 from rela_lightning.data.swap import swapped_transform
 from rela_lightning.errors import DataError
 
 CropsOf = Callable[[Any, int], Sequence[Crop]]
 """Crops of an image, from the image and its row in the data set."""
-_KEYS = ("image", "img", "pixel_values")
-_WANTED = "a PIL image, a uint8 tensor [C, H, W] or a float tensor in [0, 1], alone or first in a tuple or dict"
+_WANTED = "a PIL image, a uint8 tensor [C, H, W] or a float tensor in [0, 1], alone or in a tuple or dict"
 
 
 def unchanged(*images: Any, **named: Any) -> Any:
@@ -54,13 +55,13 @@ def raw_image(dataset: Any, row: int) -> Any:
         DataError: If the sample holds no such image.
     """
     item = _read(dataset, row, unchanged)
-    image = _find(item)
+    image = find_image(item)
     if image is None:
         raise DataError(
             f"Row {row} of the data set holds no image.",
             expected=_WANTED,
             found=_kind(item),
-            do="wrap the data set so that dataset[i] is the image or starts with it",
+            do="wrap the data set so that dataset[i] is the image or holds it",
         )
     return _checked(image, row)
 
@@ -79,9 +80,7 @@ def pixels(image: Any) -> np.ndarray:
     """Pixels of a PIL image or tensor as an array `[C, H, W]`, the same for both forms of an image."""
     if isinstance(image, Tensor):
         return np.ascontiguousarray(image.cpu().numpy())
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
-    array = np.asarray(image)
+    array = np.asarray(eight_bit(image))
     return np.ascontiguousarray(array[None] if array.ndim == 2 else array.transpose(2, 0, 1))
 
 
@@ -172,26 +171,6 @@ def embed(prior: Any, images: Any) -> Tensor:
     flat = [part.flatten(0, 1) for part in parts]
     features: Tensor = prior(flat if isinstance(images, (list, tuple)) else flat[0])
     return features.view(rows, views, -1)
-
-
-def _find(item: Any) -> Any:
-    """The first image in a sample, or `None`."""
-    if _is_image(item):
-        return item
-    if isinstance(item, Mapping):
-        named = [item[key] for key in _KEYS if key in item]
-        return next((image for value in named or item.values() if (image := _find(value)) is not None), None)
-    if isinstance(item, Sequence) and not isinstance(item, (str, bytes)) and len(item):
-        return next((image for value in item if (image := _find(value)) is not None), None)
-    return None
-
-
-def _is_image(item: Any) -> bool:
-    from PIL.Image import Image
-
-    if isinstance(item, (Tensor, np.ndarray)):
-        return item.ndim in (2, 3)
-    return isinstance(item, Image)
 
 
 def _checked(image: Any, row: int) -> Any:

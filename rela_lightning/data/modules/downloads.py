@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
-from rela_lightning.data.folder import FolderImages, check_folder
+from rela_lightning.data.files import check_folder
+from rela_lightning.data.folder import FolderImages
 from rela_lightning.data.modules.base import ImageData, Split
 from rela_lightning.data.modules.folders import split_folder
 from rela_lightning.errors import ConfigError, DataError

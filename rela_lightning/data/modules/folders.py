@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rela_lightning.data.folder import FolderImages, OnError, check_folder, list_images, read_label_map
+from rela_lightning.data.files import check_folder, list_images
+from rela_lightning.data.folder import FolderImages, OnError
+from rela_lightning.data.label_map import read_label_map
 from rela_lightning.data.modules.base import ImageData, Split
 from rela_lightning.errors import ConfigError, DataError
 
@@ -52,7 +54,7 @@ class ImageFolderData(ImageData):
         train_dir: Folder of the training images, in place of `root/train`.
         val_dir: Folder of the validation images, in place of `root/val`.
         val_map: Text file with a line `file class` for each validation image, where these are not in class folders;
-            see `rela_lightning.data.folder.read_label_map`.
+            see `rela_lightning.data.label_map.read_label_map`.
         labelled: Whether folders of training images are classes; None to tell from the layout.
         on_error: `raise` an error that names an unreadable image when it is read, or `skip` unreadable images: all
             files are decoded once before training, so that rows are fixed.

@@ -1,0 +1,144 @@
+"""Which part of a sample is the image: told by its name, or unmistakable; never by its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from rela_lightning.errors import DataError
+
+_IMAGE_NAMES = ("image", "img", "pixel_values", "photo", "picture", "rgb", "jpg", "jpeg", "png", "webp")
+_OTHER_NAMES = ("mask", "seg", "depth", "label", "target", "box", "keypoint", "flow", "edge", "normal", "heatmap")
+_COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
+_LEAST_SIDE = 5  # what is narrower are boxes and points
+
+
+def find_image(item: Any) -> Any:
+    """The image in a sample.
+
+    A sample may be the image itself, or hold it at any depth of tuples, lists and dicts. Of several candidates one is
+    taken if it has the name of an image (`image`, `img`, `rgb`, ...), or if no other could be one: a photo in colour
+    beside masks, depth maps, boxes or greyscale images.
+
+    Args:
+        item: What a data set gave for a row.
+
+    Returns:
+        A PIL image, tensor or array; None if there is none.
+
+    Raises:
+        DataError: If there are several that differ, naming where they are.
+    """
+    found = list(_candidates(item))
+    for narrower in (_named, _not_named_otherwise, _strongest):
+        found = narrower(found)
+    if len(found) > 1 and not all(_same(found[0][1], other) for _, other in found[1:]):
+        raise DataError(
+            "A sample holds several images, and nothing says which one is meant.",
+            expected="one image, or one with a name such as image",
+            found=", ".join(f"{'.'.join(where)}: {_size(value)}" for where, value in found[:8]),
+            do=f'say where it is: build_targets(..., image="{".".join(found[0][0])}"), rela targets --image',
+        )
+    return found[0][1] if found else None
+
+
+class ImageAt(Dataset[Any]):
+    """One part of each sample of a data set.
+
+    Args:
+        dataset: Map-style.
+        where: Path of the part, keys and positions with dots between: `image`, `0`, `views.1`.
+    """
+
+    def __init__(self, dataset: Any, where: str) -> None:
+        self.dataset, self.where = dataset, where
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        """The part of a row.
+
+        Raises:
+            DataError: If the sample has no such part.
+        """
+        part = self.dataset[row]
+        for name in self.where.split("."):
+            try:
+                part = part[name] if isinstance(part, Mapping) else part[int(name)]
+            except (KeyError, IndexError, TypeError, ValueError) as error:
+                raise DataError(
+                    f"Row {row} of the data set has nothing at `{self.where}`.",
+                    expected="keys and positions with dots between",
+                    found=type(part).__name__,
+                    exists=list(part) if isinstance(part, Mapping) else None,
+                ) from error
+        return part
+
+
+def image_at(dataset: Any, where: str | None) -> Any:
+    """The data set itself, or the part of its samples that is the image."""
+    return dataset if where is None else ImageAt(dataset, where)
+
+
+_Found = list[tuple[tuple[str, ...], Any]]
+
+
+def _candidates(item: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    if _is_image(item, alone=not where):
+        yield where, item
+    elif isinstance(item, Mapping):
+        for key, value in item.items():
+            yield from _candidates(value, (*where, str(key)))
+    elif isinstance(item, Sequence) and not isinstance(item, (str, bytes)):
+        for place, value in enumerate(item):
+            yield from _candidates(value, (*where, str(place)))
+
+
+def _is_image(item: Any, *, alone: bool) -> bool:
+    if isinstance(item, (Tensor, np.ndarray)):
+        return item.ndim in (2, 3) and (alone or item.ndim == 3 or min(item.shape) >= _LEAST_SIDE)
+    return hasattr(item, "convert") and hasattr(item, "mode")  # PIL
+
+
+def _named(found: _Found) -> _Found:
+    named = [pair for pair in found if any(part.lower() in _IMAGE_NAMES for part in pair[0])]
+    return named or found
+
+
+def _not_named_otherwise(found: _Found) -> _Found:
+    plain = [pair for pair in found if not any(name in part.lower() for part in pair[0] for name in _OTHER_NAMES)]
+    return plain or found
+
+
+def _strongest(found: _Found) -> _Found:
+    best = max((_strength(value) for _, value in found), default=0)
+    return [pair for pair in found if _strength(pair[1]) == best]
+
+
+def _strength(value: Any) -> int:
+    """2 for colour, 1 for PIL images and single planes, 0 for what may be anything."""
+    if not isinstance(value, (Tensor, np.ndarray)):
+        return 2 if value.mode in _COLOUR else 1
+    channels = {value.shape[0] if isinstance(value, Tensor) else value.shape[-1]} if value.ndim == 3 else set()
+    if channels & {3, 4} and min(value.shape[-2:] if isinstance(value, Tensor) else value.shape[:2]) >= _LEAST_SIDE:
+        return 2
+    return 1 if channels & {1} else 0
+
+
+def _same(one: Any, two: Any) -> bool:
+    if one is two:
+        return True
+    first, second = np.asarray(one), np.asarray(two)
+    return type(one) is type(two) and first.shape == second.shape and bool((first == second).all())
+
+
+def _size(value: Any) -> str:
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{type(value).__name__} {list(value.shape)}"
+    return f"PIL {value.mode} {value.height} x {value.width}"

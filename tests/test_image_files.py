@@ -1,0 +1,226 @@
+"""Image files of every kind, name and place are read as they look, or refused by name."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rela_lightning import build_targets
+from rela_lightning.data import RGBImages
+from rela_lightning.data.folder import FolderImages
+from rela_lightning.data.label_map import mapped_labels, read_label_map
+from rela_lightning.errors import DataError
+from rela_lightning.priors.preprocess import Preprocess
+from rela_lightning.targets.images import pixels
+from tests.image_files import crop, write_classes
+from tests.test_targets import pixel_prior
+
+GREY = np.asarray(crop(0, 3).convert("L"))
+PLAIN = Preprocess((48, 48), (0.0,) * 3, (1.0,) * 3)
+
+
+class One:
+    """A data set of one image."""
+
+    targets = (0,)
+
+    def __init__(self, image: Image.Image) -> None:
+        self.image = image
+
+    def __len__(self) -> int:
+        return 1
+
+    def __getitem__(self, row: int) -> Any:
+        return self.image, 0
+
+
+def of_palette(image: Image.Image) -> Image.Image:
+    return image.convert("P", palette=Image.Palette.ADAPTIVE)
+
+
+def with_alpha(image: Image.Image, mode: str = "RGBA") -> Image.Image:
+    changed = image.convert(mode)
+    changed.putalpha(Image.fromarray(np.arange(48 * 48, dtype=np.uint8).reshape(48, 48)))
+    return changed
+
+
+MODES = {
+    "I;16": (Image.fromarray(GREY.astype(np.uint16) * 257), "png"),
+    "I;16 tiff": (Image.fromarray(GREY.astype(np.uint16) * 257), "tiff"),
+    "I": (Image.fromarray(GREY.astype(np.int32) * 257), "tiff"),
+    "F": (Image.fromarray(GREY.astype(np.float32) / 255), "tiff"),
+    "L": (Image.fromarray(GREY), "png"),
+    "LA": (with_alpha(Image.fromarray(GREY), "LA"), "png"),
+}
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_grey_of_any_depth_is_the_same_everywhere(tmp_path: Path, name: str) -> None:
+    image, suffix = MODES[name]
+    image.save(tmp_path / f"a.{suffix}")
+    want = np.stack([GREY] * 3)
+    read = FolderImages(tmp_path)[0][0]
+    for found in (read, RGBImages(One(image))[0][0]):
+        assert found.mode == "RGB"
+        np.testing.assert_allclose(pixels(found).astype(float), want, atol=1)
+    np.testing.assert_allclose(np.broadcast_to(pixels(image), want.shape).astype(float), want, atol=1)
+    np.testing.assert_allclose(PLAIN(image).numpy() * 255, want, atol=1)
+
+
+def test_colour_of_any_mode_is_what_pillow_makes_of_it(tmp_path: Path) -> None:
+    photo = crop(0, 3)
+    clear = of_palette(photo)
+    clear.info["transparency"] = 3
+    for image in (
+        photo.convert("CMYK"),
+        of_palette(photo),
+        clear,
+        with_alpha(photo),
+        photo.convert("1"),
+        photo.convert("HSV"),
+    ):
+        want = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+        assert (pixels(image) == want).all() and (pixels(RGBImages(One(image))[0][0]) == want).all(), image.mode
+        np.testing.assert_allclose(PLAIN(image).numpy() * 255, want, atol=1e-3)
+    with_alpha(photo).save(tmp_path / "a.png")
+    assert (pixels(FolderImages(tmp_path)[0][0]) == pixels(photo)).all()
+
+
+@pytest.mark.parametrize(
+    ("values", "mode"),
+    [
+        (GREY.astype(np.float32), "F"),
+        (GREY.astype(np.float32) / 255 - 0.5, "F"),
+        (np.where(GREY > 200, np.nan, 0.5).astype(np.float32), "F"),
+        (GREY.astype(np.int32), "I"),
+        (GREY.astype(np.int32) * 65536, "I"),
+        (GREY.astype(np.int32) - 300, "I"),
+    ],
+)
+def test_values_that_do_not_say_what_white_is_are_refused_with_the_file(tmp_path: Path, values: Any, mode: str) -> None:
+    Image.fromarray(values).save(tmp_path / "scan.tiff")
+    Image.fromarray(GREY).save(tmp_path / "xray.png")
+    with pytest.raises(DataError, match=rf"(?s)row 0 cannot be read.*scan\.tiff.*PIL mode {mode} has values"):
+        FolderImages(tmp_path)[0]
+    with pytest.warns(UserWarning, match=r"1 of 2 images.*scan\.tiff"):
+        assert len(FolderImages(tmp_path, on_error="skip")) == 1
+    with pytest.raises(DataError, match="what white is"):
+        RGBImages(One(Image.fromarray(values)))[0]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_photo_is_read_upright(tmp_path: Path, orientation: int) -> None:
+    photo, exif = crop(1, 4).crop((0, 0, 40, 24)), Image.Exif()
+    exif[0x0112] = orientation
+    photo.save(tmp_path / "a.png", exif=exif)
+    array = np.asarray(photo)
+    turns = {
+        1: array, 2: array[:, ::-1], 3: array[::-1, ::-1], 4: array[::-1], 5: array.transpose(1, 0, 2),
+        6: np.rot90(array, -1), 7: np.rot90(array, 2).transpose(1, 0, 2), 8: np.rot90(array),
+    }  # fmt: skip
+    assert (np.asarray(FolderImages(tmp_path)[0][0]) == turns[orientation]).all()
+
+
+def test_files_are_images_if_pillow_reads_them_and_others_are_counted(tmp_path: Path) -> None:
+    for suffix in ("gif", "jp2", "tga", "JFIF", "PNG", "pbm", "webp", "ico"):
+        crop(0, 1).convert("1" if suffix == "pbm" else "RGB").save(tmp_path / f"{suffix}.{suffix.lower()}")
+        (tmp_path / f"{suffix}.{suffix.lower()}").rename(tmp_path / f"{suffix}.{suffix}")
+    for name in ("phone.heic", "other.heic", "film.mp4", "notes.txt", "README"):
+        (tmp_path / name).write_text("")
+    with pytest.warns(UserWarning, match=r"left out.*2 \.heic, 1 \.mp4\.$"):
+        data = FolderImages(tmp_path)
+    assert len(data) == 8 and all(data[row][0].mode == "RGB" for row in range(8))
+
+
+def test_links_that_lead_back_are_not_followed(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "r", 2)
+    (root / "flower" / "up").symlink_to("..")
+    (root / "latest").symlink_to(".")
+    (root / "temple" / "beside").symlink_to("../flower")
+    (root / "flower" / "back").symlink_to("../temple")
+    (tmp_path / "far").mkdir()
+    crop(0, 9).save(tmp_path / "far" / "x.jpg")
+    (root / "temple" / "far").symlink_to(tmp_path / "far")
+    data = FolderImages(root)
+    names = [name for name, _ in data.samples]
+    assert data.classes == ["flower", "temple"]
+    assert names == [
+        "flower/00.jpg", "flower/01.jpg", "flower/back/00.jpg", "flower/back/01.jpg", "flower/back/far/x.jpg",
+        "temple/00.jpg", "temple/01.jpg", "temple/beside/00.jpg", "temple/beside/01.jpg", "temple/far/x.jpg",
+    ]  # fmt: skip
+
+
+def test_a_name_in_any_bytes_can_be_labelled_verified_and_looked_over(tmp_path: Path) -> None:
+    root = write_classes(tmp_path / "r", 4)
+    (root / "flower" / "00.jpg").rename(os.fsdecode(os.fsencode(root / "flower") + b"/caf\xe9.jpg"))
+    store = build_targets(pixel_prior(), FolderImages(root), tmp_path / "t")
+    store.verify(FolderImages(root))
+    assert len(FolderImages(root, on_error="skip")) == 8
+    (root / "flower" / "01.jpg").write_text("no image")
+    with pytest.warns(UserWarning, match="1 of 8"):
+        assert len(FolderImages(root, on_error="skip")) == 7
+
+
+# ---- lists of labels ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("raw", "wanted"),
+    [
+        (b"\xef\xbb\xbfx.png,flower\n", {"x.png": "flower"}),
+        ("x.png,flower\nñ.png,temple\n".encode("latin-1"), {"x.png": "flower", "ñ.png": "temple"}),
+        ("x.png,flower\nñ.png,temple\n".encode(), {"x.png": "flower", "ñ.png": "temple"}),
+        (b"my photo.png,flower\r\n", {"my photo.png": "flower"}),
+        (b"my photo.png flower\n", {"my photo.png": "flower"}),
+        (b"name;class\nx.png;golden retriever\n", {"x.png": "golden retriever"}),
+        (b'"a, b.png","big, red"\n', {"a, b.png": "big, red"}),
+        (b"a/b/x.png\tflower\t1\t2\n", {"a/b/x.png": "flower"}),
+        (b"x.png 7\ny.png 8\n", {"x.png": "7", "y.png": "8"}),
+    ],
+)
+def test_a_list_of_labels_as_programs_write_it(tmp_path: Path, raw: bytes, wanted: dict[str, str]) -> None:
+    (tmp_path / "map.csv").write_bytes(raw)
+    assert read_label_map(tmp_path / "map.csv") == wanted
+
+
+words = st.text("abcxyzñé_-", min_size=1, max_size=6)
+paths = st.lists(words, min_size=1, max_size=3).map("/".join)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    entries=st.dictionaries(paths, words, min_size=1, max_size=6),
+    mark=st.sampled_from([",", ";", "\t"]),
+    encoding=st.sampled_from(["utf-8", "utf-8-sig", "latin-1"]),
+    suffix=st.sampled_from([".jpg", ".PNG"]),
+)
+def test_every_file_gets_the_class_of_its_own_line(
+    tmp_path_factory: Any, entries: dict[str, str], mark: str, encoding: str, suffix: str
+) -> None:
+    file = tmp_path_factory.mktemp("map") / "map.txt"
+    file.write_bytes("".join(f"{name}{suffix}{mark}{label}\n" for name, label in entries.items()).encode(encoding))
+    names, classes = [f"{name}{suffix}" for name in entries], sorted(set(entries.values()))
+    found = mapped_labels(Path(), names, classes, read_label_map(file))
+    assert [classes[label] for label in found] == list(entries.values())
+
+
+def test_a_line_is_for_one_file(tmp_path: Path) -> None:
+    both, classes = ["a/x.png", "b/x.png"], ["cat", "dog"]
+    assert mapped_labels(tmp_path, both, classes, {"a/x.png": "dog", "b/x.png": "cat"}) == [1, 0]
+    assert mapped_labels(tmp_path, both, classes, {"a/x": "dog", "val/b/x.png": "0"}) == [1, 0]
+    with pytest.raises(DataError, match=r"(?s)of one name apart.*one line for a/x\.png, b/x\.png"):
+        mapped_labels(tmp_path, both, classes, {"x.png": "dog"})
+    with pytest.raises(DataError, match=r"(?s)of one name apart.*lines a/x\.png, b/x\.png"):
+        mapped_labels(tmp_path, ["x.png"], classes, {"a/x.png": "dog", "b/x.png": "cat"})
+    with pytest.raises(DataError, match=r"missing from the list(?s:.*)1 of 2.*b/x\.png"):
+        mapped_labels(tmp_path, both, classes, {"a/x.png": "dog", "c/x.png": "dog"})
+    (tmp_path / "map.txt").write_text("x.png cat\nx.png dog\n")
+    with pytest.raises(DataError, match=r"two classes in the list(?s:.*)line 2"):
+        read_label_map(tmp_path / "map.txt")
