@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from rela_lightning import ReLACallback, ReLAMixin, accelerate
+from rela_lightning.data.normalisation import told_scale
 from rela_lightning.data.transforms import default_transport_transform
 from rela_lightning.errors import ConfigError, DataError, InjectionError
 from rela_lightning.injection.batches import check_plain_sampler
@@ -210,9 +211,11 @@ def test_a_transform_method_leaves_nothing_behind() -> None:
     assert "transform" not in vars(data) and len(data[0]) == 2
 
 
-def test_views_normalised_out_of_sight_are_kept() -> None:
+def test_views_normalised_out_of_sight_give_views_of_their_scale() -> None:
     view = TwoViews()
-    assert default_transport_transform(make_digits(8, lambda image: [2 * v - 3 for v in view(image)]), 2) is None
+    found = default_transport_transform(make_digits(8, lambda image: [2 * v - 3 for v in view(image)]), 2)
+    scale = told_scale(found)
+    assert scale.mean == pytest.approx([0.9] * 3) and scale.std == pytest.approx([0.2] * 3)
 
 
 def test_reloaded_loaders_are_let_go(targets64: Any) -> None:

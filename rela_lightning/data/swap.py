@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 Transform = Callable[[Any], Any]
 _CLASS_LEVEL = object()
@@ -48,6 +48,63 @@ def swapped_transform(dataset: Any, transform: Transform | None) -> Iterator[Non
                 owner.transform = seen
             else:  # a method of that name: nothing of ours may stay on the instance
                 vars(owner).pop("transform", None)
+
+
+class Call(NamedTuple):
+    """One call of a data set's own transform.
+
+    Attributes:
+        owner: The object that holds the transform.
+        own: The transform.
+        image: What it was given.
+        output: What it returned.
+    """
+
+    owner: Any
+    own: Transform
+    image: Any
+    output: Any
+
+
+def observed_calls(dataset: Any, rows: Iterable[int]) -> list[Call] | None:
+    """What the transforms of a (nested) data set are given, and return, when some rows are read.
+
+    Returns:
+        The calls. None if a transform cannot be set, is missing, is not called, or takes anything but one image.
+    """
+    owners = transform_owners(dataset)
+    calls: list[Call] = []
+    odd: list[bool] = []
+
+    def watched(owner: Any, own: Transform) -> Transform:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            output = own(*args, **kwargs)
+            odd.append(len(args) != 1 or bool(kwargs))
+            calls.append(Call(owner, own, args[0] if args else None, output))
+            return output
+
+        return call
+
+    if not owners or any(owner.transform is None for owner in owners):
+        return None
+    try:
+        with ExitStack() as stack:
+            for owner in owners:
+                stack.enter_context(swapped_transform(owner, watched(owner, owner.transform)))
+            for row in rows:
+                dataset[row]
+    except AttributeError:  # a read-only `transform`
+        return None
+    return None if any(odd) or len({id(call.owner) for call in calls}) < len(owners) else calls
+
+
+def rows_of_all_parts(dataset: Any, count: int = 8) -> list[int]:
+    """Some rows spread over a map-style data set, and the first and the last of each part of a `ConcatDataset`."""
+    length = len(dataset)
+    starts = [0, *getattr(dataset, "cumulative_sizes", ())]
+    ends = [row for start in starts for row in (start - 1, start)]
+    spread = [round(place * (length - 1) / max(1, count - 1)) for place in range(count)]
+    return sorted({row for row in (*spread, *ends) if 0 <= row < length})
 
 
 def takes_one_image(dataset: Any, index: int = 0) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from rela_lightning.data.crops import RATIO, SCALE, cut
-from rela_lightning.data.swap import Transform, swapped_transform, takes_one_image, transform_owners
+from rela_lightning.data.normalisation import Scale, observed_scale, told_scale
+from rela_lightning.data.swap import Call, observed_calls, rows_of_all_parts
 
 
 class TransportViews:
@@ -80,65 +81,56 @@ class TransportViews:
         return self.resize(cut(image, crop))
 
 
-def find_normalisation(transform: Any) -> tuple[list[float], list[float]] | None:
-    """Mean and std of the last `Normalize` inside a (nested) transform, or None."""
-    found: tuple[list[float], list[float]] | None = None
-    pending, seen = [transform], set()
-    while pending:
-        node = pending.pop(0)
-        if id(node) in seen or isinstance(node, (str, int, float, Tensor, type, type(None))):
-            continue
-        seen.add(id(node))
-        if type(node).__name__ == "Normalize" and hasattr(node, "mean") and hasattr(node, "std"):
-            found = [float(m) for m in node.mean], [float(s) for s in node.std]
-        elif isinstance(node, Mapping):
-            pending.extend(list(node.values())[:32])
-        elif isinstance(node, (list, tuple)):
-            pending.extend(node[:32])  # transforms are few; a list of samples may be long
-        elif hasattr(node, "__dict__"):
-            pending.extend(vars(node).values())
-    return found
-
-
 def is_image(value: Any) -> bool:
     """Whether `value` is a float image tensor `[C, H, W]` with 1 or 3 channels."""
     return isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point() and value.shape[0] in (1, 3)
 
 
 def default_transport_transform(dataset: Any, num_views: int) -> TransportViews | None:
-    """Views like the data set's own in size, channels, normalisation and structure, but gentler.
+    """Views like the data set's own in size, channels, scale and structure, but gentler.
 
-    None where the data set's views had better stay: it has no working `transform`, or its transform
-    returns something other than one image or a flat sequence of images. The random state is kept.
+    Some rows of every part of the data set are looked at. None where the data set's views had better stay: it has
+    no working `transform`; its transform returns something other than one image or a flat sequence of images, or
+    different things in different parts or rows; or its scale cannot be told. The random state is kept.
     """
-    owners = transform_owners(dataset)
-    if not owners or owners[0].transform is None:
-        return None
     with isolate_rng():
-        if not takes_one_image(dataset):
+        calls = observed_calls(dataset, rows_of_all_parts(dataset))
+        outputs = [_views(call.output) for call in calls or ()]
+        if not calls or any(not views or not all(is_image(view) for view in views) for views in outputs):
             return None
-        output = transformed_sample(dataset)
-    views = list(output) if isinstance(output, (list, tuple)) else [output]
-    if not views or not all(is_image(view) for view in views):
-        return None
+        listed = [isinstance(call.output, (list, tuple)) for call in calls]
+        kinds = {(several, *map(_shape, views)) for several, views in zip(listed, outputs, strict=True)}
+        scale = _common_scale(calls)
+        if len(kinds) > 1 or scale is None or not all(scale.holds(view) for views in outputs for view in views):
+            return None
+    views = outputs[0]
     size = max(tuple(view.shape[-2:]) for view in views)
-    mean, std = find_normalisation(owners[0].transform) or (None, None)
-    if mean is None and any(float(view.min()) < 0.0 or float(view.max()) > 1.0 for view in views):
-        return None  # normalised in a way that cannot be read: other views would be on another scale
     # two where there were two or more: collate functions and batch hooks of the user may count on a pair
-    count = min(max(num_views, 2), len(views)) if isinstance(output, (list, tuple)) else 0
-    return TransportViews(size, num_views=count, distinct=num_views, channels=views[0].shape[0], mean=mean, std=std)
+    count = min(max(num_views, 2), len(views)) if listed[0] else 0
+    normalised = {} if scale.plain else scale._asdict()
+    return TransportViews(size, num_views=count, distinct=num_views, channels=views[0].shape[0], **normalised)
 
 
-def transformed_sample(dataset: Any, index: int = 0) -> Any:
-    """What the data set's own `transform` returns for one image."""
-    captured: list[Any] = []
-    own: Transform = transform_owners(dataset)[0].transform
+def common_scale(dataset: Any) -> Scale | None:
+    """The scale of the views that a data set's own `transform` gives; None where it cannot be told."""
+    with isolate_rng():
+        return _common_scale(observed_calls(dataset, rows_of_all_parts(dataset)) or [])
 
-    def capture(image: Any) -> Any:
-        captured.append(own(image))
-        return captured[-1]
 
-    with swapped_transform(dataset, capture):
-        dataset[index]
-    return captured[0]
+def _common_scale(calls: Sequence[Call]) -> Scale | None:
+    """Of all the transforms that were called, each looked at once; None if they differ or one cannot be told."""
+    first = {id(call.owner): call for call in reversed(calls)}
+    scales = [
+        observed_scale(lambda image, own=call.own: _views(own(image)), call.image, told_scale(call.own))  # type: ignore[misc]
+        for call in first.values()
+    ]
+    known = [scale for scale in scales if scale is not None]
+    return known[0] if scales and len(known) == len(scales) and all(map(known[0].like, known)) else None
+
+
+def _views(output: Any) -> list[Any]:
+    return list(output) if isinstance(output, (list, tuple)) else [output]
+
+
+def _shape(view: Tensor) -> tuple[int, ...]:
+    return tuple(view.shape)

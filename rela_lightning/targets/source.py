@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rela_lightning.data.normalisation import Scale, told_scale
 from rela_lightning.data.swap import transform_owners
-from rela_lightning.data.transforms import find_normalisation
-from rela_lightning.errors import TargetError
+from rela_lightning.data.transforms import common_scale
+from rela_lightning.errors import DataError, TargetError
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
 from rela_lightning.targets.fly import Learner
@@ -94,7 +95,7 @@ class PriorTargets:
     def __init__(self, prior: Prior) -> None:
         self.prior = prior
         self.fingerprint = prior.identity
-        self._normalisation: tuple[list[float], list[float]] | None = None
+        self._scale: Scale | None = None
         self._learner = Learner(prior.feature_dim)
         self._projection: Projection | None = None
 
@@ -104,9 +105,16 @@ class PriorTargets:
         return 0 if self._projection is not None else self._learner.missing
 
     def check(self, dataset: Any) -> None:
-        """Learn how the training views are normalised; views without a `Normalize` are taken to be in `[0, 1]`."""
+        """Learn how the training views are normalised.
+
+        Observed where the data set has rows and a transform; else a `Normalize` inside it is believed, and views
+        without one are taken to be in `[0, 1]`.
+        """
         owners = transform_owners(dataset)
-        self._normalisation = find_normalisation([owner.transform for owner in owners] if owners else dataset)
+        rows = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+        self._scale = common_scale(dataset) if rows and owners else None
+        if self._scale is None:
+            self._scale = told_scale([owner.transform for owner in owners] if owners else dataset)
 
     def __call__(self, rows: BatchRows, view: Tensor, trainer: Any) -> Tensor | None:
         """Targets of a view.
@@ -134,9 +142,11 @@ class PriorTargets:
 
     def _inputs(self, view: Tensor) -> Any:
         images = view.detach().float()
-        if self._normalisation is not None:
-            mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in self._normalisation)
+        if self._scale is not None:
+            mean, std = (images.new_tensor(values).view(1, -1, 1, 1) for values in self._scale)
             images = images * std + mean
+        if self._projection is None:
+            _check_range(images)
         images = images.clamp(0.0, 1.0)
         if isinstance(self.prior.preprocess, (Preprocess, EachPreprocess)):
             return self.prior.preprocess(images)  # takes whole batches
@@ -171,3 +181,15 @@ class PriorTargets:
         if "projection" in state:
             self._projection = Projection(*state["projection"])
         self._learner.load_state_dict(state)
+
+
+def _check_range(images: Tensor) -> None:
+    """Refuse images whose scale was not understood, as the prior would see them cut off."""
+    low, high = float(images.min()), float(images.max())
+    if low < -0.1 or high > 1.1:
+        raise DataError(
+            "The views are normalised in a way that could not be told, so the prior cannot see them as they are.",
+            expected="views in [0, 1], or normalised by `Normalize`, or by the data set's `transform`",
+            found=f"pixels from {low:.3g} to {high:.3g}",
+            do="normalise in the data set's transform, or label the images with build_targets",
+        )
