@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms import functional as F
 
 from rela_lightning import build_targets
 from rela_lightning.data import RGBImages
 from rela_lightning.data.folder import FolderImages
 from rela_lightning.data.label_map import mapped_labels, read_label_map
+from rela_lightning.data.views import probe_view
 from rela_lightning.errors import DataError
 from rela_lightning.priors.preprocess import Preprocess
 from rela_lightning.targets.images import pixels
@@ -224,3 +226,38 @@ def test_a_line_is_for_one_file(tmp_path: Path) -> None:
     (tmp_path / "map.txt").write_text("x.png cat\nx.png dog\n")
     with pytest.raises(DataError, match=r"two classes in the list(?s:.*)line 2"):
         read_label_map(tmp_path / "map.txt")
+
+
+# ---- thin images -------------------------------------------------------------------------------------------
+
+
+def strip(height: int, width: int) -> Image.Image:
+    """Smooth content of any shape."""
+    small = np.random.default_rng(0).integers(0, 256, (max(2, height // 8), max(2, width // 8), 3), dtype=np.uint8)
+    return Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("shape", [(20, 5000), (5000, 31), (300, 9000), (224, 2000), (48, 64)])
+def test_a_thin_image_is_seen_as_if_all_of_it_had_been_resized(shape: tuple[int, int]) -> None:
+    image = strip(*shape)
+    whole = F.center_crop(F.resize(image, [224], interpolation=F.InterpolationMode.BICUBIC), [224, 224])
+    found = Preprocess((224, 224), (0.0,) * 3, (1.0,) * 3)(image).numpy() * 255
+    assert np.abs(found - pixels(whole)).mean() < 5  # half a pixel of the resized image
+    whole = F.center_crop(F.resize(image, [256]), [224, 224])
+    found = probe_view(224, mean=[0.0] * 3, std=[1.0] * 3)(image).numpy() * 255
+    assert np.abs(found - pixels(whole)).mean() < 5  # half a pixel of the resized image
+
+
+def test_what_is_resized_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    own = Image.Image.resize
+
+    def resize(self: Image.Image, size: tuple[int, int], *args: Any, **kwargs: Any) -> Image.Image:
+        sizes.append(size[0] * size[1])
+        return own(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", resize)
+    for image in (Image.new("RGB", (20000, 20)), Image.new("L", (7, 30000))):
+        Preprocess((224, 224), (0.0,) * 3, (1.0,) * 3)(image)
+        probe_view(224, mean=[0.0] * 3, std=[1.0] * 3)(image)
+    assert len(sizes) == 4 and max(sizes) < 256 * 1300

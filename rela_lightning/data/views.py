@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from rela_lightning.data.thin import middle
 from rela_lightning.errors import ConfigError
 
 VIEWS: tuple[str, ...] = (
@@ -88,6 +90,7 @@ def probe_view(image_size: int, *, mean: Sequence[float], std: Sequence[float]) 
 
     margin = image_size if image_size <= _PROBE_MARGIN_ABOVE else round(image_size * 8 / 7)
     view: Callable[[Any], Any] = v2.Compose([
+        partial(middle, resize=(margin, margin), crop=(image_size, image_size)),
         v2.Resize(margin),
         v2.CenterCrop(image_size),
         v2.ToImage(),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.data.eight_bit import eight_bit
+from rela_lightning.data.thin import middle
 from rela_lightning.errors import DataError, PriorError
 
 Fit = Literal["shortest", "squash", "longest"]
@@ -56,7 +57,10 @@ class Preprocess:
         """
         import torchvision.transforms.v2.functional as F
 
-        image = self._resized(with_channels(image, len(self.mean)), F)
+        image = with_channels(image, len(self.mean))
+        if self.fit == "shortest":
+            image = middle(image, self.resize or self.image_size, self.image_size)
+        image = self._resized(image, F)
         image = F.center_crop(image, list(self.image_size))
         tensor = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
         tensor = F.to_dtype(tensor, torch.float32, scale=True).clamp(0.0, 1.0)  # bicubic overshoots
