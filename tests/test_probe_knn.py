@@ -4,7 +4,7 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.neighbors import KNeighborsClassifier
 
-from rela_lightning.errors import ConfigError
+from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.probe import knn_predict
 
 
@@ -63,7 +63,7 @@ def test_bad_options_are_refused(data, options):
 
 def test_shapes_that_do_not_pair_are_refused(data):
     bank, labels, queries = data
-    with pytest.raises(ConfigError, match=r"\[N, F\]"):
+    with pytest.raises(DataError, match=r"\[N, F\]"):
         knn_predict(bank, labels[:-1], queries)
-    with pytest.raises(ConfigError, match=r"\[N, F\]"):
+    with pytest.raises(DataError, match=r"\[N, F\]"):
         knn_predict(bank, labels, queries[:, :3])

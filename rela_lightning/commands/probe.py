@@ -18,6 +18,7 @@ from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.export.source import find_checkpoint, read_run
 from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
 from rela_lightning.probe import extract_features, knn_predict, linear_evaluation
+from rela_lightning.probe.checks import labelled_rows
 from rela_lightning.report import versions
 
 PROBED = "probe.json"
@@ -33,7 +34,7 @@ def probe(
     epochs: int = 100,
     lr: float = 3e-4,
     l2: float = 1.0,
-    standardise: bool = False,
+    standardise: bool = True,
     k: int = 20,
     temperature: float = 0.07,
     seed: int = 0,
@@ -59,7 +60,8 @@ def probe(
         epochs: Passes over the features (adam).
         lr: Learning rate (adam).
         l2: Penalty beside the summed cross-entropy (lbfgs).
-        standardise: Bring each dimension to mean 0 and standard deviation 1 first.
+        standardise: Bring each dimension to mean 0 and standard deviation 1 first, so that the scale of features does
+            not matter; the authors do not.
         k: Neighbours; fewer where there are not so many training images.
         temperature: Of the neighbours' votes `exp(cosine / temperature)`.
         seed: Seed of the order of rows (adam).
@@ -81,8 +83,8 @@ def probe(
     train, validation = (_images(data, split, subject) for split in ("train", "val"))
     images = _fingerprint(train, validation)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
-    x, labels = _labelled(*extract_features(subject.network, train, **options))
-    test_x, test_labels = _labelled(*extract_features(subject.network, validation, **options))
+    x, labels = labelled_rows(*extract_features(subject.network, train, **options), "training")
+    test_x, test_labels = labelled_rows(*extract_features(subject.network, validation, **options), "validation")
     classes = int(getattr(data, "num_classes", None) or labels.max() + 1)
     linear = linear_evaluation(
         x, labels, test_x, test_labels,
@@ -158,14 +160,6 @@ def _fingerprint(*datasets: Any) -> str | None:
     except Exception:  # of the user's data set: it is probed without
         return None
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
-
-
-def _labelled(features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rows with a label."""
-    known = labels >= 0
-    if not bool(known.any()):
-        raise DataError("The images have no labels.", expected="labels >= 0", found=f"{len(labels)} rows without one")
-    return features[known], labels[known]
 
 
 def _write(result: dict[str, Any], subject: Subject, folder: Path) -> None:

@@ -15,6 +15,7 @@ from rela_lightning.export.keys import State
 from rela_lightning.export.source import Source, unwrapped
 from rela_lightning.methods.backbones import build_backbone
 from rela_lightning.probe.features import pooled
+from rela_lightning.weights import fill
 
 _WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "progress")
 
@@ -134,7 +135,7 @@ def _filled(network: nn.Module, state: State, name: str) -> nn.Module:
             "`cifar_stem`; and look whether `key` names the backbone alone",
         )
     network = network.cpu().float().eval().requires_grad_(False)
-    network.load_state_dict(state, strict=True)
+    fill(network, state)
     return network
 
 
@@ -195,7 +196,7 @@ def timm_name(plain: Plain, state: State) -> str | None:
         twin = timm.create_model(recipe.model, num_classes=0).eval()
         if misfit(twin, state) is not None:
             return None
-        twin.load_state_dict(state)
+        fill(twin, state)
         image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
         theirs, ours = pooled(twin, twin(image)), pooled(network, network(image))
     same = theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-3, atol=1e-4)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.injection.features import BACKBONE_NAMES, guess_backbone, submodule_names
+from rela_lightning.weights import changed, renamed
 
 State = dict[str, Tensor]
 _COMPILED, _PARALLEL = "_orig_mod", "module"
@@ -20,10 +21,10 @@ _CERTAIN = ("backbone", "student_backbone", "online_backbone", "encoder_q")
 
 def tidy(state: State) -> State:
     """The same tensors without the wrappers' names: `_orig_mod.` (torch.compile) anywhere, `module.` in front."""
-    clean = {".".join(part for part in name.split(".") if part != _COMPILED): value for name, value in state.items()}
+    clean = renamed(state, lambda name: ".".join(part for part in name.split(".") if part != _COMPILED))
     inside = {name: value for name, value in clean.items() if name != _COUNTER}
     if inside and all(name.startswith(f"{_PARALLEL}.") for name in inside):
-        return tidy({name.removeprefix(f"{_PARALLEL}."): value for name, value in inside.items()})
+        return tidy(renamed(clean, lambda name: None if name == _COUNTER else name.removeprefix(f"{_PARALLEL}.")))
     return clean
 
 
@@ -41,7 +42,7 @@ def cut(state: State, key: str) -> State:
         ConfigError: If there is nothing under the key, listing what exists.
     """
     prefix = f"{key}." if key else ""
-    found = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    found = renamed(state, lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None)
     if not found:
         raise ConfigError(
             "There is no such submodule to export.",
@@ -50,7 +51,7 @@ def cut(state: State, key: str) -> State:
             exists=submodule_names(skeleton(state)),
             do="pass one of the names listed as `key`",
         )
-    return {name: value.detach().cpu().clone().contiguous() for name, value in tidy(found).items()}
+    return changed(tidy(found), lambda value: value.detach().cpu().clone().contiguous())
 
 
 def find_key(state: State, key: str = "auto", *, frozen: Collection[str] | None = None, whole: bool = False) -> str:

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.keys import State, tidy
 from rela_lightning.priors.checkpoint import read_state
+from rela_lightning.weights import tensors_in
 
 _RUN = "run.json"
 
@@ -134,7 +135,7 @@ def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _of_module(module: nn.Module) -> Source:
-    tensors = {name: value for name, value in module.state_dict().items() if isinstance(value, Tensor)}
+    tensors = tensors_in(module.state_dict())
     parameters = dict(module.named_parameters(remove_duplicate=False))
     trained = tidy({name: value for name, value in parameters.items() if value.requires_grad})
     inner = unwrapped(module)
@@ -174,7 +175,7 @@ def _of_file(path: Path) -> Source:
         "method": str(class_path).rsplit(".", maxsplit=1)[-1] if class_path else None,
         "steps_of_weights": content.get("global_step"),
     }
-    return Source(tidy({str(k): v for k, v in state.items() if isinstance(v, Tensor)}), hyper, facts)
+    return Source(tidy(tensors_in(state)), hyper, facts)
 
 
 def read_checkpoint(path: Path, *, do: str | None = None) -> dict[str, Any]:

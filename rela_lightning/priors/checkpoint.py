@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from rela_lightning.errors import PriorError
 from rela_lightning.priors.architectures import ZOOS, Architecture, build_architecture
+from rela_lightning.weights import State, fill, renamed, tensors_in
 
 log = logging.getLogger("rela_lightning")
 
-State = dict[str, Tensor]
 _NESTED = ("state_dict", "model_state_dict", "model", "module", "teacher")
 _ENOUGH = 0.5  # share of the network's tensors that a file has to fill
 
@@ -103,7 +103,7 @@ def read_state(path: Path) -> State:
 def _tensors(content: Any, path: Path) -> State:
     keys = list(content) if isinstance(content, Mapping) else [type(content).__name__]
     while isinstance(content, Mapping):
-        tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+        tensors = tensors_in(content)
         inner = next((content[key] for key in _NESTED if isinstance(content.get(key), Mapping)), None)
         if inner is None and tensors:
             return tensors
@@ -133,8 +133,8 @@ def load_weights(network: nn.Module, state: State, *, prefix: str | None = None,
         prefix = _find_prefix(state, own)
     elif prefix and not prefix.endswith("."):
         prefix += "."
-    found = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    matched = {key: value for key, value in found.items() if key in own}
+    found = renamed(state, lambda key: key.removeprefix(prefix) if key.startswith(prefix) else None)
+    matched = renamed(found, lambda key: key if key in own or not key or key.endswith(".") else None)
     missing = [key for key in own if key not in matched]
     if len(matched) < _ENOUGH * len(own):
         raise PriorError(
@@ -151,7 +151,7 @@ def load_weights(network: nn.Module, state: State, *, prefix: str | None = None,
             found="; ".join(wrong[:5]),
             do="give the options the network was built with (width, image_size, in_chans)",
         )
-    network.load_state_dict(matched, strict=False)
+    fill(network, matched, strict=False)
     unexpected = [key for key in found if key not in own]
     log.info("%s: loaded %d of %d tensors, prefix %r", source, len(matched), len(own), prefix)
     if missing:

@@ -21,12 +21,15 @@ def topk_counts(scores: Tensor, labels: Tensor, ks: tuple[int, ...] = (1,)) -> T
         ks: Values of k, each at most C.
 
     Returns:
-        Float64 `[1 + len(ks)]` (float32 where the device has no float64): labelled rows, then the hits per k.
+        Float64 `[1 + len(ks)]` (float32 where the device has no float64): labelled rows, then the hits per k; these
+        are NaN if a labelled row has scores that are not finite, as a backbone that has diverged gives.
     """
     labelled = labels >= 0
+    broken = (labelled & ~scores.isfinite().all(dim=1)).any()
     ranked = scores.topk(max(ks), dim=1).indices == labels.unsqueeze(1)
     counts = [labelled.sum(), *((ranked[:, :k].any(dim=1) & labelled).sum() for k in ks)]
-    return torch.stack(counts).to(torch.float32 if scores.device.type == "mps" else torch.float64)
+    exact = torch.stack(counts).to(torch.float32 if scores.device.type == "mps" else torch.float64)
+    return torch.cat([exact[:1], exact[1:].masked_fill(broken, float("nan"))])
 
 
 def summed_cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rela_lightning.errors import ConfigError
+from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.probe.checks import finite_features, labelled_rows
 
 Weights = Literal["distance", "uniform"]
 WEIGHTS: tuple[str, ...] = ("distance", "uniform")
@@ -32,10 +33,10 @@ def knn_predict(
     (`"uniform"`). Equal votes go to the lower class.
 
     Args:
-        train_features: The bank, `[N, F]`; need not be normalised.
-        train_labels: Integer `[N]` in `[0, num_classes)`.
+        train_features: The bank, `[N, F]`, a tensor or numpy array; need not be normalised.
+        train_labels: Integer `[N]` below `num_classes`; rows with a negative label are left out.
         queries: `[Q, F]`.
-        k: Neighbours per query, 1 to N.
+        k: Neighbours per query, 1 to the number of labelled rows.
         temperature: Above 0; small values trust the nearest.
         num_classes: Number of classes; None takes the highest label plus one.
         weights: `distance` or `uniform`.
@@ -45,18 +46,16 @@ def knn_predict(
         Predicted classes, int64 `[Q]`.
 
     Raises:
-        ConfigError: For options out of range or shapes that do not pair up.
+        ConfigError: For options out of range.
+        DataError: For shapes that do not pair up, features that are not finite, labels out of range.
     """
-    shapes_fit = (
-        train_features.ndim == queries.ndim == 2
-        and train_features.shape[1] == queries.shape[1]
-        and train_labels.shape == train_features.shape[:1]
-    )
-    if not shapes_fit:
-        raise ConfigError(
-            "Bank, labels and queries do not pair up.",
-            expected="train_features [N, F], train_labels [N], queries [Q, F]",
-            found=f"{list(train_features.shape)}, {list(train_labels.shape)}, {list(queries.shape)}",
+    train_features, train_labels = labelled_rows(train_features, train_labels, "bank", num_classes)
+    queries = finite_features(queries, "query")
+    if train_features.shape[1] != queries.shape[1]:
+        raise DataError(
+            "Bank and queries do not pair up.",
+            expected="train_features [N, F], queries [Q, F]",
+            found=f"{list(train_features.shape)}, {list(queries.shape)}",
         )
     if not 1 <= k <= len(train_features) or temperature <= 0 or weights not in WEIGHTS or chunk_size < 1:
         raise ConfigError(
@@ -66,13 +65,13 @@ def knn_predict(
             found=f"k={k}, temperature={temperature}, chunk_size={chunk_size}, weights={weights!r}",
         )
     classes = num_classes or int(train_labels.max()) + 1
-    bank = F.normalize(train_features.float(), dim=1)
+    bank = F.normalize(train_features, dim=1)
     predicted = [train_labels.new_empty(0, dtype=torch.int64)]
     for chunk in torch.split(queries, chunk_size):
-        similarity, nearest = (F.normalize(chunk.float(), dim=1) @ bank.T).topk(k, dim=1)
+        similarity, nearest = (F.normalize(chunk, dim=1) @ bank.T).topk(k, dim=1)
         # The largest similarity is subtracted so that exp cannot overflow; votes only scale.
         vote = ((similarity - similarity[:, :1]) / temperature).exp()
         vote = torch.ones_like(vote) if weights == "uniform" else vote
-        votes = vote.new_zeros(len(chunk), classes).scatter_add_(1, train_labels[nearest].long(), vote)
+        votes = vote.new_zeros(len(chunk), classes).scatter_add_(1, train_labels[nearest], vote)
         predicted.append(votes.argmax(dim=1))
     return torch.cat(predicted)

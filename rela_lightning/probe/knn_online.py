@@ -28,8 +28,9 @@ class KNNProbe(ProbeCallback):
     run learns, but is not comparable with the number from two loaders.
 
     Features are computed in eval mode without gradients, the bank is gathered from all processes, and the
-    module is left as it was. It runs in `fit` and in `validate`. A module without `validation_step` is lent an
-    empty one in `fit`. Rows with a negative label are left out.
+    module is left as it was. Features that are not finite are logged as NaN, with a warning. It runs in `fit` and in
+    `validate`. A module without `validation_step` is lent an empty one in `fit`. Rows with a negative label are left
+    out.
 
     Args:
         k: Neighbours that vote; fewer where the bank is smaller.
@@ -128,7 +129,11 @@ class KNNProbe(ProbeCallback):
             queries, labels = (torch.cat(parts) for parts in zip(*self._queries, strict=True))
             labelled = bank_labels >= 0
             bank, bank_labels = bank[labelled][: self.max_bank], bank_labels[labelled][: self.max_bank]
-            if len(bank):
+            finite = (bank.isfinite().all() & queries.isfinite().all()).long()
+            if len(bank) and int(trainer.strategy.reduce(finite, reduce_op="sum")) != trainer.world_size:
+                log_number(pl_module, "knn/top1", float("nan"))
+                rank_zero_warn("The backbone gives NaN or infinity: knn/top1 is NaN. Has the run diverged?")
+            elif len(bank):
                 classes = int(bank_labels.max()) + 1
                 predicted = knn_predict(
                     bank, bank_labels, queries,

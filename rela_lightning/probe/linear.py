@@ -16,6 +16,7 @@ from rela_lightning.errors import ConfigError
 from rela_lightning.pooling import Pooling
 from rela_lightning.probe.accuracy import summed_cross_entropy, topk_names
 from rela_lightning.probe.batches import find_images, find_labels
+from rela_lightning.probe.checks import finite_features
 from rela_lightning.probe.features import encode, measure_feature_dim
 
 
@@ -88,7 +89,7 @@ class LinearProbe(LightningModule):
                 found=f"{features.shape[1]} for images of {list(images.shape[1:])}",
                 do=f"pass feature_dim={features.shape[1]}",
             )
-        scores: Tensor = self.head(features)
+        scores: Tensor = self.head(finite_features(features, "backbone's"))
         return scores
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:

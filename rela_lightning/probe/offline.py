@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.errors import ConfigError
 from rela_lightning.probe.accuracy import accuracies, topk_counts, topk_names
+from rela_lightning.probe.checks import labelled_rows
 from rela_lightning.probe.solvers import fit_adam, fit_logistic
 
 Solver = Literal["adam", "lbfgs"]
@@ -39,10 +40,10 @@ def linear_evaluation(
     at the test set.
 
     Args:
-        train_features: `[N, F]`.
-        train_labels: Integer `[N]` in `[0, C)`.
+        train_features: `[N, F]`, a tensor or numpy array, as all four.
+        train_labels: Integer `[N]` below C; rows with a negative label are left out.
         test_features: `[M, F]`.
-        test_labels: Integer `[M]`.
+        test_labels: Integer `[M]`; likewise.
         num_classes: Number of classes C; None takes the highest label plus one.
         solver: `adam` or `lbfgs`.
         epochs: Passes over the features (adam).
@@ -59,7 +60,7 @@ def linear_evaluation(
 
     Raises:
         ConfigError: For an unknown solver or values out of range.
-        DataError: If features and labels do not pair up, or a label is out of range.
+        DataError: If features and labels do not pair up, features are not finite, or a label is out of range.
     """
     if solver not in SOLVERS:
         raise ConfigError("Unknown solver.", expected="one of the names below", found=solver, exists=SOLVERS)
@@ -69,10 +70,9 @@ def linear_evaluation(
             expected="epochs >= 1, batch_size >= 1, l2 > 0",
             found=f"epochs={epochs}, batch_size={batch_size}, l2={l2}",
         )
-    classes = num_classes or int(torch.cat([train_labels, test_labels]).max()) + 1
-    _check(train_features, train_labels, classes, "training")
-    _check(test_features, test_labels, classes, "test")
-    train, test = train_features.float(), test_features.float()
+    train, train_labels = labelled_rows(train_features, train_labels, "training", num_classes)
+    test, test_labels = labelled_rows(test_features, test_labels, "test", num_classes)
+    classes = num_classes or int(max(train_labels.max(), test_labels.max())) + 1
     if standardise:
         mean, scale = _statistics(train)
         train, test = (train - mean) / scale, (test - mean) / scale
@@ -111,7 +111,7 @@ def few_label_evaluation(
 
     Args:
         features: Training features `[N, F]`.
-        labels: Integer `[N]` in `[0, C)`.
+        labels: Integer `[N]` below C; rows with a negative label are left out, here and in `test_labels`.
         test_features: `[M, F]`.
         test_labels: Integer `[M]`.
         labels_per_class: Labelled rows per class.
@@ -129,8 +129,9 @@ def few_label_evaluation(
         ConfigError: If a class has fewer rows than `labels_per_class`, or `folds` is below 1.
         DataError: As `linear_evaluation`.
     """
-    classes = num_classes or int(torch.cat([labels, test_labels]).max()) + 1
-    _check(features, labels, classes, "training")
+    features, labels = labelled_rows(features, labels, "training", num_classes)
+    test_features, test_labels = labelled_rows(test_features, test_labels, "test", num_classes)
+    classes = num_classes or int(max(labels.max(), test_labels.max())) + 1
     smallest = int(torch.bincount(labels, minlength=classes).min())
     if folds < 1 or not 1 <= labels_per_class <= smallest:
         raise ConfigError(
@@ -138,8 +139,8 @@ def few_label_evaluation(
             expected=f"folds >= 1 and 1 <= labels_per_class <= {smallest}, the rows of the smallest class",
             found=f"folds={folds}, labels_per_class={labels_per_class}",
         )
-    mean, scale = _statistics(features.float()) if standardise else (0.0, 1.0)
-    train, test = (features.float() - mean) / scale, (test_features.float() - mean) / scale
+    mean, scale = _statistics(features) if standardise else (0.0, 1.0)
+    train, test = (features - mean) / scale, (test_features - mean) / scale
     top1 = []
     for fold in range(folds):
         generator = torch.Generator().manual_seed(seed * 1_000_003 + fold)
@@ -159,20 +160,3 @@ def _statistics(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per dimension `[F]`; a constant dimension gets scale 1."""
     std, mean = torch.std_mean(features, dim=0, correction=0)
     return mean, torch.where(std > 1e-6 * mean.abs().clamp(min=1e-6), std, torch.ones_like(std))
-
-
-def _check(features: Tensor, labels: Tensor, num_classes: int, which: str) -> None:
-    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
-        raise DataError(
-            f"The {which} features and labels do not pair up.",
-            expected="features [N, F] and labels [N], N >= 1",
-            found=f"features {list(features.shape)}, labels {list(labels.shape)}",
-        )
-    if labels.min() < 0 or labels.max() >= num_classes:
-        raise DataError(
-            f"A {which} label is out of range.",
-            expected=f"0 to {num_classes - 1}",
-            found=f"{int(labels.min())} to {int(labels.max())}",
-        )
-    if not bool(features.isfinite().all()):
-        raise DataError(f"The {which} features hold NaN or infinity.", expected="finite features")

@@ -1,0 +1,56 @@
+"""Tensors by name, with the versions that some modules keep beside them.
+
+`Module.state_dict()` notes the version of each module in the attribute `_metadata` of the dict it returns, and a few
+(torchvision's MNASNet) do not load without it. A plain dict of the same tensors has lost it.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+State = dict[str, Tensor]
+
+
+def tensors_in(content: Mapping[Any, Any]) -> State:
+    """The tensors of a dict, by name, with its versions."""
+    return renamed(content, lambda name: name)
+
+
+def renamed(content: Mapping[Any, Any], name: Callable[[str], str | None]) -> State:
+    """The tensors of a dict under other names, and the versions of modules likewise.
+
+    Args:
+        content: Values by name; those that are no tensors are left out.
+        name: From a tensor's name to the new one; None leaves it out. Called with `module.` for a module.
+    """
+    found: OrderedDict[str, Tensor] = OrderedDict()
+    for old, value in content.items():
+        new = name(str(old)) if isinstance(value, Tensor) else None
+        if new is not None:
+            found[new] = value
+    paths = {name(f"{old}." if old else ""): kept for old, kept in getattr(content, "_metadata", {}).items()}
+    _keep(found, {new.removesuffix("."): kept for new, kept in paths.items() if new is not None})
+    return found
+
+
+def changed(state: State, change: Callable[[Tensor], Tensor]) -> State:
+    """Other tensors under the same names, with the same versions."""
+    found = OrderedDict((name, change(value)) for name, value in state.items())
+    _keep(found, getattr(state, "_metadata", {}))
+    return found
+
+
+def fill(network: nn.Module, state: State, *, strict: bool = True) -> None:
+    """Load tensors into a network; where they came without versions, they are taken to be of its own."""
+    whole = OrderedDict(state)
+    _keep(whole, getattr(state, "_metadata", {}) or getattr(network.state_dict(), "_metadata", {}))
+    network.load_state_dict(whole, strict=strict)
+
+
+def _keep(state: OrderedDict[str, Tensor], versions: Mapping[str, Any]) -> None:
+    if versions:
+        state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]
