@@ -14,7 +14,7 @@ KINDS = {0.0: "transport", 1.0: "mixed", 2.0: "ssl"}
 class VirtualClock(L.Callback):
     """Ends a run when its steps, at their calibrated cost, have used up the budget; sets the learning rate.
 
-    It looks like Lightning's Timer to whoever asks for the share of the budget that is spent.
+    `ReLACallback` asks it by `budget_share` for the share of the budget that is spent.
 
     Args:
         seconds: Budget of training.
@@ -32,23 +32,19 @@ class VirtualClock(L.Callback):
         callback: Any = None,
         warmup: float = 0.1,
     ) -> None:
-        self._duration = seconds
+        self.seconds = seconds
         self.costs, self.kind, self.warmup = costs, kind, warmup
         self.callback = callback
         self.elapsed, self.steps, self.switched_at = 0.0, 0, None
         self._losses: dict[int, list[torch.Tensor]] = {}
 
-    def time_elapsed(self, stage: str = "train") -> float:
-        """Seconds spent so far, by calibration."""
-        return self.elapsed
-
-    @property
-    def _share(self) -> float:
-        return self.elapsed / self._duration
+    def budget_share(self) -> float:
+        """Share of the seconds that is spent, by calibration."""
+        return self.elapsed / self.seconds
 
     def factor(self) -> float:
         """Learning-rate factor: warm-up and cosine over the budget."""
-        share = self._share
+        share = self.budget_share()
         if share < self.warmup:
             return max(share / self.warmup, 0.02)
         return 0.5 * (1.0 + math.cos(math.pi * min((share - self.warmup) / (1.0 - self.warmup), 1.0)))
@@ -67,16 +63,16 @@ class VirtualClock(L.Callback):
         kind = self.kind or KINDS[float(trainer.callback_metrics["rela/phase"])]
         if kind == "transport" and self.callback is not None:
             kind += "" if self.callback.num_views == 2 else str(self.callback.num_views)
-            if self.callback.transport_resolution and self._share < 0.75 * self.callback.schedule.certain:
+            if self.callback.transport_resolution and self.budget_share() < 0.75 * self.callback.schedule.certain:
                 kind += f"@{self.callback.transport_resolution}"
         if kind == "ssl" and self.switched_at is None:
             self.switched_at = self.elapsed
         if kind.startswith(("transport", "online")):
-            percent = int(100 * self.elapsed / self._duration)
+            percent = int(100 * self.elapsed / self.seconds)
             self._losses.setdefault(percent, []).append(trainer.callback_metrics["rela/loss"])
         self.elapsed += self.costs[kind]
         self.steps += 1
-        if self.elapsed + self.costs[kind] > self._duration:
+        if self.elapsed + self.costs[kind] > self.seconds:
             trainer.should_stop = True
 
     @property

@@ -23,6 +23,7 @@ from rela_lightning.injection.step import Parts, Step
 from rela_lightning.injection.student import Student
 from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
 from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
+from rela_lightning.injection.watchers import Watchers
 from rela_lightning.losses import LossSpec, resolve_loss
 from rela_lightning.namespaces import DualCallback
 from rela_lightning.pooling import POOLINGS, Pooling
@@ -61,6 +62,7 @@ class ReLACallback(DualCallback):
             `transform` is left alone: `stored`, the labelled ones with their own targets; `nearest`, fresh ones with
             the target of the labelled one that overlaps most; `blended`, fresh ones with a mean of targets weighted by
             overlap; `free`, fresh ones with the target of the whole image. `auto` is `blended` if there are crops.
+            Your own views, in a mixed phase, meet the mean of an image's targets, with `free` that of the whole.
         loss: What pulls mapped features to targets: `cosine`, `contrastive`, `smooth_l1`, `relational`, a list of
             these (their sum), a mapping of them to weights, or a callable `(mapped [B, D], targets [B, D]) -> scalar`.
             It is called once a view. See `rela_lightning.losses`.
@@ -159,7 +161,9 @@ class ReLACallback(DualCallback):
         self._rows: RowTracker | None = None
         self._parts: Parts | None = None
         self._step: Step | None = None
+        self._logged: tuple[tuple[float, ...], int | None] | None = None
         self._phases: Phases | None = None
+        self._watchers: Watchers | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
         self._unstepped = 0
@@ -187,10 +191,8 @@ class ReLACallback(DualCallback):
         support.check_step(pl_module)
         replace = support.replaces_step(pl_module, self.step, self.transport_resolution)
         self.schedule.load_state_dict(self._fresh)
-        self._monitored = replace and self.schedule.weights(0.01).transport_only  # past a fade's very first step
-        if self._monitored:
-            support.check_monitors(trainer, pl_module, trainer.callbacks)
         self._trainer = trainer
+        self._watchers = Watchers(trainer, self.schedule, lambda: self._phases is not None and self._phases.light)
         self._source = source = self._open_targets()
         self._map = TransportMap(self.transport_optimizer, self.seed)
         student = Student(
@@ -219,6 +221,7 @@ class ReLACallback(DualCallback):
         if state:  # a second fit of the same trainer goes on where the first ended
             self.load_state_dict(state)
         rows.attach(self._patches, trainer, pl_module)
+        self._watchers.attach(self._patches)
         self._patches.wrap(pl_module, "training_step", self._training_step)
         self._patches.wrap(pl_module, "manual_backward", self._manual_backward)
 
@@ -252,6 +255,8 @@ class ReLACallback(DualCallback):
             self._parts.student.remove()
         if self._rows is not None:
             self._rows.detach()
+        if self._watchers is not None:
+            self._watchers.detach()
         if self._source is not None:
             self._source.release()
         self._patches.undo()
@@ -268,9 +273,9 @@ class ReLACallback(DualCallback):
     # ---- hooks ---------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Schedulers exist now: see whether one of them monitors a metric that will be missing."""
-        if self._source is not None and self._monitored:
-            support.check_monitors(trainer, pl_module, trainer.lr_scheduler_configs)
+        """Schedulers exist now, and one of them may watch a metric."""
+        if self._watchers is not None:
+            self._watchers.attach_schedulers()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the plan of the run."""
@@ -304,13 +309,19 @@ class ReLACallback(DualCallback):
         if self._phases is not None and self._rows is not None:
             self._rows.start_epoch(trainer.current_epoch)
             self._phases.decide(self._rows.in_flight, again=True)
+            self._watch()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
         if self._phases is not None and self._rows is not None:
             self._phases.decide(self._rows.in_flight)
+            self._watch()
             if self._phases.light:
                 self._find_teachers(pl_module).before_step()
+
+    def _watch(self) -> None:
+        if self._watchers is not None:
+            self._watchers.update()
 
     def _find_teachers(self, module: Any) -> Teachers:
         if self._teachers is None:
@@ -332,11 +343,24 @@ class ReLACallback(DualCallback):
         output = step.run(original, args, kwargs)
         if step.loss is not None:
             module.log("rela/loss", step.loss, batch_size=step.samples)
-        ssl = 1.0 if phase.warm_heads else phase.weights.ssl
-        for name, value in (("weight", phase.weights.transport), ("ssl_weight", ssl), ("phase", phase.number)):
-            # filled on the device: a Python number would be copied there, and that waits
-            module.log(f"rela/{name}", torch.full((), value, device=module.device), batch_size=step.samples)
+        self._log_phase(module, phase, step.samples)
         return output
+
+    def _log_phase(self, module: Any, phase: Phase, samples: int) -> None:
+        """Log the weights where they changed, once an epoch until transport is over, and no more from then on."""
+        ssl = 1.0 if phase.warm_heads else phase.weights.ssl
+        values = {"rela/weight": phase.weights.transport, "rela/ssl_weight": ssl, "rela/phase": phase.number}
+        over = phase.weights.transport == 0.0
+        logged = (tuple(values.values()), None if over else self._trainer.current_epoch)
+        if logged == self._logged:
+            return
+        for name, value in values.items():
+            # filled on the device: a Python number would be copied there, and that waits
+            module.log(name, torch.full((), value, device=module.device), batch_size=samples)
+        if self._logged is None or self._logged[0][2] != phase.number:  # loggers hear of each phase, at any interval
+            for logger in self._trainer.loggers:
+                logger.log_metrics(values, step=self._trainer.global_step)
+        self._logged = logged
 
     def _manual_backward(self, original: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
         return original(loss if self._step is None else self._step.backward(loss), *args, **kwargs)
@@ -351,7 +375,7 @@ class ReLACallback(DualCallback):
         if step.loss is not None and not phases.stepped:
             loss = self._map.step(trainer, step.loss)
             if self.schedule.adaptive:
-                self.schedule.update(loss)
+                self.schedule.update(loss, phases.progress)
         phases.after_step()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -386,6 +410,7 @@ class ReLACallback(DualCallback):
             "schedule_class": type(self.schedule).__name__,
             "teachers": self._pairs,
             "weights": list(self._phases.now.weights),
+            "progress": self._phases.spent(),
             "targets": self._source.fingerprint,
             "source": self._source.state_dict(),
         }
@@ -412,6 +437,7 @@ class ReLACallback(DualCallback):
         self._source.load_state_dict(state_dict["source"])
         self.schedule.load_state_dict(state_dict["schedule"])
         self._phases.now = Phase(Weights(*state_dict["weights"]))
+        self._phases.progress = state_dict["progress"]
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note the epoch a resumed run stands at; say so if the checkpoint knows nothing of ReLA."""

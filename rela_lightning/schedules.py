@@ -53,18 +53,24 @@ class Schedule:
     """Whether `update` matters; only then are losses averaged over ranks and handed over."""
 
     def weights(self, progress: float) -> Weights:
-        """Weights of the next optimizer step.
+        """Weights of the next optimizer step. Changes nothing: it may be asked for any progress, at any time.
 
         Args:
-            progress: Share of the planned budget already spent, in `[0, 1]`.
+            progress: Share of the planned budget already spent, in `[0, 1]`. It never goes back, also where a run is
+                resumed with a longer plan.
 
         Returns:
             `(ssl, transport)`.
         """
         raise NotImplementedError
 
-    def update(self, loss: Tensor) -> None:
-        """Take in the transport loss of an optimizer step: a scalar, equal on all ranks."""
+    def update(self, loss: Tensor, progress: float) -> None:
+        """Take in an optimizer step; the one place where a schedule's state changes.
+
+        Args:
+            loss: Transport loss of the step: a scalar, equal on all ranks.
+            progress: What `weights` was asked for before it.
+        """
 
     @property
     def lets_go(self) -> bool:
@@ -97,6 +103,11 @@ class Switch(Schedule):
 
     def __init__(self, at: float = 0.4) -> None:
         self.at = _share("at", at)
+
+    @property
+    def certain(self) -> float:
+        """All of it."""
+        return self.at
 
     def weights(self, progress: float) -> Weights:
         """`(0, 1)` before `at`, `(1, 0)` from there on."""
@@ -175,7 +186,7 @@ class AuthorsRule(Schedule):
         """`(0, 1)` until the rule has fired, `(1, 0)` from the next step on."""
         return SSL_ONLY if self.fired else TRANSPORT_ONLY
 
-    def update(self, loss: Tensor) -> None:
+    def update(self, loss: Tensor, progress: float) -> None:
         """Advance both averages by one step."""
         self._unread.append(loss.detach().reshape(()))
         if len(self._unread) >= self.poll:
@@ -236,7 +247,6 @@ class Plateau(Schedule):
         if at_least > at_most:
             raise ConfigError("`at_least` is above `at_most`.", found=f"{at_least} and {at_most}")
         self.fired = False
-        self._progress = 0.0
         self._start = 0.0
         self._sum: Tensor = torch.zeros(())
         self._count = 0
@@ -251,38 +261,36 @@ class Plateau(Schedule):
 
     def weights(self, progress: float) -> Weights:
         """`(0, 1)` until the loss has levelled off, `(1, 0)` from then on."""
-        self._progress = progress
-        self.fired = self.fired or progress >= self.at_most < 1.0
-        return SSL_ONLY if self.fired else TRANSPORT_ONLY
+        return SSL_ONLY if self.fired or progress >= self.at_most < 1.0 else TRANSPORT_ONLY
 
-    def update(self, loss: Tensor) -> None:
+    def update(self, loss: Tensor, progress: float) -> None:
         """Add a step's loss to the window, on its device; the device is waited for once a window."""
         loss = loss.detach()
         self._first = loss.abs() if self._first is None else self._first
         self._sum = self._sum.to(loss.device) + loss
         self._count += 1
-        if self._progress - self._start < self.window or self._count < _FEWEST_LOSSES:
+        if progress - self._start < self.window or self._count < _FEWEST_LOSSES:
             return
         mean = float(self._sum) / self._count
-        percent = 100.0 * (self._progress - self._start)
+        percent = 100.0 * (progress - self._start)
         if math.isfinite(self._before):
             fall, slope = (self._before - mean) / percent, self.slope * float(self._first)
             self._steepest = max(self._steepest, fall)
             left = fall < _OF_STEEPEST * self._steepest or self._steepest <= _NO_FALL * slope
-            self.fired = self.fired or (fall <= slope and left and self._progress >= self.at_least)
-        self._before, self._start = mean, self._progress
+            self.fired = self.fired or (fall <= slope and left and progress >= self.at_least)
+        self._before, self._start = mean, progress
         self._sum, self._count = torch.zeros_like(self._sum), 0
 
     def state_dict(self) -> dict[str, Tensor]:
         """The current window, the one before, the first loss, and whether the switch has come."""
-        numbers = [self._progress, self._start, float(self._sum), float(self._count), self._before, self._steepest]
+        numbers = [self._start, float(self._sum), float(self._count), self._before, self._steepest]
         first = torch.zeros(0) if self._first is None else self._first.cpu().reshape(1)
         window = torch.tensor(numbers, dtype=torch.double)
         return {"window": window, "first": first.double(), "fired": torch.tensor(self.fired)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned; a state from before 0.1.0 has no first loss, which was 1 to it."""
-        self._progress, self._start, total, count, self._before, self._steepest = state["window"].tolist()
+        self._start, total, count, self._before, self._steepest = state["window"].tolist()[-5:]
         first = state.get("first", torch.ones(1, dtype=torch.double))
         self._first = first[0] if len(first) else None
         self._sum, self._count = torch.tensor(total), int(count)

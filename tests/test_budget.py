@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lightning.pytorch import callbacks
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.injection.budget import Budget
@@ -20,11 +21,29 @@ def trainer(**options: Any) -> Any:
     return SimpleNamespace(**{**base, **options}, fit_loop=loop)
 
 
-class Timer:
-    _duration = 100.0
+class Sixty(callbacks.Timer):
+    """Lightning's, after 60 of 100 seconds."""
 
-    def time_elapsed(self, stage: str) -> float:
+    def __init__(self) -> None:
+        super().__init__({"seconds": 100})
+
+    def time_elapsed(self, stage: str = "train") -> float:
         return 60.0
+
+
+class Clock:
+    """A callback with a budget of its own; what else it keeps is its own affair."""
+
+    _duration = 2.0
+
+    def budget_share(self) -> float:
+        return 0.7
+
+
+class Song:
+    """A callback that has a duration, but no say in the budget."""
+
+    _duration = 3.0
 
 
 @pytest.mark.parametrize(
@@ -35,9 +54,11 @@ class Timer:
         ({"max_epochs": 4, "current_epoch": 1, "processed": 10}, 0.25),  # still the count of the epoch before
         ({"max_epochs": 4, "processed": 5}, 0.125),
         ({"max_epochs": 4, "current_epoch": 1, "max_steps": 20, "global_step": 10}, 0.5),
-        ({"max_epochs": 4, "current_epoch": 1, "callbacks": [object(), Timer()]}, 0.6),
+        ({"max_epochs": 4, "current_epoch": 1, "callbacks": [object(), Sixty()]}, 0.6),
         ({"max_epochs": 4, "num_training_batches": math.inf, "current_epoch": 1, "processed": 999}, 0.25),
         ({"max_steps": 5, "global_step": 9}, 1.0),
+        ({"max_epochs": 4, "current_epoch": 1, "callbacks": [Clock(), Song()]}, 0.7),
+        ({"callbacks": [Clock()]}, 0.7),
     ],
 )
 def test_progress_is_the_largest_share(options: Any, expected: float) -> None:
@@ -51,10 +72,11 @@ def test_ranks_agree_on_seconds_and_ask_rarely() -> None:
         asked.append(value)
         return 30.0  # rank 0's clock
 
-    budget = Budget(trainer(callbacks=[Timer()], world_size=2, strategy=SimpleNamespace(broadcast=broadcast)))
+    budget = Budget(trainer(callbacks=[Sixty()], world_size=2, strategy=SimpleNamespace(broadcast=broadcast)))
     assert {budget.progress() for _ in range(20)} == {0.3} and len(asked) == 1
 
 
 def test_a_run_without_an_end_is_refused() -> None:
-    with pytest.raises(ConfigError, match="max_epochs"):
-        Budget(trainer())
+    for others in ([], [Song()], [callbacks.Timer()]):
+        with pytest.raises(ConfigError, match="max_epochs"):
+            Budget(trainer(callbacks=others))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Switch, TransportOnly
+from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Schedule, Switch, TransportOnly
 
 
 def restated_rule(losses: list[float]) -> int | None:
@@ -23,7 +23,7 @@ def fired_at(losses: list[float], poll: int = 1) -> int | None:
     rule = AuthorsRule(poll)
     for step, loss in enumerate(losses, start=1):
         assert rule.weights(0.99) == (0.0, 1.0)
-        rule.update(torch.tensor(loss, dtype=torch.float64))
+        rule.update(torch.tensor(loss, dtype=torch.float64), 0.5)
         if rule.weights(0.0) == (1.0, 0.0):
             return step
     return None
@@ -55,13 +55,13 @@ def test_authors_rule_survives_its_state(poll: int) -> None:
     losses = CURVES["constant 1"][0][:600]
     whole, first = AuthorsRule(poll), AuthorsRule(poll)
     for loss in losses:
-        whole.update(torch.tensor(loss))
+        whole.update(torch.tensor(loss), 0.5)
     for loss in losses[:300]:
-        first.update(torch.tensor(loss))
+        first.update(torch.tensor(loss), 0.5)
     second = AuthorsRule(poll)
     second.load_state_dict(first.state_dict())
     for loss in losses[300:]:
-        second.update(torch.tensor(loss))
+        second.update(torch.tensor(loss), 0.5)
     assert second.fired and (second.slow, second.fast) == (whole.slow, whole.fast)
     assert all(isinstance(value, torch.Tensor) for value in whole.state_dict().values())
 
@@ -98,7 +98,7 @@ def run_plateau(plateau: Plateau, curve, steps: int = 1000, start: int = 0) -> f
     for step in range(start, steps):
         if plateau.weights(step / steps) == (1.0, 0.0):
             return step / steps
-        plateau.update(torch.tensor(curve(step / steps)))
+        plateau.update(torch.tensor(curve(step / steps)), step / steps)
     return None
 
 
@@ -151,8 +151,7 @@ def test_plateau_reads_a_state_without_a_first_loss() -> None:
     curve = FALLS_TO_THIRTY_PERCENT["falls, then flat"]  # begins at 1, which such a state took for granted
     first, second = Plateau(), Plateau()
     for step in range(317):
-        first.weights(step / 1000)
-        first.update(torch.tensor(curve(step / 1000)))
+        first.update(torch.tensor(curve(step / 1000)), step / 1000)
     state = first.state_dict()
     assert state["first"].tolist() == [1.0]
     del state["first"]
@@ -169,8 +168,7 @@ def test_plateau_survives_its_state(stop: int) -> None:
     whole = run_plateau(Plateau(), curve)
     first, second = Plateau(), Plateau()
     for step in range(stop):
-        first.weights(step / 1000)
-        first.update(torch.tensor(curve(step / 1000)))
+        first.update(torch.tensor(curve(step / 1000)), step / 1000)
     second.load_state_dict(first.state_dict())
     assert run_plateau(second, curve, start=stop) == whole
 
@@ -181,3 +179,39 @@ def test_plateau_survives_its_state(stop: int) -> None:
 def test_plateau_options_out_of_range_are_refused(options) -> None:
     with pytest.raises(ConfigError):
         Plateau(**options)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [Switch, lambda: Mix(0.5), Blend, TransportOnly, lambda: AuthorsRule(3), Plateau, lambda: Plateau(at_most=0.3)],
+)
+def test_asking_for_weights_changes_nothing(build) -> None:
+    asked, plain, random = build(), build(), random_numbers(0)
+    for step in range(400):
+        for _ in range(3):
+            asked.weights(float(next(random)))
+        assert asked.weights(step / 400) == plain.weights(step / 400)
+        for schedule in (asked, plain):
+            schedule.update(torch.tensor(math.exp(-step / 60)), step / 400)
+    for one, two in zip(asked.state_dict().values(), plain.state_dict().values(), strict=True):
+        assert torch.equal(one, two)
+
+
+def random_numbers(seed: int):
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield torch.rand((), generator=generator)
+
+
+def test_a_plateau_that_ends_where_it_may_begin_is_a_switch() -> None:
+    plateau = Plateau(at_least=0.01, at_most=0.01)
+    assert plateau.weights(0.5) == (1.0, 0.0) and plateau.weights(0.0) == (0.0, 1.0)
+    assert run_plateau(plateau, lambda p: 1.0) == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize("at", [0.001, 0.37, 0.4, 1.0])
+def test_what_is_certain_of_a_switch_is_all_of_it(at: float) -> None:
+    class Scanned(Schedule):
+        weights = Switch(at).weights
+
+    assert Switch(at).certain == at == pytest.approx(Scanned().certain, abs=0.001)

@@ -11,7 +11,9 @@ from rela_lightning.errors import ConfigError
 class Budget:
     """Share of the budget spent: the largest of steps, epochs and seconds, each over its plan.
 
-    Resuming needs no state: Lightning restores the counters (and its Timer) itself.
+    Resuming needs no state: Lightning restores the counters (and its Timer) itself. A callback that measures a budget
+    of its own (samples seen, cost, energy) has a method `budget_share() -> float`: the share of it that is spent, the
+    same on all ranks.
 
     Args:
         trainer: The Trainer, after its data are set up.
@@ -26,10 +28,11 @@ class Budget:
         self._refresh = refresh
         self._asked = 0
         self._elapsed = 0.0
-        self._timer = next((c for c in trainer.callbacks if getattr(c, "_duration", None) is not None), None)
+        self._timer = next((c for c in trainer.callbacks if _is_timer(c) and c._duration is not None), None)
+        self._clocks = [c.budget_share for c in trainer.callbacks if callable(getattr(c, "budget_share", None))]
         self._steps = _limit(trainer.max_steps)
         self._epochs = _limit(trainer.max_epochs)
-        if math.isinf(self._steps) and math.isinf(self._epochs) and self._timer is None:
+        if math.isinf(self._steps) and math.isinf(self._epochs) and self._timer is None and not self._clocks:
             raise ConfigError(
                 "A schedule needs to know how long training will last.",
                 expected="a Trainer with max_epochs, max_steps or max_time",
@@ -63,8 +66,17 @@ class Budget:
             self._trainer.global_step / max(self._steps, 1.0),
             self._epochs_done() / max(self._epochs, 1.0),
             self._time_share(),
+            *(clock() for clock in self._clocks),
         )
         return float(min(max(shares), 1.0))
+
+
+def _is_timer(callback: Any) -> bool:
+    """Whether a callback is the Timer of either package, by which `max_time` works."""
+    return any(
+        base.__name__ == "Timer" and base.__module__.startswith(("lightning.pytorch.", "pytorch_lightning."))
+        for base in type(callback).__mro__
+    )
 
 
 def _limit(value: int | None) -> float:

@@ -48,6 +48,9 @@ class Phases:
         self._schedule, self._head_warmup, self._trainer = schedule, head_warmup, trainer
         self._may_replace, self._ask_for = may_replace, ask_for
         self._budget: Budget | None = None
+        self._certain = 0.0
+        self.progress = 0.0
+        """Share of the budget spent, as far as it has ever been: a longer plan does not take it back."""
         self.now = Phase(schedule.weights(0.0))
         self._due = True
         self._in_flight = 0
@@ -59,6 +62,7 @@ class Phases:
             ConfigError: If the Trainer plans no end.
         """
         self._budget = Budget(self._trainer)
+        self._certain = self._schedule.certain
 
     @property
     def light(self) -> bool:
@@ -69,6 +73,10 @@ class Phases:
     def stepped(self) -> bool:
         """Whether an optimizer has stepped since the last decision."""
         return self._due
+
+    def spent(self) -> float:
+        """The progress up to now; the one that was last decided on is a step behind."""
+        return self.progress if self._budget is None else max(self.progress, self._budget.progress())
 
     def after_step(self) -> None:
         """An optimizer stepped: decide anew before the next step."""
@@ -88,12 +96,13 @@ class Phases:
         if not self._due or self._budget is None:
             return
         self._due = again
-        progress, was_light = self._budget.progress(), self.light
+        self.progress, was_light = max(self.progress, self._budget.progress()), self.light
+        progress = self.progress
         weights = self._schedule.weights(progress)
         warm = False
         if self._head_warmup and weights.transport_only:
             warm = not self._schedule.weights(min(progress + self._head_warmup, 1.0)).transport_only
-        low = progress < _LOW_RESOLUTION * self._schedule.certain
+        low = progress < _LOW_RESOLUTION * self._certain
         self.now = Phase(SSL_ONLY if weights.transport == 0.0 else weights, warm, low)
         if was_light and not self.light:
             self._in_flight = in_flight

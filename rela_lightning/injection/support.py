@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -55,46 +54,6 @@ def check_step(module: Any) -> None:
             found="training_step(self, dataloader_iter)",
             do="take the batch as an argument",
         )
-
-
-def check_monitors(trainer: Any, module: Any, watchers: Iterable[Any]) -> None:
-    """Refuse a monitor on a metric that only the training step logs, where that step is left out for a while.
-
-    Args:
-        trainer: Whether it validates.
-        module: Its steps are read for the metrics they log.
-        watchers: Callbacks or scheduler configurations, with a `monitor`.
-
-    Raises:
-        InjectionError: Naming the watcher and the metric.
-    """
-    training = _source(module, "training_step")
-    validation = _source(module, "validation_step") if trainer.enable_validation else ""
-    for watcher in watchers:
-        monitor = getattr(watcher, "monitor", None)
-        if not isinstance(monitor, str):
-            continue
-        logged = {f"{quote}{name}{quote}" for name in (monitor, *_without_suffix(monitor)) for quote in "\"'"}
-        if any(name in training for name in logged) and not any(name in validation for name in logged):
-            raise InjectionError(
-                f"{type(watcher).__name__} monitors {monitor!r}, which the training step logs, and the transport phase "
-                "leaves that step out.",
-                expected="a metric that is there from the first epoch, such as rela/loss or one of validation",
-                found=monitor,
-                do='pass step="swap_loss": the step is run for its logs and its loss is replaced',
-            )
-
-
-def _without_suffix(monitor: str) -> list[str]:
-    return [monitor.removesuffix(suffix) for suffix in ("_epoch", "_step") if monitor.endswith(suffix)]
-
-
-def _source(module: Any, name: str) -> str:
-    """Source of a method; empty where there is none to read (a notebook cell, generated code)."""
-    try:
-        return inspect.getsource(inspect.unwrap(getattr(type(module), name)))
-    except (AttributeError, OSError, TypeError):
-        return ""
 
 
 def check_range(name: str, value: Any, expected: str, ok: bool) -> None:

@@ -74,7 +74,15 @@ class TargetLookup:
         return self.crops != "free"
 
     def of_images(self, rows: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Targets of whole images, for views that the data set makes itself; float32 `[B, 1, D]` of rows `[B]`."""
+        """Targets for views that the data set makes itself, of which nobody knows what they show.
+
+        Returns:
+            Float32 `[B, 1, D]` of rows `[B]`: the mean over the whole image and its crops, which is closer to what the
+            prior says of a view (`benchmarks/mixed_targets.py`); with `free` crops that of the whole image.
+        """
+        if self.plans:
+            mean: NDArray[np.float32] = self.store.read(rows).targets.mean(axis=1, keepdims=True)
+            return mean
         return self.store.read(rows, np.zeros((len(rows), 1), np.int64)).targets
 
     def plan(self, rows: NDArray[np.integer], epoch: int | None) -> Plan:

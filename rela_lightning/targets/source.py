@@ -67,7 +67,9 @@ class StoredTargets:
 
     def __call__(self, rows: BatchRows, view: Tensor, trainer: Any) -> Tensor | None:
         """Targets float32 `[B, n, D]` of a batch; looked up here only where its loader did not know of the need yet."""
-        return self._store[rows.indices][:, None] if rows.targets is None else rows.targets
+        if rows.targets is not None or rows.indices is None:
+            return rows.targets
+        return torch.from_numpy(self.lookup.of_images(rows.indices.cpu().numpy()))
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the store is on disk."""

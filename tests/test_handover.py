@@ -1,0 +1,130 @@
+"""Once the transport loss is off it stays off, and what is logged says so without costing a step anything."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+
+from rela_lightning import ReLACallback
+from rela_lightning.schedules import Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
+from tests.modules import byol
+from tests.test_callback import Log, fit, loader, seeded, trainer
+
+
+def resumed(targets: Any, tmp_path: Any, schedule: Any, first: int, plan: int, more: int) -> list[float]:
+    """Phases of the steps after a run of `first` epochs, planned for `plan`, goes on with a plan of `more` epochs."""
+    run = trainer("lightning.pytorch", ReLACallback(targets, schedule=schedule()), max_epochs=plan)
+
+    class Save(L.Callback):
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            if trainer.current_epoch == first - 1:
+                trainer.save_checkpoint(tmp_path / "a.ckpt")
+
+    run.callbacks.append(Save())
+    torch.manual_seed(0)
+    run.fit(seeded(byol), loader())
+    log = Log()
+    again = trainer("lightning.pytorch", ReLACallback(targets, schedule=schedule()), log, max_epochs=more)
+    again.fit(byol(), loader(), ckpt_path=tmp_path / "a.ckpt")
+    return [entry["rela/phase"] for entry in log.seen]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first", "plan", "more", "phases"),
+    [
+        (lambda: Switch(0.5), 2, 2, 6, [2.0] * 16),
+        (lambda: Switch(0.5), 3, 4, 12, [2.0] * 36),  # the switch came at epoch 2
+        (lambda: Switch(0.5), 1, 4, 8, [0.0] * 12 + [2.0] * 16),  # it had not come: half of the new plan
+        (lambda: Blend("linear", 0.5), 2, 2, 4, [2.0] * 8),
+        (lambda: Plateau(at_least=0.1, at_most=0.25), 2, 4, 40, [2.0] * 152),
+        (TransportOnly, 2, 2, 4, [0.0] * 8),
+        (Mix, 2, 2, 4, [1.0] * 8),
+    ],
+)
+def test_a_longer_plan_does_not_go_back(
+    targets64: Any, tmp_path: Any, schedule: Any, first: int, plan: int, more: int, phases: list[float]
+) -> None:
+    assert resumed(targets64, tmp_path, schedule, first, plan, more) == phases
+
+
+class Watching(Schedule):
+    """Keeps what it is asked for."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def weights(self, progress: float) -> Weights:
+        self.seen.append(progress)
+        return Weights(1.0, 1.0 - progress / 2)
+
+
+def test_a_schedule_sees_progress_that_never_falls(targets64: Any, tmp_path: Any) -> None:
+    made: list[Watching] = []
+
+    def watching() -> Watching:
+        made.append(Watching())
+        return made[-1]
+
+    resumed(targets64, tmp_path, watching, 2, 2, 6)
+    first, second = ([p for p in schedule.seen if 0.05 < p < 1.0] for schedule in made)
+    assert first == sorted(first) and second == sorted(second) and min(second) >= max(first) == 0.875
+
+
+# ---- what is logged ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def logged(monkeypatch: Any) -> list[tuple[int, str]]:
+    """Every call of `module.log` with a name of ours, with the step."""
+    calls: list[tuple[int, str]] = []
+    own = L.LightningModule.log
+
+    def log(self: Any, name: str, *args: Any, **kwargs: Any) -> None:
+        if name.startswith("rela/"):
+            calls.append((self.global_step, name))
+        own(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(L.LightningModule, "log", log)
+    return calls
+
+
+def test_nothing_is_logged_after_the_switch(targets64: Any, logged: list[tuple[int, str]]) -> None:
+    log = Log()
+    fit(seeded(byol), ReLACallback(targets64, schedule=Switch(0.5)), log, max_epochs=4)
+    weights = {"rela/weight", "rela/ssl_weight", "rela/phase"}
+    assert {name for step, name in logged if step == 0} == {*weights, "rela/loss"}
+    assert [name for step, name in logged if step in (1, 2, 3)] == ["rela/loss"] * 3
+    assert {name for step, name in logged if step == 8} == weights, "the switch itself"
+    assert max(step for step, _ in logged) == 8
+    assert [entry["rela/phase"] for entry in log.seen] == [0.0] * 8 + [2.0] * 8, "which everybody can still read"
+    assert log.seen[-1]["rela/ssl_weight"] == 1.0 and log.seen[-1]["rela/weight"] == 0.0
+
+
+def test_weights_that_change_are_logged_each_time(targets64: Any, logged: list[tuple[int, str]]) -> None:
+    log = Log()
+    fit(seeded(byol), ReLACallback(targets64, schedule=Blend("linear")), log, max_epochs=2)
+    assert [entry["rela/weight"] for entry in log.seen] == pytest.approx(
+        [1.0, 1.0, *(1 - step / 8 for step in range(2, 8))]  # the second batch was made when the first was
+    )
+    assert sum(name == "rela/weight" for _, name in logged) == 7
+
+
+@pytest.mark.parametrize("every", [1, 3, 50])
+def test_a_logger_hears_of_each_phase_at_any_interval(targets64: Any, tmp_path: Any, every: int) -> None:
+    logger, log = CSVLogger(tmp_path), Log()
+    fit(
+        seeded(byol), ReLACallback(targets64, schedule=Switch(0.3)), log, max_epochs=4, logger=logger,
+        log_every_n_steps=every,
+    )  # fmt: skip
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["rela/phase"]]
+    by_step = {int(row["step"]): float(row["rela/phase"]) for row in rows}
+    switch = [entry["rela/phase"] for entry in log.seen].index(2.0)
+    assert by_step[0] == 0.0 and by_step[switch] == 2.0 and set(by_step.values()) == {0.0, 2.0}
+    assert all(value == (0.0 if step < switch else 2.0) for step, value in by_step.items())
