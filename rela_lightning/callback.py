@@ -21,7 +21,7 @@ from rela_lightning.injection.phases import Phase, Phases
 from rela_lightning.injection.rows import ROW_LAYOUTS, RowLayout
 from rela_lightning.injection.step import Parts, Step
 from rela_lightning.injection.student import Student
-from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
+from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs, trained_parameters
 from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
 from rela_lightning.injection.watchers import Watchers
 from rela_lightning.losses import LossSpec, resolve_loss
@@ -326,7 +326,8 @@ class ReLACallback(DualCallback):
     def _find_teachers(self, module: Any) -> Teachers:
         if self._teachers is None:
             given = self._pairs if self.teachers == "auto" else self.teachers
-            pairs = find_pairs(module) if given is None else named_pairs(module, given)
+            trained = trained_parameters(self._trainer.optimizers)
+            pairs = find_pairs(module, trained) if given is None else named_pairs(module, given)
             self._pairs = [list(pair) for pair in pairs]
             self._teachers = Teachers(module, pairs, self.teacher_momentum)
         return self._teachers

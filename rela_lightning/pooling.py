@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,9 +17,18 @@ _KEYS = ("pooler_output", "x_norm_clstoken", "features", "last_hidden_state", "o
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The feature tensor inside a model output (tensor, tuple, dict or Hugging Face style object)."""
+    """The feature tensor inside a model output (tensor, tuple, dict or Hugging Face style object).
+
+    Of the stages of a pyramid (timm's `features_only`, torchvision's feature extractor) the deepest counts.
+
+    Raises:
+        ConfigError: If there is no tensor, or several feature maps of which none is plainly the deepest.
+    """
     if isinstance(output, Tensor):
         return output
+    maps = feature_maps(output)
+    if len(maps) > 1:
+        return _deepest(maps)
     if isinstance(output, Mapping):
         for key in _KEYS:
             if isinstance(output.get(key), Tensor):
@@ -33,6 +43,28 @@ def first_tensor(output: Any) -> Tensor:
         expected="a tensor, or a tuple, list or dict that holds one",
         found=type(output).__name__,
         do="name the layer to read with `feature_layer`, or wrap the network so that it returns a tensor",
+    )
+
+
+def feature_maps(output: Any) -> list[Tensor]:
+    """The maps `[B, F, H, W]` right inside a tuple, list or dict, if they are of different sizes; else none."""
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
+    if isinstance(output, Mapping) and any(isinstance(output.get(key), Tensor) for key in _KEYS):
+        return []
+    maps = [value for value in values if isinstance(value, Tensor) and value.ndim == 4]
+    return maps if len({value.shape[1:] for value in maps}) > 1 else []
+
+
+def _deepest(maps: Sequence[Tensor]) -> Tensor:
+    """The last stage, where each is no larger than the one before and has no fewer channels."""
+    sizes = [(value.shape[1], -value.shape[2] * value.shape[3]) for value in maps]
+    if all(a <= c and b <= d for (a, b), (c, d) in itertools.pairwise(sizes)) and sizes[-1][0] > sizes[0][0]:
+        return maps[-1]
+    raise ConfigError(
+        "The network returns several feature maps, and none is plainly the deepest.",
+        expected="one map, or stages that get smaller and gain channels",
+        found="; ".join(str(list(value.shape)) for value in maps),
+        do="name the layer to read with `feature_layer`, or wrap the network so that it returns one",
     )
 
 

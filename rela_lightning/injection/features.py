@@ -7,12 +7,13 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError, InjectionError
 from rela_lightning.injection.patch import Patches
-from rela_lightning.pooling import Pooling, first_tensor, has_cls_token, pool
+from rela_lightning.pooling import Pooling, feature_maps, first_tensor, has_cls_token, pool
 
 BACKBONE_NAMES = (
     "backbone", "encoder", "student_backbone", "online_backbone", "encoder_q", "student", "online_encoder",
@@ -172,6 +173,8 @@ class Backbone:
         self._has_cls_token = has_cls_token(network)
         self._calls: list[Call] | None = None
         self._detach = False
+        self._tried = False
+        self._said = False
         self._layer_output: Any = None
         self._patches = Patches()
         if feature_layer is not None:
@@ -225,16 +228,27 @@ class Backbone:
             self._calls, self._detach = None, False
 
     def features(self, call: Call) -> Tensor:
-        """Pooled features `[R, F]` of a call."""
-        return pool(call.output, self._pooling, has_cls_token=self._has_cls_token)
+        """Pooled features `[R, F]` of a call; the first time one line says what they are read from."""
+        found = pool(call.output, self._pooling, has_cls_token=self._has_cls_token)
+        if not self._said:
+            self._said = True
+            maps = feature_maps(call.output)
+            which = f", the deepest of {len(maps)} maps" if maps else ""
+            shape = list(first_tensor(call.output).shape)
+            rank_zero_info(f"ReLA reads {self.name}: {shape}{which}, {found.shape[1]} features an image.")
+        return found
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features `[R, F]` of images `[R, C, H, W]`, by our own call of the backbone."""
+        """Features `[R, F]` of images `[R, C, H, W]`, by our own call of the backbone.
+
+        Until a call has worked, an error is taken to say that the network cannot be called so; after that, errors are
+        the network's own.
+        """
         with self.listening() as calls:
             try:
                 self._call(images)
             except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-                if isinstance(error, torch.OutOfMemoryError):
+                if self._tried or out_of_memory(error):
                     raise
                 raise InjectionError(
                     f"The backbone ({self.name}) cannot be called on the views alone.",
@@ -244,6 +258,7 @@ class Backbone:
                     'backbone="backbone.encode"; if it needs more arguments, use step="swap_loss"; if this is a layer '
                     "inside the backbone, name the network with `backbone` and the layer with `feature_layer`",
                 ) from error
+        self._tried = True
         if not calls:
             raise InjectionError(
                 f"The backbone ({self.name}) returned no feature that requires grad.",
@@ -260,6 +275,16 @@ class Backbone:
                 del sub._forward_hooks[key]
                 sub._forward_hooks_with_kwargs.pop(key, None)
         self._patches.undo()
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what caused it, is that memory ran out, on a device or on the host."""
+    while True:
+        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+            return True
+        if error.__cause__ is None:
+            return False
+        error = error.__cause__
 
 
 def _detached(output: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.injection.features import Backbone, Call, Discovery, guess_backbone, never_called
+from rela_lightning.injection.features import Backbone, Call, Discovery, guess_backbone, never_called, out_of_memory
 from rela_lightning.injection.rows import RowMatcher, regular_rows
 from rela_lightning.injection.views import find_views, shrink
 from rela_lightning.pooling import Pooling
@@ -84,6 +84,7 @@ class Student:
         self._name, self._feature_layer, self._pooling = backbone, feature_layer, pooling
         self._views, self._num_views, self._resolution = views, num_views, resolution
         self._rows = RowMatcher(row_layout)
+        self._takes_small = False
         self.backbone: Backbone | None = None
         """The backbone, once it is known."""
 
@@ -122,10 +123,18 @@ class Student:
         images = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
         if not low_resolution or self._resolution is None:
             return Features(backbone(images), rows, of_sample)
+        small = shrink(images, self._resolution)
+        if self._takes_small:
+            return Features(backbone(small), rows, of_sample)
         try:
-            return Features(backbone(shrink(images, self._resolution)), rows, of_sample)
+            features = backbone(small)
         except (AssertionError, RuntimeError, ValueError) as error:
+            if out_of_memory(error):
+                raise
+            backbone(images)  # where this fails too, it is not the size
             raise _fixed_size(images, self._resolution, error) from error
+        self._takes_small = True
+        return Features(features, rows, of_sample)
 
     @contextmanager
     def listening(self, *, detach: bool) -> Iterator[Reading]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
@@ -26,8 +26,13 @@ def _shapes(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, tuple(value.shape)) for name, value in module.state_dict().items())
 
 
-def _frozen(module: nn.Module) -> bool:
-    return not any(parameter.requires_grad for parameter in module.parameters())
+def _untrained(module: nn.Module, trained: Container[int] | None) -> bool:
+    return not any(p.requires_grad and (trained is None or id(p) in trained) for p in module.parameters())
+
+
+def trained_parameters(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
+    """`id` of each parameter that some optimizer moves."""
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:
@@ -41,12 +46,17 @@ def _likeness(student: str, teacher: str) -> float:
     return SequenceMatcher(None, bare(student), bare(teacher)).ratio()
 
 
-def find_pairs(module: nn.Module) -> list[Pair]:
+def find_pairs(module: nn.Module, trained: Container[int] | None = None) -> list[Pair]:
     """Student/teacher pairs, found without relying on names.
 
-    A teacher is a submodule without trainable parameters whose state-dict shapes equal those of a
-    trainable one. Where several students fit, one with equal values is preferred (a fresh copy), then
+    A teacher is a submodule without trained parameters whose state-dict shapes equal those of a
+    trained one. Where several students fit, one with equal values is preferred (a fresh copy), then
     the likeliest name.
+
+    Args:
+        module: The user's module.
+        trained: What the optimizers move, see `trained_parameters`: a teacher may keep `requires_grad` and be in none
+            of them. None goes by `requires_grad` alone.
 
     Raises:
         InjectionError: If two students fit a teacher equally well.
@@ -54,10 +64,12 @@ def find_pairs(module: nn.Module) -> list[Pair]:
     submodules = [(name, sub) for name, sub in module.named_modules() if name and any(True for _ in sub.parameters())]
     pairs: list[Pair] = []
     for name, teacher in submodules:
-        if any(name.startswith(f"{pair.teacher}.") for pair in pairs) or not _frozen(teacher):
+        if any(name.startswith(f"{pair.teacher}.") for pair in pairs) or not _untrained(teacher, trained):
             continue
         shapes = _shapes(teacher)
-        fits = [(n, s) for n, s in submodules if s is not teacher and not _frozen(s) and _shapes(s) == shapes]
+        fits = [
+            (n, s) for n, s in submodules if s is not teacher and not _untrained(s, trained) and _shapes(s) == shapes
+        ]
         if not fits:
             continue
         fits = [(n, s) for n, s in fits if _equal(s, teacher)] or fits

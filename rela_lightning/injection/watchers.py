@@ -91,8 +91,8 @@ class Watchers:
             monitor = getattr(watcher, "monitor", None)
             if isinstance(monitor, str) and monitor.startswith(_OURS) and self._schedule.lets_go:
                 raise ConfigError(
-                    f"{type(watcher).__name__} monitors {monitor!r}, which ends when the transport phase does: from then "
-                    "on it would go by an old number.",
+                    f"{type(watcher).__name__} monitors {monitor!r}, which ends when the transport phase does: "
+                    "from then on it would go by an old number.",
                     expected="a metric of the whole run, such as knn/top1 or probe/top1, or one of validation",
                     found=f"{monitor!r} with {type(self._schedule).__name__}, which lets go",
                     do="add KNNProbe() or OnlineLinearProbe(num_classes=...), which log in every phase",
