@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from rela_lightning import process_group as _process_group  # noqa: F401  # for what it does as the process ends
 from rela_lightning._version import __version__
 
 if TYPE_CHECKING:

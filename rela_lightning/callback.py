@@ -28,6 +28,7 @@ from rela_lightning.losses import LossSpec, resolve_loss
 from rela_lightning.namespaces import DualCallback
 from rela_lightning.pooling import POOLINGS, Pooling
 from rela_lightning.priors import Prior, load_prior
+from rela_lightning.process_group import wait_at_exit
 from rela_lightning.schedules import Plateau, Schedule, Weights
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.lookup import CROPS, Crops
@@ -179,6 +180,7 @@ class ReLACallback(DualCallback):
         """Attach to the trainer and the module; refuses what cannot work."""
         if stage != "fit":
             return
+        wait_at_exit()
         self._undo()
         if sum(isinstance(callback, ReLACallback) for callback in trainer.callbacks) > 1:
             raise ConfigError(

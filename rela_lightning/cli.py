@@ -12,6 +12,7 @@ from typing import Any
 from rela_lightning._version import __version__
 from rela_lightning.commands.messages import ReadableParser, message_of, missing_package, own_errors
 from rela_lightning.errors import ReLAError
+from rela_lightning.process_group import wait_at_exit
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("rela_lightning.commands.fit:fit", "train a module, with or without ReLA"),
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = next((word for word in words if not word.startswith("-")), None)
     try:
         if command in TRAINER:
+            wait_at_exit()
             _function(command)(words[words.index(command) + 1 :])
         else:
             _run(command, words)

@@ -29,6 +29,11 @@ EXIT = """
 
     watch()
 """
+OURS = """
+    from rela_lightning.process_group import wait_at_exit
+
+    wait_at_exit(), wait_at_exit()
+"""
 TRAINER = """
     from {tree} import Trainer
     from tests.parts import TwoViews, make_digits
@@ -73,11 +78,15 @@ def end_of(script: str, file: Path, **values: Any) -> str:
 
 
 def test_a_group_is_waited_for_once(tmp_path: Path) -> None:
-    assert end_of(START + GROUP + EXIT, tmp_path / "group") == "waited"
+    assert end_of(START + GROUP + OURS + EXIT, tmp_path / "group") == "waited"
+
+
+def test_who_only_imports_us_does_not_wait(tmp_path: Path) -> None:
+    assert end_of(START + GROUP + EXIT, tmp_path / "group") == ""
 
 
 def test_without_a_group_nobody_waits(tmp_path: Path) -> None:
-    assert end_of(START + EXIT, tmp_path / "group") == ""
+    assert end_of(START + OURS + EXIT, tmp_path / "group") == ""
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from rela_lightning.namespaces import NAMESPACES, DualCallback
 from rela_lightning.pooling import POOLINGS, Pooling
 from rela_lightning.probe.batches import find_images, find_labels
 from rela_lightning.probe.features import Backbone, encode, find_backbone
+from rela_lightning.process_group import wait_at_exit
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -51,6 +52,7 @@ class ProbeCallback(DualCallback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let validation loaders run where the module has no `validation_step`."""
+        wait_at_exit()
         self._label_paths, self._found = {}, None
         if stage == "fit" and not has_validation_step(pl_module):
             pl_module.validation_step = no_validation_of_its_own  # type: ignore[method-assign]

@@ -21,6 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
+from rela_lightning.process_group import wait_at_exit
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.disk import writing
 from rela_lightning.targets.images import LabelItem, LabelView, drawn_crops, embed
@@ -79,6 +80,7 @@ class LabellingSteps:
 
     def setup(self, stage: str) -> None:
         """Let rank 0 make the folder ready before anybody reads it."""
+        wait_at_exit()
         on_rank_zero(self.trainer, self._prepare)
 
     def predict_dataloader(self) -> DataLoader[Any]:
