@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import lightning.pytorch as L
 import pytest
@@ -290,3 +291,17 @@ def test_what_cannot_work_is_refused_and_nothing_written(name, options, said, sm
     with pytest.raises(ReLAError, match=said):
         export_backbone(small[1], tmp_path / name, **options)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_is_not_followed_out_of_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").write_bytes(b"ours")
+    (tmp_path / "theirs.ckpt").write_bytes(b"theirs")
+    (tmp_path / "run" / "link.ckpt").symlink_to(tmp_path / "theirs.ckpt")
+    for wanted in ("../theirs.ckpt", str(tmp_path / "theirs.ckpt"), "link.ckpt", "checkpoints/../../theirs.ckpt"):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({"checkpoint": wanted}))
+        with pytest.raises(ConfigError, match=r"outside the run's folder(?s:.*)pass that checkpoint itself"):
+            find_checkpoint(tmp_path / "run")
+    for wanted in ("checkpoints/last.ckpt", str(tmp_path / "run/checkpoints/last.ckpt"), "gone.ckpt"):
+        (tmp_path / "run" / "run.json").write_text(json.dumps({"checkpoint": wanted}))
+        assert find_checkpoint(tmp_path / "run").read_bytes() in (b"ours", b"theirs")

@@ -50,7 +50,8 @@ def probe(
     Classifiers learn from training images under the plain probe view and are measured on validation images.
 
     Args:
-        run: Folder of a run, a checkpoint in one, or a prior: `timm:<model>`, `checkpoint:<file>`, ...
+        run: Folder of a run, a checkpoint in one, or a prior: `timm:<model>`, `checkpoint:<file>`, ... A run's folder
+            is code: classes that its `config.yaml` names are imported and built. Probe those that you trust.
         data: Data module with labels; null takes the run's own. A prior needs one, and sees its images through its
             own preprocessing.
         backbone: Dotted path of the network in the run's module; `auto` tries the usual names.

@@ -78,14 +78,33 @@ def find_checkpoint(path: Path) -> Path:
     named = find_run(path)
     wanted = read_run(named).get("checkpoint") if named is not None else None
     if named is not None and wanted:
-        for file in (named.parent / str(wanted), Path(str(wanted)), named.parent / Path(str(wanted)).name):
-            if file.is_file():
-                return file
+        file = _named_in(named, str(wanted))
+        if file is not None:
+            return file
     files = sorted((file for file in path.rglob("*.ckpt") if file.is_file()), key=_age)
     if not files:
         raise _no_checkpoint(path)
     beside = [file for file in files if file.parent == files[-1].parent]
     return ([file for file in beside if file.name.startswith("last")] or beside)[-1]
+
+
+def _named_in(run: Path, wanted: str) -> Path | None:
+    """The checkpoint that a `run.json` names, if it lies in the run's folder.
+
+    Raises:
+        ConfigError: If it lies elsewhere.
+    """
+    folder = run.parent.resolve()
+    places = (run.parent / wanted, run.parent / Path(wanted).name)
+    file = next((place for place in places if place.is_file() and place.resolve().is_relative_to(folder)), None)
+    if file is None and places[0].is_file():
+        raise ConfigError(
+            f"{_RUN} names a checkpoint outside the run's folder, and is not followed there.",
+            expected=f"a checkpoint below {run.parent}",
+            found=wanted,
+            do="pass that checkpoint itself, if you trust it",
+        )
+    return file
 
 
 def _age(file: Path) -> tuple[float, str]:
