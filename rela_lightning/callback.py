@@ -15,13 +15,14 @@ from rela_lightning.data.swap import Transform
 from rela_lightning.errors import ConfigError, InjectionError, TargetError
 from rela_lightning.injection import support
 from rela_lightning.injection.loading import RowTracker
+from rela_lightning.injection.monitors import Monitors, check_monitors
 from rela_lightning.injection.optim import OptimizerFactory, TransportMap, check_same
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.phases import Phase, Phases
 from rela_lightning.injection.rows import ROW_LAYOUTS, RowLayout
 from rela_lightning.injection.step import Parts, Step
 from rela_lightning.injection.student import Student
-from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
+from rela_lightning.injection.teachers import Teachers, named_pairs
 from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
 from rela_lightning.losses import LossSpec, resolve_loss
 from rela_lightning.namespaces import DualCallback
@@ -83,6 +84,9 @@ class ReLACallback(DualCallback):
         verify_targets: Images compared with the labelled ones before training, beside the order of all rows where the
             data set tells it; 0 checks the length only.
         seed: Seed of W and of the `data_ratio` draw.
+        own_forward: Read features by one more call of the backbone beside the user's step, instead of listening to the
+            calls it makes: for steps that call a network part by part (patch_embed, blocks). One more forward and
+            backward a step; not together with `head_warmup`.
         allow_untested_strategy: Try strategies nobody has tried.
 
     Raises:
@@ -114,6 +118,7 @@ class ReLACallback(DualCallback):
         head_warmup: float = 0.0,
         verify_targets: int = 16,
         seed: int = 0,
+        own_forward: bool = False,
         allow_untested_strategy: bool = False,
     ) -> None:
         super().__init__()
@@ -128,6 +133,7 @@ class ReLACallback(DualCallback):
         support.check_range("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
         self.schedule = schedule if schedule is not None else Plateau()
         support.check_end_known(self.schedule, head_warmup=head_warmup, transport_resolution=transport_resolution)
+        support.check_range("own_forward", own_forward, "False beside head_warmup", not (own_forward and head_warmup))
         support.check_range("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
         if targets is None and prior is None:
             raise ConfigError(
@@ -144,7 +150,7 @@ class ReLACallback(DualCallback):
         self.transform, self.data_ratio = transform, data_ratio
         self.transport_optimizer = transport_optimizer
         self.teachers, self.teacher_momentum, self.head_warmup = teachers, teacher_momentum, head_warmup
-        self.verify_targets, self.seed = verify_targets, seed
+        self.verify_targets, self.seed, self.own_forward = verify_targets, seed, own_forward
         self.allow_untested_strategy = allow_untested_strategy
         self._fresh = self.schedule.state_dict()
         self._loaded: dict[str, Any] = {}  # state given to us before setup
@@ -162,7 +168,9 @@ class ReLACallback(DualCallback):
         self._phases: Phases | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
-        self._unstepped = 0
+        self._monitors: Monitors | None = None
+        self._unstepped = self._unheard = 0
+        self._told = False
 
     @property
     def phase(self) -> Phase | None:
@@ -187,9 +195,7 @@ class ReLACallback(DualCallback):
         support.check_step(pl_module)
         replace = support.replaces_step(pl_module, self.step, self.transport_resolution)
         self.schedule.load_state_dict(self._fresh)
-        self._monitored = replace and self.schedule.weights(0.01).transport_only  # past a fade's very first step
-        if self._monitored:
-            support.check_monitors(trainer, pl_module, trainer.callbacks)
+        check_monitors(self.schedule, trainer.callbacks)
         self._trainer = trainer
         self._source = source = self._open_targets()
         self._map = TransportMap(self.transport_optimizer, self.seed)
@@ -202,6 +208,8 @@ class ReLACallback(DualCallback):
             num_views=self.num_views,
             resolution=self.transport_resolution,
             row_layout=self.row_layout,
+            own_forward=self.own_forward,
+            optimizers=lambda: trainer.optimizers,
         )
         head = TransportHead(self._map, self._criterion, functools.partial(of_other_ranks, trainer))
         parts = Parts(pl_module, student, head, lambda rows, view: source(rows, view, trainer), replace)
@@ -219,6 +227,8 @@ class ReLACallback(DualCallback):
         if state:  # a second fit of the same trainer goes on where the first ended
             self.load_state_dict(state)
         rows.attach(self._patches, trainer, pl_module)
+        self._monitors = Monitors(trainer)
+        self._monitors.attach(self._patches, pl_module)
         self._patches.wrap(pl_module, "training_step", self._training_step)
         self._patches.wrap(pl_module, "manual_backward", self._manual_backward)
 
@@ -254,6 +264,8 @@ class ReLACallback(DualCallback):
             self._rows.detach()
         if self._source is not None:
             self._source.release()
+        if self._monitors is not None:
+            self._monitors.detach()
         self._patches.undo()
         self._reset()
 
@@ -269,8 +281,9 @@ class ReLACallback(DualCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Schedulers exist now: see whether one of them monitors a metric that will be missing."""
-        if self._source is not None and self._monitored:
-            support.check_monitors(trainer, pl_module, trainer.lr_scheduler_configs)
+        if self._monitors is not None:
+            self._monitors.attach_schedulers()
+            check_monitors(self.schedule, [c for c in trainer.lr_scheduler_configs if c.reduce_on_plateau])
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the plan of the run."""
@@ -301,42 +314,51 @@ class ReLACallback(DualCallback):
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Decide before the epoch's first batch is fetched, so that views change without lag."""
-        if self._phases is not None and self._rows is not None:
+        if self._phases is not None and self._rows is not None and self._monitors is not None:
+            self._monitors.start_epoch()
             self._rows.start_epoch(trainer.current_epoch)
             self._phases.decide(self._rows.in_flight, again=True)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
-        if self._phases is not None and self._rows is not None:
+        if self._phases is not None and self._rows is not None and self._parts is not None:
             self._phases.decide(self._rows.in_flight)
             if self._phases.light:
-                self._find_teachers(pl_module).before_step()
+                self._find_teachers(pl_module, self._parts.student).before_step()
 
-    def _find_teachers(self, module: Any) -> Teachers:
+    def _find_teachers(self, module: Any, student: Student) -> Teachers:
         if self._teachers is None:
-            given = self._pairs if self.teachers == "auto" else self.teachers
-            pairs = find_pairs(module) if given is None else named_pairs(module, given)
-            self._pairs = [list(pair) for pair in pairs]
-            self._teachers = Teachers(module, pairs, self.teacher_momentum)
+            named = self._pairs if self.teachers == "auto" else self.teachers
+            self._teachers = Teachers.of(module, student, named, self.teacher_momentum)
+            self._pairs = [list(pair) for pair in self._teachers.pairs]
         return self._teachers
 
     def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        trainer, parts, phases = self._trainer, self._parts, self._phases
-        if parts is None or phases is None or self._rows is None or self not in trainer.callbacks:
+        trainer, parts, phases, monitors = self._trainer, self._parts, self._phases, self._monitors
+        if parts is None or phases is None or monitors is None or self._rows is None or self not in trainer.callbacks:
             return original(*args, **kwargs)  # the learning-rate and batch-size finders set callbacks aside
         rows = self._rows.take()
         phase = phases.of_batch(rows.transport_views)
         module = trainer.lightning_module
         wrapped = trainer.strategy.model is not module  # DDP wraps at one process too
         self._step = step = Step(parts, rows, phase, distributed=wrapped)
+        monitors.start_step()
         output = step.run(original, args, kwargs)
         if step.loss is not None:
             module.log("rela/loss", step.loss, batch_size=step.samples)
+            self._say_once(parts.student)
         ssl = 1.0 if phase.warm_heads else phase.weights.ssl
         for name, value in (("weight", phase.weights.transport), ("ssl_weight", ssl), ("phase", phase.number)):
             # filled on the device: a Python number would be copied there, and that waits
             module.log(f"rela/{name}", torch.full((), value, device=module.device), batch_size=step.samples)
+        monitors.end_step(own=not step.replaced)
         return output
+
+    def _say_once(self, student: Student) -> None:
+        if not self._told and student.backbone is not None:
+            self._told = True
+            pairs = [] if self._teachers is None else self._teachers.pairs
+            support.say_what_is_read(student.backbone.reads, [pair.teacher for pair in pairs])
 
     def _manual_backward(self, original: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
         return original(loss if self._step is None else self._step.backward(loss), *args, **kwargs)
@@ -358,8 +380,11 @@ class ReLACallback(DualCallback):
         """Let the teachers follow in the transport phase."""
         if self._step is None or self._phases is None:
             return
-        if self._step.replaced and self._phases.stepped:
-            self._find_teachers(pl_module).follow()
+        if self._step.replaced and self._phases.stepped and self._teachers is not None:
+            self._teachers.follow()
+        self._unheard = 0 if self._step.unheard is None else self._unheard + 1
+        if self._step.unheard is not None and self._unheard > _MOST_UNSTEPPED:
+            raise self._step.unheard
         self._unstepped = 0 if self._phases.stepped or self._step.loss is None else self._unstepped + 1
         if self._unstepped > _MOST_UNSTEPPED + trainer.accumulate_grad_batches:
             raise InjectionError(
@@ -370,9 +395,10 @@ class ReLACallback(DualCallback):
             )
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Look for values that were not finite."""
-        if self._parts is not None:
+        """Look for values that were not finite; take out metrics that are of earlier epochs."""
+        if self._parts is not None and self._monitors is not None:
             self._parts.look()
+            self._monitors.drop_stale()
 
     # ---- state -----------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -55,46 +55,6 @@ def check_step(module: Any) -> None:
             found="training_step(self, dataloader_iter)",
             do="take the batch as an argument",
         )
-
-
-def check_monitors(trainer: Any, module: Any, watchers: Iterable[Any]) -> None:
-    """Refuse a monitor on a metric that only the training step logs, where that step is left out for a while.
-
-    Args:
-        trainer: Whether it validates.
-        module: Its steps are read for the metrics they log.
-        watchers: Callbacks or scheduler configurations, with a `monitor`.
-
-    Raises:
-        InjectionError: Naming the watcher and the metric.
-    """
-    training = _source(module, "training_step")
-    validation = _source(module, "validation_step") if trainer.enable_validation else ""
-    for watcher in watchers:
-        monitor = getattr(watcher, "monitor", None)
-        if not isinstance(monitor, str):
-            continue
-        logged = {f"{quote}{name}{quote}" for name in (monitor, *_without_suffix(monitor)) for quote in "\"'"}
-        if any(name in training for name in logged) and not any(name in validation for name in logged):
-            raise InjectionError(
-                f"{type(watcher).__name__} monitors {monitor!r}, which the training step logs, and the transport phase "
-                "leaves that step out.",
-                expected="a metric that is there from the first epoch, such as rela/loss or one of validation",
-                found=monitor,
-                do='pass step="swap_loss": the step is run for its logs and its loss is replaced',
-            )
-
-
-def _without_suffix(monitor: str) -> list[str]:
-    return [monitor.removesuffix(suffix) for suffix in ("_epoch", "_step") if monitor.endswith(suffix)]
-
-
-def _source(module: Any, name: str) -> str:
-    """Source of a method; empty where there is none to read (a notebook cell, generated code)."""
-    try:
-        return inspect.getsource(inspect.unwrap(getattr(type(module), name)))
-    except (AttributeError, OSError, TypeError):
-        return ""
 
 
 def check_range(name: str, value: Any, expected: str, ok: bool) -> None:
@@ -149,6 +109,12 @@ def say_when_it_ends(schedule: Schedule) -> None:
         "may end first, and the module's own objective then never runs; rela/phase says what does. Switch(at) has a "
         "fixed end."
     )
+
+
+def say_what_is_read(reads: str, teachers: Sequence[str]) -> None:
+    """At the first step with targets: what is pulled to them, and which teachers follow."""
+    follow = f" Following meanwhile: {', '.join(teachers)}." if teachers else ""
+    rank_zero_info(f"ReLA reads {reads}; `feature_layer` reads another layer.{follow}")
 
 
 def warn_never_lets_go(schedule: Schedule) -> None:
