@@ -29,7 +29,7 @@ def select(output: Any) -> tuple[Tensor, str]:
 
     Returns:
         The tensor under a usual key, else the first one; of several maps or token sequences the deepest, which is the
-        one of fewest positions, the last among equals. The words are empty where there is one tensor only.
+        one of fewest positions, the last among equals. The words are empty where there was no choice to make.
 
     Raises:
         ConfigError: If there is no tensor.
@@ -39,7 +39,7 @@ def select(output: Any) -> tuple[Tensor, str]:
     if isinstance(output, Mapping):
         for key in _KEYS:
             if isinstance(output.get(key), Tensor):
-                return output[key], f"its output {key!r}"
+                return output[key], ""
     elif isinstance(output, (list, tuple)) and output and isinstance(output[0], Mapping):
         return select(output[0])
     parts = [part for _, part in leaves(output) if part.is_floating_point()]

@@ -11,13 +11,13 @@ import torch
 from lightly.utils.lars import LARS
 from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning.pytorch import callbacks as lightnings
-from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import lr_scheduler as schedulers
 
 from rela_lightning import ReLACallback
 from rela_lightning.errors import InjectionError
-from rela_lightning.schedules import Mix, Switch, TransportOnly
+from rela_lightning.schedules import Mix, Switch
 from tests.modules import byol, same, simclr, weights
 from tests.test_callback import Log, fit, loader, seeded
 
@@ -131,14 +131,6 @@ def test_tuners_pass_through(tuner: str, targets64: Any, tmp_path: Any) -> None:
     run.fit(module)
     phases = [entry["rela/phase"] for entry in log.seen]
     assert phases[0] == 0.0 and phases[-1] == 2.0
-
-
-def test_a_monitor_on_the_left_out_step_is_found_in_setup(targets64: Any) -> None:
-    stopping = EarlyStopping(monitor="train_loss", check_on_train_epoch_end=True)
-    with pytest.raises(InjectionError, match="swap_loss"):
-        fit(seeded(byol), ReLACallback(targets64, schedule=TransportOnly()), stopping)
-    fit(seeded(byol), ReLACallback(targets64, schedule=TransportOnly(), step="swap_loss"), stopping)
-    fit(seeded(byol), ReLACallback(targets64, schedule=Mix()), stopping)
 
 
 @pytest.mark.parametrize("schedule", [Switch(0.5), Mix()])

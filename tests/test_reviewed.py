@@ -15,7 +15,6 @@ import lightning.pytorch as L
 import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
-from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
@@ -288,40 +287,6 @@ def test_head_warmup_needs_a_schedule_that_knows_its_end(targets64: Any) -> None
     for schedule in (AuthorsRule(), Plateau(), Blend()):
         with pytest.raises(ConfigError, match="head_warmup"):
             ReLACallback(targets64, schedule=schedule, head_warmup=0.1)
-
-
-class Monitored(type(byol())):
-    """Has a validation step, and logs its training loss under another name."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        loss = super().training_step(batch, batch_idx)
-        self.log("own_loss", loss, on_epoch=True)
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("val_loss", torch.zeros(()))
-
-
-def test_monitors_are_found_beside_validation_and_with_suffixes(targets64: Any) -> None:
-    for monitor in ("own_loss", "own_loss_epoch"):
-        stopping = EarlyStopping(monitor, check_on_train_epoch_end=True)
-        with pytest.raises(InjectionError, match="swap_loss"):
-            trainer("lightning.pytorch", ReLACallback(targets64), stopping).fit(Monitored(), loader(), loader())
-    fine = EarlyStopping("val_loss")
-    trainer("lightning.pytorch", ReLACallback(targets64), fine).fit(Monitored(), loader(), loader())
-    fit(seeded(byol), ReLACallback(targets64, schedule=Blend()), EarlyStopping("train_loss"), max_epochs=1)
-
-
-def test_schedulers_that_monitor_the_left_out_step_are_found(targets64: Any) -> None:
-    class Plateaued(type(byol())):
-        def configure_optimizers(self) -> Any:
-            optimizer = super().configure_optimizers()
-            scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
-            return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "train_loss"}}
-
-    Plateaued.training_step = type(byol()).training_step
-    with pytest.raises(InjectionError, match="train_loss"):
-        fit(seeded(Plateaued), ReLACallback(targets64))
 
 
 def test_mixin_checkpoints_are_the_plain_ones(targets64: Any, tmp_path: Any) -> None:

@@ -92,7 +92,7 @@ class Student:
         self._views, self._num_views, self._resolution = views, num_views, resolution
         self._rows = RowMatcher(row_layout)
         self._own_forward, self._optimizers = own_forward, optimizers
-        self._heard = False
+        self._heard, self._guesses = False, backbone == "auto"
         self.backbone: Backbone | None = None
         """The backbone, once it is known."""
 
@@ -134,6 +134,7 @@ class Student:
         number = torch.arange(samples * len(chosen), device=chosen[0].device)
         rows, of_sample = number % samples, number // samples
         images = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
+        self._guesses = False
         if not low_resolution or self._resolution is None:
             return Features(backbone(images), rows, of_sample)
         small = shrink(images, self._resolution)
@@ -216,7 +217,7 @@ class Student:
         if own:
             self._heard = True
             return own
-        found = discovery.network() if self._name == "auto" and discovery is not None else None
+        found = discovery.network() if self._guesses and discovery is not None else None
         if found is None:
             raise never_called(self._called_name, [] if discovery is None else discovery.called)
         self._adopt(found[0])
