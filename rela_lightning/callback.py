@@ -21,7 +21,7 @@ from rela_lightning.injection.phases import Phase, Phases
 from rela_lightning.injection.rows import ROW_LAYOUTS, RowLayout
 from rela_lightning.injection.step import Parts, Step
 from rela_lightning.injection.student import Student
-from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs, trained_parameters
+from rela_lightning.injection.teachers import Teachers, named_pairs
 from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
 from rela_lightning.injection.watchers import Watchers
 from rela_lightning.losses import LossSpec, resolve_loss
@@ -86,6 +86,9 @@ class ReLACallback(DualCallback):
         verify_targets: Images compared with the labelled ones before training, beside the order of all rows where the
             data set tells it; 0 checks the length only.
         seed: Seed of W and of the `data_ratio` draw.
+        own_forward: Read features by one more call of the backbone beside the user's step, instead of listening to the
+            calls it makes: for steps that call a network part by part (patch_embed, blocks). One more forward and
+            backward a step; not together with `head_warmup`.
         allow_untested_strategy: Try strategies nobody has tried.
 
     Raises:
@@ -117,6 +120,7 @@ class ReLACallback(DualCallback):
         head_warmup: float = 0.0,
         verify_targets: int = 16,
         seed: int = 0,
+        own_forward: bool = False,
         allow_untested_strategy: bool = False,
     ) -> None:
         super().__init__()
@@ -131,6 +135,7 @@ class ReLACallback(DualCallback):
         support.check_range("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
         self.schedule = schedule if schedule is not None else Plateau()
         support.check_end_known(self.schedule, head_warmup=head_warmup, transport_resolution=transport_resolution)
+        support.check_range("own_forward", own_forward, "False beside head_warmup", not (own_forward and head_warmup))
         support.check_range("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
         if targets is None and prior is None:
             raise ConfigError(
@@ -147,7 +152,7 @@ class ReLACallback(DualCallback):
         self.transform, self.data_ratio = transform, data_ratio
         self.transport_optimizer = transport_optimizer
         self.teachers, self.teacher_momentum, self.head_warmup = teachers, teacher_momentum, head_warmup
-        self.verify_targets, self.seed = verify_targets, seed
+        self.verify_targets, self.seed, self.own_forward = verify_targets, seed, own_forward
         self.allow_untested_strategy = allow_untested_strategy
         self._fresh = self.schedule.state_dict()
         self._loaded: dict[str, Any] = {}  # state given to us before setup
@@ -167,7 +172,8 @@ class ReLACallback(DualCallback):
         self._watchers: Watchers | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
-        self._unstepped = 0
+        self._unstepped = self._unheard = 0
+        self._told = False
 
     @property
     def phase(self) -> Phase | None:
@@ -206,6 +212,8 @@ class ReLACallback(DualCallback):
             num_views=self.num_views,
             resolution=self.transport_resolution,
             row_layout=self.row_layout,
+            own_forward=self.own_forward,
+            optimizers=lambda: trainer.optimizers,
         )
         head = TransportHead(self._map, self._criterion, functools.partial(of_other_ranks, trainer))
         parts = Parts(pl_module, student, head, lambda rows, view: source(rows, view, trainer), replace)
@@ -315,23 +323,21 @@ class ReLACallback(DualCallback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
-        if self._phases is not None and self._rows is not None:
+        if self._phases is not None and self._rows is not None and self._parts is not None:
             self._phases.decide(self._rows.in_flight)
             self._watch()
             if self._phases.light:
-                self._find_teachers(pl_module).before_step()
+                self._find_teachers(pl_module, self._parts.student).before_step()
 
     def _watch(self) -> None:
         if self._watchers is not None:
             self._watchers.update()
 
-    def _find_teachers(self, module: Any) -> Teachers:
+    def _find_teachers(self, module: Any, student: Student) -> Teachers:
         if self._teachers is None:
-            given = self._pairs if self.teachers == "auto" else self.teachers
-            trained = trained_parameters(self._trainer.optimizers)
-            pairs = find_pairs(module, trained) if given is None else named_pairs(module, given)
-            self._pairs = [list(pair) for pair in pairs]
-            self._teachers = Teachers(module, pairs, self.teacher_momentum)
+            named = self._pairs if self.teachers == "auto" else self.teachers
+            self._teachers = Teachers.of(module, student, named, self.teacher_momentum)
+            self._pairs = [list(pair) for pair in self._teachers.pairs]
         return self._teachers
 
     def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -346,8 +352,15 @@ class ReLACallback(DualCallback):
         output = step.run(original, args, kwargs)
         if step.loss is not None:
             module.log("rela/loss", step.loss, batch_size=step.samples)
+            self._say_once(parts.student)
         self._log_phase(module, phase, step.samples)
         return output
+
+    def _say_once(self, student: Student) -> None:
+        if not self._told and student.backbone is not None:
+            self._told = True
+            pairs = [] if self._teachers is None else self._teachers.pairs
+            support.say_what_is_read(student.backbone.reads, [pair.teacher for pair in pairs])
 
     def _log_phase(self, module: Any, phase: Phase, samples: int) -> None:
         """Log the weights where they changed, once an epoch until transport is over, and no more from then on."""
@@ -385,8 +398,11 @@ class ReLACallback(DualCallback):
         """Let the teachers follow in the transport phase."""
         if self._step is None or self._phases is None:
             return
-        if self._step.replaced and self._phases.stepped:
-            self._find_teachers(pl_module).follow()
+        if self._step.replaced and self._phases.stepped and self._teachers is not None:
+            self._teachers.follow()
+        self._unheard = 0 if self._step.unheard is None else self._unheard + 1
+        if self._step.unheard is not None and self._unheard > _MOST_UNSTEPPED:
+            raise self._step.unheard
         self._unstepped = 0 if self._phases.stepped or self._step.loss is None else self._unstepped + 1
         if self._unstepped > _MOST_UNSTEPPED + trainer.accumulate_grad_batches:
             raise InjectionError(

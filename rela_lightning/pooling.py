@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from rela_lightning.batches import leaves
 from rela_lightning.errors import ConfigError
 
 Pooling = Literal["auto", "avg", "cls", "none"]
@@ -17,55 +17,49 @@ _KEYS = ("pooler_output", "x_norm_clstoken", "features", "last_hidden_state", "o
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The feature tensor inside a model output (tensor, tuple, dict or Hugging Face style object).
+    """The feature tensor inside a model output, see `select`."""
+    return select(output)[0]
 
-    Of the stages of a pyramid (timm's `features_only`, torchvision's feature extractor) the deepest counts.
+
+def select(output: Any) -> tuple[Tensor, str]:
+    """The feature tensor inside a model output, and which one of several it is, in words.
+
+    Args:
+        output: A tensor, or a tuple, list, dict, dataclass or Hugging Face style object that holds some.
+
+    Returns:
+        The tensor under a usual key, else the first one; of several maps or token sequences the deepest, which is the
+        one of fewest positions, the last among equals. The words are empty where there was no choice to make.
 
     Raises:
-        ConfigError: If there is no tensor, or several feature maps of which none is plainly the deepest.
+        ConfigError: If there is no tensor.
     """
     if isinstance(output, Tensor):
-        return output
-    maps = feature_maps(output)
-    if len(maps) > 1:
-        return _deepest(maps)
+        return output, ""
     if isinstance(output, Mapping):
         for key in _KEYS:
             if isinstance(output.get(key), Tensor):
-                return first_tensor(output[key])
-        return first_tensor(list(output.values()))
-    if isinstance(output, Sequence) and not isinstance(output, str):
-        for item in output:
-            if isinstance(item, (Tensor, Mapping, Sequence)) and not isinstance(item, str):
-                return first_tensor(item)
-    raise ConfigError(
-        "The network's output holds no tensor to read features from.",
-        expected="a tensor, or a tuple, list or dict that holds one",
-        found=type(output).__name__,
-        do="name the layer to read with `feature_layer`, or wrap the network so that it returns a tensor",
-    )
+                return output[key], ""
+    elif isinstance(output, (list, tuple)) and output and isinstance(output[0], Mapping):
+        return select(output[0])
+    parts = [part for _, part in leaves(output) if part.is_floating_point()]
+    if not parts:
+        raise ConfigError(
+            "The network's output holds no tensor to read features from.",
+            expected="a tensor, or a tuple, list or dict that holds one",
+            found=type(output).__name__,
+            do="name the layer to read with `feature_layer`, or wrap the network so that it returns a tensor",
+        )
+    first = next((part for part in parts if part.ndim > 1), parts[0])
+    alike = [part for part in parts if part.ndim == first.ndim]
+    if first.ndim in (3, 4) and len(alike) > 1:
+        kind = "maps" if first.ndim == 4 else "token sequences"
+        return min(reversed(alike), key=_positions), f"the deepest of {len(alike)} {kind}"
+    return first, f"the first of {len(alike)} outputs" if len(alike) > 1 else ""
 
 
-def feature_maps(output: Any) -> list[Tensor]:
-    """The maps `[B, F, H, W]` right inside a tuple, list or dict, if they are of different sizes; else none."""
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (list, tuple)) else ()
-    if isinstance(output, Mapping) and any(isinstance(output.get(key), Tensor) for key in _KEYS):
-        return []
-    maps = [value for value in values if isinstance(value, Tensor) and value.ndim == 4]
-    return maps if len({value.shape[1:] for value in maps}) > 1 else []
-
-
-def _deepest(maps: Sequence[Tensor]) -> Tensor:
-    """The last stage, where each is no larger than the one before and has no fewer channels."""
-    sizes = [(value.shape[1], -value.shape[2] * value.shape[3]) for value in maps]
-    if all(a <= c and b <= d for (a, b), (c, d) in itertools.pairwise(sizes)) and sizes[-1][0] > sizes[0][0]:
-        return maps[-1]
-    raise ConfigError(
-        "The network returns several feature maps, and none is plainly the deepest.",
-        expected="one map, or stages that get smaller and gain channels",
-        found="; ".join(str(list(value.shape)) for value in maps),
-        do="name the layer to read with `feature_layer`, or wrap the network so that it returns one",
-    )
+def _positions(features: Tensor) -> int:
+    return features.shape[1] if features.ndim == 3 else features.shape[2] * features.shape[3]
 
 
 def pool(output: Any, mode: Pooling = "auto", *, has_cls_token: bool = True) -> Tensor:
@@ -73,7 +67,7 @@ def pool(output: Any, mode: Pooling = "auto", *, has_cls_token: bool = True) -> 
 
     Args:
         output: Tensor `[B, F]` (kept), feature map `[B, F, H, W]` or token sequence `[B, N, F]`,
-            or a tuple, list or dict that holds one.
+            or a tuple, list or dict that holds some, see `select`.
         mode: `auto` averages maps and takes the class token of sequences (their mean without one);
             `avg` averages maps and sequences; `cls` takes the first token; `none` flattens.
         has_cls_token: Whether the first token of a sequence is a class token; read by `auto`.

@@ -84,7 +84,7 @@ class CopyBackbone(L.Callback):
 def test_a_copy_made_during_training_is_its_own(name: str, targets: Path) -> None:
     case = CASES[name]
     module, copier = case.build(), CopyBackbone()
-    options = case.needs.get("mix", [{}])[0]
+    options = {"backbone": "backbone.encode"} if "encode" in name else {}
     trainer = L.Trainer(
         accelerator="cpu", max_steps=2, callbacks=[ReLACallback(targets, schedule=Mix(), **options), copier],
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,

@@ -10,7 +10,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.injection.features import BACKBONE_NAMES, guess_backbone, submodule_names
+from rela_lightning.injection.discovery import BACKBONE_NAMES, guess_backbone, submodule_names
 from rela_lightning.injection.patch import Patches
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.injection.features import BACKBONE_NAMES, guess_backbone, submodule_names
+from rela_lightning.injection.discovery import BACKBONE_NAMES, guess_backbone, submodule_names
 from rela_lightning.weights import changed, renamed
 
 State = dict[str, Tensor]

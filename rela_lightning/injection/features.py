@@ -1,129 +1,22 @@
-"""Find the backbone of a foreign module and read its features."""
+"""Call the backbone of a foreign module, or listen to its calls, and read its features."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
-from rela_lightning.errors import ConfigError, InjectionError
+from rela_lightning.errors import InjectionError
+from rela_lightning.injection.discovery import Call, images_in, submodule_names
 from rela_lightning.injection.patch import Patches
-from rela_lightning.pooling import Pooling, feature_maps, first_tensor, has_cls_token, pool
+from rela_lightning.pooling import Pooling, first_tensor, has_cls_token, pool, select
 
-BACKBONE_NAMES = (
-    "backbone", "encoder", "student_backbone", "online_backbone", "encoder_q", "student", "online_encoder",
-    "online_network", "anchor_backbone", "model", "net", "network", "trunk", "feature_extractor",
-)  # fmt: skip
-_HOLDERS = ("student", "online_network", "model", "net", "network")  # may hold backbone and projector
-
-
-class Call(NamedTuple):
-    """One call of the backbone: what went in `[R, C, H, W]`, what came out."""
-
-    inputs: Tensor
-    output: Any
-
-
-def submodule_names(module: nn.Module) -> list[str]:
-    """Names of the submodules that hold parameters, at most 40, outermost first."""
-    names = [n for n, m in module.named_modules() if n and any(True for _ in m.parameters())]
-    return sorted(names, key=lambda name: name.count("."))[:40]
-
-
-def _trainable(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())
-
-
-def _student_of(module: nn.Module, teacher: nn.Module) -> str | None:
-    shapes = [(k, v.shape) for k, v in teacher.state_dict().items()]
-    for name, sub in module.named_modules():
-        if sub is not teacher and _trainable(sub) and [(k, v.shape) for k, v in sub.state_dict().items()] == shapes:
-            return str(name)
-    return None
-
-
-def guess_backbone(module: nn.Module) -> str | None:
-    """The backbone by its usual name; the student, where that name holds a teacher; None if unnamed."""
-    for name in BACKBONE_NAMES:
-        candidate = getattr(module, name, None)
-        if not isinstance(candidate, nn.Module) or not any(True for _ in candidate.parameters()):
-            continue
-        student = name if _trainable(candidate) else _student_of(module, candidate)
-        if student is not None:
-            holder = module.get_submodule(student) if name in _HOLDERS else None
-            return f"{student}.backbone" if isinstance(getattr(holder, "backbone", None), nn.Module) else student
-    return None
-
-
-class Discovery:
-    """Which submodules the user's step calls with grad on image rows, and what they returned."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self._module = module
-        self._calls: dict[str, list[Call]] = {}
-        self._sizes: dict[str, int] = {}
-
-    @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen to every submodule that holds parameters."""
-        handles = []
-        for name, sub in self._module.named_modules():
-            self._sizes[name] = sum(p.numel() for p in sub.parameters())
-            if name and self._sizes[name]:
-                handles.append(sub.register_forward_hook(self._hook(name), with_kwargs=True))
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-    def _hook(self, name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            images = _images(args, kwargs)
-            if images is not None and images.shape[1] in (1, 3) and torch.is_grad_enabled() and _is_feature(output):
-                self._calls.setdefault(name, []).append(Call(images, output))
-
-        return hook
-
-    def largest(self) -> tuple[str, list[Call]]:
-        """Name and calls of the largest submodule called.
-
-        Raises:
-            InjectionError: If there is none, listing the submodules.
-        """
-        if not self._calls:
-            raise never_called(self._module, "auto")
-        name = max(self._calls, key=lambda called: (self._sizes[called], -called.count(".")))
-        return name, self._calls[name]
-
-
-def _images(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    return next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim == 4), None)
-
-
-def _is_feature(output: Any) -> bool:
-    """Whether a call returned something to train by: not a loss, not an object of another kind."""
-    try:
-        tensor = first_tensor(output)
-    except ConfigError:
-        return False
-    return tensor.ndim >= 2 and tensor.requires_grad
-
-
-def never_called(module: nn.Module, name: str) -> InjectionError:
-    """The error for a backbone that the step did not call with grad."""
-    return InjectionError(
-        f"The backbone ({name}) was never called with gradients on images inside the training step.",
-        expected="a submodule called as `self.backbone(images)`",
-        found="no such call: `self.backbone.encode(images)` bypasses it, reentrant checkpointing hides it",
-        exists=submodule_names(module),
-        do='name what is called: backbone="encoder", or a method: backbone="backbone.encode"',
-    )
+REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
+"""What networks raise for inputs they were not made for."""
 
 
 class _Hook:
@@ -162,25 +55,26 @@ class Backbone:
             path, attribute = name.rsplit(".", 1)
             self._owner = _find(module, path, name)
         self._call = _attribute(module, self._owner, attribute, name)
-        network = self._call if isinstance(self._call, nn.Module) else self._owner
-        if not any(True for _ in network.parameters()):
+        self.network: nn.Module = self._call if isinstance(self._call, nn.Module) else self._owner
+        """The network that is called."""
+        if not any(True for _ in self.network.parameters()):
             raise InjectionError(
                 f"backbone={name!r} is a layer without parameters, not a backbone.",
                 expected="the network that is called on images",
-                found=type(network).__name__,
+                found=type(self.network).__name__,
                 do=f'name the network with `backbone` and the layer to read with feature_layer="{name}"',
             )
-        self._has_cls_token = has_cls_token(network)
+        self.reads = ""
+        """What is read and how wide it is, in words; empty until something was."""
+        self._has_cls_token = has_cls_token(self.network)
         self._calls: list[Call] | None = None
         self._detach = False
-        self._tried = False
-        self._said = False
-        self._layer_output: Any = None
+        self._layer, self._layer_output = feature_layer, None
+        self._taken: set[tuple[int, ...]] = set()  # shapes of images that a call of ours has taken
+        self._takes_list = False
         self._patches = Patches()
         if feature_layer is not None:
-            layer = _find(module, feature_layer, feature_layer)
-            layer.register_forward_hook(_Hook(self._on_layer))
-        self._reads_layer = feature_layer is not None
+            find_layer(module, feature_layer).register_forward_hook(_Hook(self._on_layer))
         if isinstance(self._call, nn.Module):
             self._call.register_forward_hook(_Hook(self._on_forward), with_kwargs=True)
         else:
@@ -201,8 +95,8 @@ class Backbone:
         """Note the call, if we are listening; returns what the caller gets."""
         if self._calls is None or not torch.is_grad_enabled():
             return output
-        inputs = _images(args, kwargs)
-        read = self._layer_output if self._reads_layer else output
+        inputs = images_in(args, kwargs)
+        read = output if self._layer is None else self._layer_output
         if inputs is not None and read is not None and first_tensor(read).requires_grad:
             self._calls.append(Call(inputs, read))
         self._layer_output = None
@@ -210,8 +104,7 @@ class Backbone:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Trainable parameters of the network that is called."""
-        network = self._call if isinstance(self._call, nn.Module) else self._owner
-        return (parameter for parameter in network.parameters() if parameter.requires_grad)
+        return (parameter for parameter in self.network.parameters() if parameter.requires_grad)
 
     @contextmanager
     def listening(self, *, detach: bool = False) -> Iterator[list[Call]]:
@@ -228,37 +121,46 @@ class Backbone:
             self._calls, self._detach = None, False
 
     def features(self, call: Call) -> Tensor:
-        """Pooled features `[R, F]` of a call; the first time one line says what they are read from."""
-        found = pool(call.output, self._pooling, has_cls_token=self._has_cls_token)
-        if not self._said:
-            self._said = True
-            maps = feature_maps(call.output)
-            which = f", the deepest of {len(maps)} maps" if maps else ""
-            shape = list(first_tensor(call.output).shape)
-            rank_zero_info(f"ReLA reads {self.name}: {shape}{which}, {found.shape[1]} features an image.")
-        return found
+        """Pooled features `[R, F]` of a call; of one on a list, of its images one after the other."""
+        outputs = self._of_each(call)
+        pooled = [pool(output, self._pooling, has_cls_token=self._has_cls_token) for output in outputs]
+        if not self.reads:
+            self.reads = self._describe(outputs[0], pooled[0].shape[1])
+        return torch.cat(pooled) if len(pooled) > 1 else pooled[0]
+
+    def _of_each(self, call: Call) -> Sequence[Any]:
+        """What was made of each list of images, where a list was made of a list; else the output as it is."""
+        output = call.output
+        if len(call.inputs) > 1 and isinstance(output, (list, tuple)) and len(output) == len(call.inputs):
+            rows = [
+                first_tensor(part).shape[0] == len(images) for part, images in zip(output, call.inputs, strict=True)
+            ]
+            if all(rows):
+                return output
+        return [output]
+
+    def _describe(self, output: Any, width: int) -> str:
+        _, which = select(output)
+        last = None if self._layer else _last_linear(self.network, width)
+        made = ", ".join(part for part in (which, f"made by its last layer, {last}" if last else "") if part)
+        return f"{self._layer or self.name}: {width} features an image" + (f" ({made})" if made else "")
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features `[R, F]` of images `[R, C, H, W]`, by our own call of the backbone.
 
-        Until a call has worked, an error is taken to say that the network cannot be called so; after that, errors are
-        the network's own.
+        Raises:
+            InjectionError: If it cannot be called on such images. A failure of another kind, of memory for instance, is
+                let through: it does not befall two images as well, or befalls images of a size that was taken before.
         """
-        with self.listening() as calls:
-            try:
-                self._call(images)
-            except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-                if self._tried or out_of_memory(error):
-                    raise
-                raise InjectionError(
-                    f"The backbone ({self.name}) cannot be called on the views alone.",
-                    expected="a network that takes images [B, C, H, W]",
-                    found=f"{type(error).__name__}: {error}",
-                    do='name what the step calls on images: backbone="model.backbone", or a method: '
-                    'backbone="backbone.encode"; if it needs more arguments, use step="swap_loss"; if this is a layer '
-                    "inside the backbone, name the network with `backbone` and the layer with `feature_layer`",
-                ) from error
-        self._tried = True
+        try:
+            calls = self._listen_to(images)
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as error:
+            if tuple(images.shape[1:]) in self._taken or self.takes(images):
+                raise
+            raise _not_callable(self.name, error) from error
+        self._taken.add(tuple(images.shape[1:]))
         if not calls:
             raise InjectionError(
                 f"The backbone ({self.name}) returned no feature that requires grad.",
@@ -267,6 +169,32 @@ class Backbone:
                 do="unfreeze it, name the student with `backbone`, or pass use_reentrant=False",
             )
         return self.features(calls[-1])
+
+    def takes(self, images: Tensor) -> bool:
+        """Whether the backbone can be called on images like these: two of them are tried."""
+        try:
+            self._listen_to(images[:2])
+        except REFUSALS:
+            return False
+        return True
+
+    def _listen_to(self, images: Tensor) -> list[Call]:
+        """Our own call: on a tensor, or on a list where the network takes nothing else, as wrappers for multi-crop."""
+        with self.listening() as calls:
+            if self._takes_list:
+                self._call([images])
+                return calls
+            try:
+                self._call(images)
+            except REFUSALS as error:
+                if self._taken or isinstance(error, torch.OutOfMemoryError):
+                    raise
+                try:
+                    self._call([images])
+                except REFUSALS:
+                    raise error from None
+                self._takes_list = True
+        return calls
 
     def remove(self) -> None:
         """Take all hooks and wrappers off the module."""
@@ -277,14 +205,25 @@ class Backbone:
         self._patches.undo()
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what caused it, is that memory ran out, on a device or on the host."""
-    while True:
-        if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-            return True
-        if error.__cause__ is None:
-            return False
-        error = error.__cause__
+def _not_callable(name: str, error: Exception) -> InjectionError:
+    return InjectionError(
+        f"The backbone ({name}) cannot be called on the views alone.",
+        expected="a network that takes images [B, C, H, W], or a list of such",
+        found=f"{type(error).__name__}: {error}",
+        do='name what the step calls on images: backbone="model.backbone", or a method: '
+        'backbone="backbone.encode"; if it needs more arguments, use step="swap_loss"; if this is a layer '
+        "inside the backbone, name the network with `backbone` and the layer with `feature_layer`",
+    )
+
+
+def _last_linear(network: nn.Module, width: int) -> str:
+    """The linear layer of this width that a network ends with, such as a classifier or a projection; else nothing."""
+    layers = [(n, m) for n, m in network.named_modules() if n and any(True for _ in m.parameters(recurse=False))]
+    while layers and isinstance(layers[-1][1], nn.BatchNorm1d):
+        layers.pop()
+    name, last = layers[-1] if layers else ("", network)
+    ends = isinstance(last, nn.Linear) and last.out_features == width
+    return f"{name}, Linear({last.in_features}, {width})" if ends else ""
 
 
 def _detached(output: Any) -> Any:
@@ -302,6 +241,15 @@ def _attribute(module: nn.Module, owner: Any, attribute: str, name: str) -> Any:
             do="pass one of the names listed",
         )
     return target
+
+
+def find_layer(module: nn.Module, path: str) -> nn.Module:
+    """The submodule at a dotted path.
+
+    Raises:
+        InjectionError: If there is none.
+    """
+    return _find(module, path, path)
 
 
 def _find(module: nn.Module, path: str, name: str) -> nn.Module:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError, InjectionError
+from rela_lightning.injection.discovery import never_passed_on
 from rela_lightning.injection.graph import idle_parameters, reached_parameters, touch
 from rela_lightning.injection.phases import Phase
 from rela_lightning.injection.student import Features, Student
@@ -70,6 +71,7 @@ class Step:
         loss: Transport loss, detached; None while there is none.
         idle: Parameters that take no part.
         replaced: Whether the user's step was left out.
+        unheard: The error for a step under manual optimization that had no use for the backbone, if all are like it.
     """
 
     def __init__(self, parts: Parts, rows: BatchRows, phase: Phase, *, distributed: bool = False) -> None:
@@ -77,6 +79,7 @@ class Step:
         self.loss: Tensor | None = None
         self.idle: list[nn.Parameter] = []
         self.replaced = False
+        self.unheard: InjectionError | None = None
         self._parts, self._rows, self._distributed = parts, rows, distributed
         self._kept: set[int] = set()  # parameters that losses of their own train in this step
         self._on_backward: Callable[[Tensor], Tensor] | None = None
@@ -109,7 +112,7 @@ class Step:
             self.replaced = True
             features = student.own_call(backbone, views, len(index), low_resolution=phase.low_resolution)
             return self._only(self._transport(features, targets, index))
-        with student.listening(detach=phase.warm_heads) as reading:
+        with student.listening(views, detach=phase.warm_heads) as reading:
 
             def combine(own: Tensor) -> Tensor:
                 features = reading.features(views, len(index))
@@ -120,8 +123,9 @@ class Step:
             self._on_backward = None
             if self._automatic:
                 return output if output is None else _with_loss(output, combine)  # None: the user skips this step
-            if self.loss is None and reading.any_calls:
-                raise _direct_backward()
+            if self.loss is None and reading.any_calls():
+                raise never_passed_on()
+            self.unheard = reading.missing() if self.loss is None else None
             return output
 
     def backward(self, loss: Tensor) -> Tensor:
@@ -183,15 +187,6 @@ class Step:
         self._on_backward = None
         own = output is None or weights.ssl == 1.0 or not self._automatic
         return output if own else _with_loss(output, scaled)
-
-
-def _direct_backward() -> InjectionError:
-    return InjectionError(
-        "Under manual optimization the transport loss is added where the loss goes through Lightning.",
-        expected="self.manual_backward(loss)",
-        found="a training step that called the backbone but not self.manual_backward",
-        do="call self.manual_backward(loss) instead of loss.backward(), as Lightning asks for its precision too",
-    )
 
 
 def _with_loss(output: Any, combine: Callable[[Tensor], Tensor]) -> Any:

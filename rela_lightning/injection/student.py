@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.injection.features import Backbone, Call, Discovery, guess_backbone, never_called, out_of_memory
+from rela_lightning.errors import ConfigError, DataError, InjectionError
+from rela_lightning.injection.discovery import (
+    Call,
+    Discovery,
+    Trains,
+    guess_backbone,
+    never_called,
+    never_passed_on,
+    submodule_names,
+    trainable,
+    trained_by,
+    untrained,
+)
+from rela_lightning.injection.features import Backbone, find_layer
 from rela_lightning.injection.rows import RowMatcher, regular_rows
 from rela_lightning.injection.views import find_views, shrink
 from rela_lightning.pooling import Pooling
@@ -31,27 +43,18 @@ class Features(NamedTuple):
     views: Tensor | None
 
 
-class Reading:
-    """The calls of one step, as they are made.
+class Reading(NamedTuple):
+    """What can be read of one step.
 
-    Args:
-        calls: Gives the calls made so far.
-        read: From calls, views and the number of samples to features.
+    Attributes:
+        any_calls: Tells whether the backbone was called with grad so far.
+        features: Gives features, from the views in the batch and the number of samples.
+        missing: Gives the error for a backbone that is not called in any step.
     """
 
-    def __init__(
-        self, calls: Callable[[], list[Call]], read: Callable[[list[Call], Sequence[Tensor], int], Features]
-    ) -> None:
-        self._calls, self._read = calls, read
-
-    @property
-    def any_calls(self) -> bool:
-        """Whether the backbone was called with grad."""
-        return bool(self._calls())
-
-    def features(self, views: Sequence[Tensor], samples: int) -> Features:
-        """Features of all calls, from the views in the batch and the number of samples."""
-        return self._read(self._calls(), views, samples)
+    any_calls: Callable[[], bool]
+    features: Callable[[Sequence[Tensor], int], Features]
+    missing: Callable[[], InjectionError]
 
 
 class Student:
@@ -66,6 +69,8 @@ class Student:
         num_views: Views per sample in the transport phase.
         resolution: Height and width, pixels, of the views in phases of low resolution; None leaves them.
         row_layout: See `rela_lightning.injection.rows.match_rows`.
+        own_forward: Whether the backbone is called once more beside the user's step, instead of listening to it.
+        optimizers: Gives the optimizers, once there are some.
     """
 
     def __init__(
@@ -79,24 +84,32 @@ class Student:
         num_views: int = 2,
         resolution: int | None = None,
         row_layout: Any = "auto",
+        own_forward: bool = False,
+        optimizers: Callable[[], Sequence[torch.optim.Optimizer]] = tuple,
     ) -> None:
         self._module = module
         self._name, self._feature_layer, self._pooling = backbone, feature_layer, pooling
         self._views, self._num_views, self._resolution = views, num_views, resolution
         self._rows = RowMatcher(row_layout)
-        self._takes_small = False
+        self._own_forward, self._optimizers = own_forward, optimizers
+        self._heard, self._guesses = False, backbone == "auto"
         self.backbone: Backbone | None = None
         """The backbone, once it is known."""
 
     @property
     def known(self) -> bool:
         """Whether the backbone is known, or will be by its name, before the user's step has called it."""
-        return self.backbone is not None or self._name != "auto" or guess_backbone(self._module) is not None
+        return self.backbone is not None or self._name != "auto" or self._guess() is not None
+
+    @property
+    def trains(self) -> Trains:
+        """Tells which parts of the module an optimizer moves."""
+        return trained_by(self._optimizers(), self._module)
 
     def resolve(self) -> Backbone | None:
         """The backbone, if it is known without the user's step."""
         if self.backbone is None:
-            name = guess_backbone(self._module) if self._name == "auto" else self._name
+            name = self._guess() if self._name == "auto" else self._name
             if name is not None:
                 self._adopt(name)
         return self.backbone
@@ -121,41 +134,43 @@ class Student:
         number = torch.arange(samples * len(chosen), device=chosen[0].device)
         rows, of_sample = number % samples, number // samples
         images = torch.cat(chosen) if len(chosen) > 1 else chosen[0]
+        self._guesses = False
         if not low_resolution or self._resolution is None:
             return Features(backbone(images), rows, of_sample)
         small = shrink(images, self._resolution)
-        if self._takes_small:
-            return Features(backbone(small), rows, of_sample)
         try:
-            features = backbone(small)
-        except (AssertionError, RuntimeError, ValueError) as error:
-            if out_of_memory(error):
-                raise
-            backbone(images)  # where this fails too, it is not the size
-            raise _fixed_size(images, self._resolution, error) from error
-        self._takes_small = True
-        return Features(features, rows, of_sample)
+            return Features(backbone(small), rows, of_sample)
+        except InjectionError as error:
+            if not backbone.takes(small) and backbone.takes(images):
+                raise _fixed_size(images, self._resolution, error) from error
+            raise
 
     @contextmanager
-    def listening(self, *, detach: bool) -> Iterator[Reading]:
+    def listening(self, views: Sequence[Tensor], *, detach: bool) -> Iterator[Reading]:
         """Listen to the calls that the user's step makes inside the block; what is given reads them.
 
         Args:
+            views: The views in the batch.
             detach: Hand the caller features without gradient, so that its loss trains the heads alone.
         """
-        if self.backbone is not None:
-            with self.backbone.listening(detach=detach) as calls:
-                yield Reading(lambda: calls, self._read)
+        if self._own_forward:
+            yield Reading(
+                lambda: False, lambda views, samples: self.own_call(self._needed(), views, samples), never_passed_on
+            )
             return
-        discovery = Discovery(self._module)
-
-        def discovered() -> list[Call]:
-            name, calls = discovery.largest()
-            self._adopt(name)
-            return calls
-
-        with discovery.listening():
-            yield Reading(discovered, self._read)
+        with ExitStack() as stack:
+            known, own, discovery = self.backbone is not None, list[Call](), None
+            if self.backbone is not None:
+                own = stack.enter_context(self.backbone.listening(detach=detach))
+            if not self._heard:
+                layer = None if self._feature_layer is None else find_layer(self._module, self._feature_layer)
+                discovery = Discovery(self._module, {view.shape[1] for view in views}, layer)
+                stack.enter_context(discovery.listening())
+            yield Reading(
+                lambda: bool(own) or (not known and discovery is not None and discovery.network() is not None),
+                lambda views, samples: self._read(self._calls(own, discovery), views, samples),
+                lambda: never_called(self._called_name, [] if discovery is None else discovery.called),
+            )
 
     def look(self) -> None:
         """Look at checks left on the device: rows that changed their order.
@@ -171,14 +186,50 @@ class Student:
             self.backbone.remove()
             self.backbone = None
 
+    def _guess(self) -> str | None:
+        return guess_backbone(self._module, self.trains)
+
+    def _needed(self) -> Backbone:
+        backbone = self.resolve()
+        if backbone is None:
+            raise ConfigError(
+                "`own_forward` calls the backbone, and nothing in the module has the usual name of one.",
+                expected="the name of the network that takes images",
+                found='backbone="auto"',
+                exists=submodule_names(self._module),
+                do='pass backbone="..."',
+            )
+        return backbone
+
     def _adopt(self, name: str) -> None:
+        if self.backbone is not None:
+            self.backbone.remove()
         self.backbone = Backbone(self._module, name, feature_layer=self._feature_layer, pooling=self._pooling)
+        if trainable(self.backbone.network) and not self.trains(self.backbone.network):
+            raise untrained(name)
+
+    @property
+    def _called_name(self) -> str:
+        return self._name if self.backbone is None else self.backbone.name
+
+    def _calls(self, own: list[Call], discovery: Discovery | None) -> list[Call]:
+        """The calls of the backbone in a step; where one that was guessed is not called, those of what is called."""
+        if own:
+            self._heard = True
+            return own
+        found = discovery.network() if self._guesses and discovery is not None else None
+        if found is None:
+            raise never_called(self._called_name, [] if discovery is None else discovery.called)
+        self._adopt(found[0])
+        self._heard = True
+        return found[1]
 
     def _read(self, calls: list[Call], views: Sequence[Tensor], samples: int) -> Features:
-        if not calls or self.backbone is None:
-            raise never_called(self._module, self._name if self.backbone is None else self.backbone.name)
-        rows = [self._rows(number, call.inputs, views, samples) for number, call in enumerate(calls)]
-        features = [self.backbone.features(call) for call in calls]
+        backbone, number = self._needed(), itertools.count()
+        rows = [
+            torch.cat([self._rows(next(number), images, views, samples) for images in call.inputs]) for call in calls
+        ]
+        features = [backbone.features(call) for call in calls]
         rows = [self._repeated(order, len(part)) for order, part in zip(rows, features, strict=True)]
         return Features(torch.cat(features), torch.cat(rows), None)
 

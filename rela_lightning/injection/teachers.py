@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.errors import InjectionError
+from rela_lightning.injection.discovery import Trains, shapes, trainable
+from rela_lightning.injection.student import Student
 
 _CHECKS = 8  # steps during which we look whether somebody else moves the teacher
 
@@ -20,19 +22,6 @@ class Pair(NamedTuple):
 
     student: str
     teacher: str
-
-
-def _shapes(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((name, tuple(value.shape)) for name, value in module.state_dict().items())
-
-
-def _untrained(module: nn.Module, trained: Container[int] | None) -> bool:
-    return not any(p.requires_grad and (trained is None or id(p) in trained) for p in module.parameters())
-
-
-def trained_parameters(optimizers: Iterable[torch.optim.Optimizer]) -> set[int]:
-    """`id` of each parameter that some optimizer moves."""
-    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
 def _equal(a: nn.Module, b: nn.Module) -> bool:
@@ -46,30 +35,31 @@ def _likeness(student: str, teacher: str) -> float:
     return SequenceMatcher(None, bare(student), bare(teacher)).ratio()
 
 
-def find_pairs(module: nn.Module, trained: Container[int] | None = None) -> list[Pair]:
+def find_pairs(module: nn.Module, trains: Trains = trainable, backbone: nn.Module | None = None) -> list[Pair]:
     """Student/teacher pairs, found without relying on names.
 
-    A teacher is a submodule without trained parameters whose state-dict shapes equal those of a
-    trained one. Where several students fit, one with equal values is preferred (a fresh copy), then
-    the likeliest name.
+    A teacher is a submodule that no optimizer moves and whose state-dict shapes equal those of one that is moved.
+    Where several students fit, one with equal values is preferred (a fresh copy), then the likeliest name. A copy of
+    the backbone counts as its teacher even where an optimizer holds it, as it does when all parameters are handed over.
 
     Args:
         module: The user's module.
-        trained: What the optimizers move, see `trained_parameters`: a teacher may keep `requires_grad` and be in none
-            of them. None goes by `requires_grad` alone.
+        trains: Tells which submodules an optimizer moves.
+        backbone: The network that is trained; None where it is not known.
 
     Raises:
         InjectionError: If two students fit a teacher equally well.
     """
     submodules = [(name, sub) for name, sub in module.named_modules() if name and any(True for _ in sub.parameters())]
+    copies = [] if backbone is None else [s for _, s in submodules if s is not backbone and _is_copy(s, backbone)]
     pairs: list[Pair] = []
     for name, teacher in submodules:
-        if any(name.startswith(f"{pair.teacher}.") for pair in pairs) or not _untrained(teacher, trained):
+        copied = any(teacher is copy for copy in copies)
+        if any(name.startswith(f"{pair.teacher}.") for pair in pairs) or (trains(teacher) and not copied):
             continue
-        shapes = _shapes(teacher)
-        fits = [
-            (n, s) for n, s in submodules if s is not teacher and not _untrained(s, trained) and _shapes(s) == shapes
-        ]
+        wanted = shapes(teacher)
+        fits = [(n, s) for n, s in submodules if s is not teacher and trains(s) and shapes(s) == wanted]
+        fits = [(n, s) for n, s in fits if not any(s is copy for copy in copies)]
         if not fits:
             continue
         fits = [(n, s) for n, s in fits if _equal(s, teacher)] or fits
@@ -82,6 +72,10 @@ def find_pairs(module: nn.Module, trained: Container[int] | None = None) -> list
             )
         pairs.append(Pair(scores[0][1], name))
     return pairs
+
+
+def _is_copy(module: nn.Module, original: nn.Module) -> bool:
+    return shapes(module) == shapes(original) and _equal(module, original)
 
 
 def named_pairs(module: nn.Module, pairs: Sequence[Sequence[str]]) -> list[Pair]:
@@ -97,7 +91,7 @@ def named_pairs(module: nn.Module, pairs: Sequence[Sequence[str]]) -> list[Pair]
             raise InjectionError(
                 "`teachers` names submodules that do not exist.", found=missing, exists=list(submodules)[1:]
             )
-        if _shapes(submodules[student]) != _shapes(submodules[teacher]):
+        if shapes(submodules[student]) != shapes(submodules[teacher]):
             raise InjectionError(
                 "A student and its teacher must have equal shapes.", found=f"{student} and {teacher} differ"
             )
@@ -124,6 +118,17 @@ class Teachers:
         self._pair = next(((s.detach(), t.detach()) for s, t in both if s.requires_grad), None)
         self._left_at: Tensor | None = None
         self._checks = _CHECKS
+
+    @classmethod
+    def of(
+        cls, module: nn.Module, student: Student, named: Sequence[Sequence[str]] | None, momentum: float
+    ) -> Teachers:
+        """The teachers of a module: those that were named, or those that are found."""
+        if named is not None:
+            return cls(module, named_pairs(module, named), momentum)
+        backbone = student.resolve()
+        network = None if backbone is None else backbone.network
+        return cls(module, find_pairs(module, student.trains, network), momentum)
 
     def _stand_back_if_moved(self) -> None:
         if self._pair is None or self._checks == 0:

@@ -51,6 +51,14 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
         views.extend(leaf.unbind(1) if leaf.ndim == 5 else [leaf])
     found = [view.shape[0] for view in views]
     views = [view for view in views if view.shape[0] and view.shape[0] % rows == 0]
+    if not views and _single_samples(batch, parts, rows):
+        raise DataError(
+            "The samples of the training batch are not collated into tensors, which is not supported.",
+            expected=f"float tensors [B, C, H, W] with B = {rows}: one tensor for a view of all samples",
+            found=f"{type(batch).__name__} of single samples: {', '.join(describe(batch)[:2]) or 'no tensor at all'}",
+            do="let the collate function stack images of one size (torch.utils.data.default_collate), and the data "
+            "set's transform resize or crop them to it",
+        )
     if not views and found:
         raise DataError(
             "The training batch has another number of rows than samples were drawn.",
@@ -66,6 +74,12 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
             do='name them, for example views=["0.0", "0.1"]',
         )
     return views
+
+
+def _single_samples(batch: Any, parts: dict[str, Tensor], rows: int) -> bool:
+    collated = any(part.ndim > 0 and part.shape[0] == rows for part in parts.values())
+    listed = isinstance(batch, (list, tuple)) and len(batch) == rows and not collated
+    return rows > 1 and (listed or sum(part.ndim == 3 for part in parts.values()) >= rows)
 
 
 def shrink(images: Tensor, size: int) -> Tensor:

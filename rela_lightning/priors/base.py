@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from rela_lightning.errors import PriorError
 from rela_lightning.fingerprint.prior import Observed, describe, joined, observe, observe_pixels, version_of
-from rela_lightning.pooling import Pooling, has_cls_token, pool
+from rela_lightning.pooling import Pooling, has_cls_token, pool, select
 from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
 from rela_lightning.targets.rng import preserved_rng
 
@@ -126,11 +127,13 @@ class Prior(nn.Module):
         return f"{self.name}, feature_dim={self.feature_dim}, preprocess={describe(self.preprocess)}"
 
     def _encode(self, images: Tensor) -> Tensor:
+        return pool(self._output(images), self.pooling, has_cls_token=self.has_cls_token).float()
+
+    def _output(self, images: Tensor) -> Any:
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), images.dtype)
         if images.device.type == "cpu":
             images = images.contiguous(memory_format=self._memory_format)
-        output = self.network(images.to(dtype))
-        return pool(output, self.pooling, has_cls_token=self.has_cls_token).float()
+        return self.network(images.to(dtype))
 
     def _check(self, images: Any) -> None:
         fits = isinstance(images, Tensor) and images.is_floating_point()
@@ -148,10 +151,10 @@ class Prior(nn.Module):
         blank = torch.zeros(1, *self.input_shape, device=_device(self.network))
         try:
             try:
-                return int(self(blank).shape[1])
+                return self._width(blank)
             except RuntimeError:  # a network may take views of its input that only this order of channels allows
                 self._memory_format = torch.contiguous_format
-                return int(self(blank).shape[1])
+                return self._width(blank)
         except PriorError:
             raise
         except Exception as error:  # whatever the network raises for images it was not made for
@@ -161,6 +164,20 @@ class Prior(nn.Module):
                 found=f"{type(error).__name__}: {error}",
                 do="give the `image_size` and the number of `mean` values it was trained with",
             ) from error
+
+    def _width(self, blank: Tensor) -> int:
+        """Width of the features; says which of several outputs they are read from."""
+        with torch.no_grad():
+            output = self._output(blank)
+        width = int(pool(output, self.pooling, has_cls_token=self.has_cls_token).shape[1])
+        which = select(output)[1]
+        if which:
+            warnings.warn(
+                f"The prior {self.name} returns several tensors: {which} is read, {width} features. "
+                "Wrap the network to return another one.",
+                stacklevel=4,
+            )
+        return width
 
 
 class FusedPrior(Prior):

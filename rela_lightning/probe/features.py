@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from rela_lightning.batches import describe, leaves
 from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.injection.features import BACKBONE_NAMES, guess_backbone, submodule_names
+from rela_lightning.injection.discovery import BACKBONE_NAMES, guess_backbone, submodule_names
 from rela_lightning.pooling import Pooling, first_tensor, has_cls_token, pool
 from rela_lightning.probe.batches import find_images, find_labels
 

@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from typing import Any
 
+import timm
 import torch
 from lightly.loss import DINOLoss, NegativeCosineSimilarity, NTXentLoss
 from lightly.models.modules import DINOProjectionHead, SimCLRProjectionHead
@@ -186,7 +187,7 @@ class WrappedDINO:
     GROUP,
     **TWO,
     called="backbone.forward",
-    needs={"mix": [{"backbone": "backbone.forward"}]},
+    settles={"mix": "backbone.body"},
 )
 class ForwardDirectly(Contrast):
     def embed(self, views: list[Tensor]) -> list[Tensor]:
@@ -280,7 +281,8 @@ ENCODE = {"backbone": "backbone.encode"}
     GROUP,
     **TWO,
     called="backbone.encode",
-    needs={"switch": [ENCODE], "mix": [ENCODE]},
+    settles={"mix": "backbone.body"},
+    needs={"switch": [ENCODE]},
 )
 class EncodeOnly(Contrast):
     def __init__(self) -> None:
@@ -347,3 +349,40 @@ class RotNet:
 
     def configure_optimizers(self) -> Any:
         return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+@zoo("several maps (timm's features_only)", GROUP, **TWO)
+class Pyramid(Contrast):
+    """The deepest map is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = timm.create_model("resnet18", features_only=True, pretrained=False)
+        self.head = SimCLRProjectionHead(512, DIM, 8)
+
+    def embed(self, views: list[Tensor]) -> list[Tensor]:
+        return [self.head(self.backbone(view)[-1].mean(dim=(2, 3))) for view in views]
+
+
+class ListNetwork(nn.Module):
+    """A network that takes nothing but lists of crops, as SwAV's and DINO's do for multi-crop."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk, self.projector = cnn(), nn.Linear(DIM, 8)
+
+    def forward(self, crops: list[Tensor]) -> Tensor:
+        if not isinstance(crops, list):
+            raise TypeError("a list of crops, please")
+        return self.projector(torch.cat([self.trunk(crop) for crop in crops]))
+
+
+@zoo("a network that takes only lists of crops", GROUP, batch="[2 large + 2 small views, label]", views=multi_crop)
+class OnLists(Contrast):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = ListNetwork()
+        self.head = nn.Linear(8, 8)
+
+    def embed(self, views: list[Tensor]) -> list[Tensor]:
+        return list(self.head(self.backbone(views)).chunk(len(views)))[:2]

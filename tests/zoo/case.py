@@ -25,6 +25,7 @@ class Case:
         batch: Shape of the batch, in words.
         views: Makes the views of one PIL image; called once a run.
         called: Dotted path of what the training step calls on images.
+        settles: What the callback settles on under a schedule, where it is not what is called.
         teachers: Submodules that must follow in the transport phase.
         wrap: From `(image, label, row)` to what the data set returns.
         collate: Collate function of the loader.
@@ -43,6 +44,7 @@ class Case:
     batch: str
     views: Callable[[], Callable[[Any], Any]]
     called: str = "backbone"
+    settles: Mapping[str, str] = field(default_factory=dict)
     teachers: tuple[str, ...] = ()
     wrap: Callable[[Any, int, int], Any] | None = None
     collate: Callable[[Any], Any] | None = None

@@ -273,3 +273,76 @@ class PaKA:
 
     def configure_optimizers(self) -> Any:
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+@zoo(
+    "BYOL whose teacher keeps its gradients, in no optimizer (lightly's benchmarks)",
+    GROUP,
+    batch="[[v0, v1], label]",
+    views=two_views,
+    teachers=("teacher_backbone", "teacher_projection_head"),
+)
+class BenchmarkBYOL(MomentumPair):
+    """Nothing is frozen: the teacher is left out of configure_optimizers, and its head is a fresh one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher_backbone, self.teacher_projection_head = copy.deepcopy(self.backbone), self.projector()
+        del self.backbone_momentum, self.projection_head_momentum
+        self.prediction_head = BYOLPredictionHead(8, DIM, 8)
+        self.criterion = NegativeCosineSimilarity()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        update_momentum(self.backbone, self.teacher_backbone, m=0.99)
+        update_momentum(self.projection_head, self.teacher_projection_head, m=0.99)
+        with torch.no_grad():
+            z0, z1 = (self.teacher_projection_head(self.teacher_backbone(view)) for view in batch[0])
+        p0, p1 = (self.prediction_head(self(view)) for view in batch[0])
+        return self.criterion(p0, z1) + self.criterion(p1, z0)
+
+    def configure_optimizers(self) -> Any:
+        students = (self.backbone, self.projection_head, self.prediction_head)
+        return torch.optim.SGD([p for part in students for p in part.parameters()], lr=0.05)
+
+
+@zoo(
+    "BYOL whose teacher is a copy that an optimizer holds too",
+    GROUP,
+    batch="[[v0, v1], label]",
+    views=two_views,
+    teachers=("teacher_backbone",),
+)
+class EverythingOptimized(BenchmarkBYOL):
+    """configure_optimizers hands over all parameters, the teacher's included; it gets no gradients there."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+@zoo(
+    "MoCo whose backbone is the key encoder, in no optimizer",
+    GROUP,
+    batch="[[query, key], label]",
+    views=two_views,
+    called="query_backbone",
+    teachers=("backbone", "projection_head"),
+)
+class QueryBackbone(BenchmarkBYOL):
+    """The usual name holds the teacher, and nothing is frozen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query_backbone, self.query_projection_head = copy.deepcopy(self.backbone), self.projector()
+        del self.teacher_backbone, self.teacher_projection_head, self.prediction_head
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        update_momentum(self.query_backbone, self.backbone, m=0.99)
+        update_momentum(self.query_projection_head, self.projection_head, m=0.99)
+        query = self.query_projection_head(self.query_backbone(batch[0][0]))
+        with torch.no_grad():
+            key = self(batch[0][1])
+        return self.criterion(query, key)
+
+    def configure_optimizers(self) -> Any:
+        students = (self.query_backbone, self.query_projection_head)
+        return torch.optim.SGD([p for part in students for p in part.parameters()], lr=0.05)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from tests.zoo.case import zoo
 from tests.zoo.data import multi_crop, two_views
-from tests.zoo.networks import DIM, cnn
+from tests.zoo.networks import DIM, VIT_DIM, cnn, timm_vit
 
 SOLO = "In the manner of solo-learn"
 STABLE = "In the manner of stable-pretraining"
@@ -194,3 +194,99 @@ class TwoOptimizers(ForwardFunctionModule):
             torch.optim.AdamW(self.backbone.parameters(), lr=1e-3),
             torch.optim.SGD(self.projector.parameters(), lr=1e-2),
         ]
+
+
+class StudentAndTeacher(nn.Module):
+    """A wrapper that holds both and answers for the teacher; a step calls one or the other by a method."""
+
+    def __init__(self, student: nn.Module) -> None:
+        super().__init__()
+        self.student, self.teacher = student, copy.deepcopy(student)
+        self.teacher.requires_grad_(False)
+        self.register_buffer("momentum", torch.tensor(0.99))
+
+    def forward_student(self, images: Tensor) -> Tensor:
+        return self.student(images)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.teacher(images)
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        for mine, theirs in zip(self.student.parameters(), self.teacher.parameters(), strict=True):
+            theirs.lerp_(mine, 1.0 - float(self.momentum))
+
+
+WRAPPED: dict[str, Any] = {"called": "backbone.student", "teachers": ("backbone.teacher",)}
+
+
+def byol_forward(self: Any, batch: Any, stage: str) -> dict[str, Any]:
+    views = [view["image"] for view in batch["views"]]
+    first, second = (self.predictor(self.projector(self.backbone.forward_student(view))) for view in views)
+    targets = [self.projector(self.backbone(view)).detach() for view in views]
+    self.backbone.follow()
+    return {"loss": self.criterion(first, targets[1]) + self.criterion(second, targets[0])}
+
+
+@zoo("student and teacher in one wrapper, manual optimization", STABLE, **STABLE_BATCH, **WRAPPED)
+class Wrapper(ForwardFunctionModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = byol_forward.__get__(self)
+
+    def parts(self) -> dict[str, nn.Module]:
+        heads = {"projector": nn.Linear(DIM, 8), "predictor": nn.Linear(8, 8)}
+        return {"backbone": StudentAndTeacher(cnn()), **heads, "criterion": NegativeCosineSimilarity()}
+
+
+@zoo(
+    "student and teacher in one wrapper, automatic optimization",
+    STABLE,
+    **{**STABLE_BATCH, "swaps": False},
+    **WRAPPED,
+)
+class WrapperAutomatic(Wrapper):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = True
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.forward(batch, "fit")
+
+
+OWN: dict[str, Any] = {"own_forward": True}
+
+
+@zoo(
+    "I-JEPA that calls patch_embed and blocks one by one, manual optimization",
+    STABLE,
+    **STABLE_BATCH,
+    **WRAPPED,
+    needs={"switch": [OWN], "mix": [OWN]},
+    note="no call of the whole network can be heard, so it is called once more",
+)
+class PartByPart(ForwardFunctionModule):
+    """The context is made of some of the tokens, the targets of all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forward = self.predict_tokens
+
+    def parts(self) -> dict[str, nn.Module]:
+        return {"backbone": StudentAndTeacher(timm_vit()), "predictor": nn.Linear(VIT_DIM, VIT_DIM)}
+
+    def encode(self, vit: Any, images: Tensor, kept: Tensor) -> Tensor:
+        tokens = (vit.patch_embed(images) + vit.pos_embed[:, 1:])[:, kept]
+        for block in vit.blocks:
+            tokens = block(tokens)
+        return vit.norm(tokens)
+
+    def predict_tokens(self, batch: Any, stage: str) -> dict[str, Any]:
+        images = batch["views"][0]["image"]
+        kept = torch.randperm(16)[:8]
+        with torch.no_grad():
+            targets = self.encode(self.backbone.teacher, images, torch.arange(16))[:, kept]
+        loss = F.smooth_l1_loss(self.predictor(self.encode(self.backbone.student, images, kept)), targets)
+        self.backbone.follow()
+        return {"loss": loss}

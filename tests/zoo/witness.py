@@ -38,9 +38,12 @@ class Rows:
         self.matched: list[int] = []
 
     def see(self, *args: Any, **kwargs: Any) -> None:
-        images = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor) and a.ndim == 4), None)
-        if images is not None and torch.is_grad_enabled():
-            self.seen += painted_rows(images.detach())
+        for value in (*args, *kwargs.values()):
+            crops = value if isinstance(value, (list, tuple)) else [value]
+            images = [crop for crop in crops if isinstance(crop, Tensor) and crop.ndim == 4]
+            if images and torch.is_grad_enabled():
+                self.seen += [row for crop in images for row in painted_rows(crop.detach())]
+                return
 
     @contextmanager
     def watching(self, module: nn.Module, called: str) -> Iterator[None]:
@@ -64,7 +67,7 @@ class Rows:
 
         handles = []
         if method is None:
-            handles.append(owner.register_forward_pre_hook(_only(owner, self.see), with_kwargs=True))
+            handles.append(owner.register_forward_hook(_only(owner, self.see), with_kwargs=True))
         else:
             original = getattr(owner, method)
 
@@ -87,7 +90,7 @@ class Rows:
 
 
 def _only(owner: nn.Module, see: Any) -> Any:
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if module is owner:  # copies of the backbone keep the hook
             see(*args, **kwargs)
 

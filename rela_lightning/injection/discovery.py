@@ -1,0 +1,218 @@
+"""Which part of a foreign module is its backbone: by its usual name, or by what the training step calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rela_lightning.errors import ConfigError, InjectionError
+from rela_lightning.pooling import first_tensor
+
+BACKBONE_NAMES = (
+    "backbone", "encoder", "student_backbone", "online_backbone", "encoder_q", "student", "online_encoder",
+    "online_network", "anchor_backbone", "model", "net", "network", "trunk", "feature_extractor",
+)  # fmt: skip
+_HOLDERS = ("student", "online_network", "model", "net", "network")  # may hold backbone and projector
+_MOST_NAMED = 5
+
+Trains = Callable[[nn.Module], bool]
+"""Whether training moves a part of a module."""
+
+
+class Call(NamedTuple):
+    """One call of the backbone: what went in, each `[R, C, H, W]` (several where it takes a list), what came out."""
+
+    inputs: list[Tensor]
+    output: Any
+
+
+def submodule_names(module: nn.Module) -> list[str]:
+    """Names of the submodules that hold parameters, at most 40, outermost first."""
+    names = [n for n, m in module.named_modules() if n and _has_parameters(m)]
+    return sorted(names, key=lambda name: name.count("."))[:40]
+
+
+def trainable(module: nn.Module) -> bool:
+    """Whether a parameter requires gradients: all there is to go by without optimizers."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
+def trained_by(optimizers: Sequence[torch.optim.Optimizer], module: nn.Module) -> Trains:
+    """Tells whether one of the optimizers moves a part of a module.
+
+    Where none of them holds a parameter of the module (there are no optimizers, or they hold sharded copies), whatever
+    requires gradients counts.
+    """
+    held = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+    moved = {id(p) for p in module.parameters() if p.requires_grad and id(p) in held}
+    return (lambda part: any(id(p) in moved for p in part.parameters())) if moved else trainable
+
+
+def shapes(module: nn.Module) -> list[tuple[str, tuple[int, ...]]]:
+    """Names and shapes in the state dict: equal for two copies of a network."""
+    return [(name, tuple(value.shape)) for name, value in module.state_dict().items()]
+
+
+def guess_backbone(module: nn.Module, trains: Trains = trainable) -> str | None:
+    """The backbone by its usual name; the student, where that name holds a teacher, or both; None if unnamed."""
+    for name in BACKBONE_NAMES:
+        candidate = getattr(module, name, None)
+        if not isinstance(candidate, nn.Module) or not _has_parameters(candidate):
+            continue
+        student = name if trains(candidate) else _student_of(module, candidate, trains)
+        if student is not None:
+            return _inside(student, module.get_submodule(student))
+    return None
+
+
+def _has_parameters(module: nn.Module) -> bool:
+    return any(True for _ in module.parameters())
+
+
+def _student_of(module: nn.Module, teacher: nn.Module, trains: Trains) -> str | None:
+    wanted = shapes(teacher)
+    for name, sub in module.named_modules():
+        if sub is not teacher and trains(sub) and shapes(sub) == wanted:
+            return str(name)
+    return None
+
+
+def _inside(name: str, network: nn.Module) -> str:
+    """The student inside a network that wraps it beside its teacher, the backbone inside one that adds a projector."""
+    parts = dict(network.named_children())
+    for part in ("student", *(["backbone"] if name.rpartition(".")[2] in _HOLDERS else [])):
+        if part in parts and _has_parameters(parts[part]):
+            return _inside(f"{name}.{part}", parts[part])
+    return name
+
+
+def images_in(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Tensor] | None:
+    """The images that a network is called on: the first tensor `[R, C, H, W]`, or the first list of such."""
+    for value in (*args, *kwargs.values()):
+        several = list(value) if isinstance(value, (list, tuple)) else [value]
+        if several and all(isinstance(part, Tensor) and part.ndim == 4 for part in several):
+            return several
+    return None
+
+
+class Discovery:
+    """Which submodules the user's step calls with gradients, on images and on what was made of them.
+
+    Args:
+        module: The user's module.
+        channels: Numbers of channels that images have.
+        layer: The layer that is read instead of what a call returns; None for the latter.
+    """
+
+    def __init__(self, module: nn.Module, channels: Collection[int], layer: nn.Module | None = None) -> None:
+        self._module, self._channels, self._layer = module, {1, 3, *channels}, layer
+        self._calls: dict[str, list[Call]] = {}
+        self._afterwards: dict[str, None] = {}  # called on maps or tokens
+        self._sizes: dict[str, int] = {}
+        self._layer_output: Any = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Listen to every submodule that holds parameters."""
+        handles = [] if self._layer is None else [self._layer.register_forward_hook(self._on_layer)]
+        for name, sub in self._module.named_modules():
+            self._sizes[name] = sum(p.numel() for p in sub.parameters())
+            if name and self._sizes[name]:
+                handles.append(sub.register_forward_hook(self._hook(name), with_kwargs=True))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _on_layer(self, _module: nn.Module, _args: Any, output: Any) -> None:
+        self._layer_output = output
+
+    def _hook(self, name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            read = output if self._layer is None else self._layer_output
+            if not torch.is_grad_enabled() or not _is_feature(output):
+                return
+            images = images_in(args, kwargs)
+            if images is not None and images[0].shape[1] in self._channels:
+                if read is not None:
+                    self._calls.setdefault(name, []).append(Call(images, read))
+            elif any(isinstance(a, Tensor) and a.ndim in (3, 4) for a in (*args, *kwargs.values())):
+                self._afterwards[name] = None
+
+        return hook
+
+    def network(self) -> tuple[str, list[Call]] | None:
+        """Name and calls of the largest submodule called on images.
+
+        Returns:
+            None where there is none, or where it is only the beginning: more parameters than it has were called
+            afterwards, on maps or tokens, as in a step that calls the parts of a network one by one.
+        """
+        if not self._calls:
+            return None
+        name = max(self._calls, key=lambda called: (self._sizes[called], -called.count(".")))
+        rest = [other for other in _outermost(self._afterwards) if not f"{other}.".startswith(f"{name}.")]
+        if sum(self._sizes[other] for other in rest) > self._sizes[name]:
+            return None
+        return name, self._calls[name]
+
+    @property
+    def called(self) -> list[str]:
+        """What was called with gradients: on images, then on what was made of them; the largest first, a few."""
+        both = (_outermost(self._calls), _outermost(self._afterwards))
+        names = [name for part in both for name in sorted(part, key=lambda called: -self._sizes[called])]
+        return list(dict.fromkeys(names))[:_MOST_NAMED]
+
+
+def _outermost(names: Collection[str]) -> list[str]:
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _is_feature(output: Any) -> bool:
+    """Whether a call returned something to train by: not a loss, not an object of another kind."""
+    try:
+        tensor = first_tensor(output)
+    except ConfigError:
+        return False
+    return tensor.ndim >= 2 and tensor.requires_grad
+
+
+def never_called(name: str, called: Sequence[str]) -> InjectionError:
+    """The error for a backbone that the step did not call with gradients.
+
+    Args:
+        name: What was taken for the backbone.
+        called: What was called with gradients.
+    """
+    return InjectionError(
+        f"The backbone ({name}) was never called with gradients on images inside the training step.",
+        expected="one call on images, as in `self.backbone(images)`",
+        found=f"calls of {', '.join(called)}" if called else "no call at all; reentrant checkpointing hides calls",
+        do='name what is called: backbone="encoder", or a method: backbone="backbone.encode"; where the step calls a '
+        "network part by part (patch_embed, blocks), own_forward=True calls it once more, as a whole",
+    )
+
+
+def untrained(name: str) -> InjectionError:
+    """The error for a backbone that no optimizer moves."""
+    return InjectionError(
+        f"The backbone ({name}) is in no optimizer, so nothing would train it.",
+        expected="a network whose parameters configure_optimizers hands to an optimizer",
+        found="only others",
+        do="name the student with `backbone`, or give its parameters to the optimizer",
+    )
+
+
+def never_passed_on() -> InjectionError:
+    """The error for a loss under manual optimization that does not go through Lightning."""
+    return InjectionError(
+        "Under manual optimization the transport loss is added where the loss goes through Lightning.",
+        expected="self.manual_backward(loss)",
+        found="a training step that called the backbone but not self.manual_backward",
+        do="call self.manual_backward(loss) instead of loss.backward(), as Lightning asks for its precision too",
+    )
