@@ -164,9 +164,8 @@ class Discovery:
     @property
     def called(self) -> list[str]:
         """What was called with gradients: on images, then on what was made of them; the largest first, a few."""
-        both = (_outermost(self._calls), _outermost(self._afterwards))
-        names = [name for part in both for name in sorted(part, key=lambda called: -self._sizes[called])]
-        return list(dict.fromkeys(names))[:_MOST_NAMED]
+        names = _outermost([*self._calls, *self._afterwards])
+        return sorted(names, key=lambda name: (name not in self._calls, -self._sizes[name]))[:_MOST_NAMED]
 
 
 def _outermost(names: Collection[str]) -> list[str]:

@@ -41,6 +41,7 @@ def find_pairs(module: nn.Module, trains: Trains = trainable, backbone: nn.Modul
     A teacher is a submodule that no optimizer moves and whose state-dict shapes equal those of one that is moved.
     Where several students fit, one with equal values is preferred (a fresh copy), then the likeliest name. A copy of
     the backbone counts as its teacher even where an optimizer holds it, as it does when all parameters are handed over.
+    Frozen layers inside the backbone are nobody's teachers, even though other layers are alike.
 
     Args:
         module: The user's module.
@@ -52,10 +53,15 @@ def find_pairs(module: nn.Module, trains: Trains = trainable, backbone: nn.Modul
     """
     submodules = [(name, sub) for name, sub in module.named_modules() if name and any(True for _ in sub.parameters())]
     copies = [] if backbone is None else [s for _, s in submodules if s is not backbone and _is_copy(s, backbone)]
+    inside = set() if backbone is None else set(backbone.modules())
     pairs: list[Pair] = []
     for name, teacher in submodules:
         copied = any(teacher is copy for copy in copies)
-        if any(name.startswith(f"{pair.teacher}.") for pair in pairs) or (trains(teacher) and not copied):
+        if (
+            teacher in inside
+            or any(name.startswith(f"{pair.teacher}.") for pair in pairs)
+            or (trains(teacher) and not copied)
+        ):
             continue
         wanted = shapes(teacher)
         fits = [(n, s) for n, s in submodules if s is not teacher and trains(s) and shapes(s) == wanted]
