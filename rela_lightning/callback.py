@@ -12,11 +12,12 @@ from torch import nn
 from torch.optim import AdamW
 
 from rela_lightning.data.swap import Transform
-from rela_lightning.errors import ConfigError, InjectionError, TargetError
+from rela_lightning.errors import ConfigError, TargetError
 from rela_lightning.injection import support
 from rela_lightning.injection.loading import RowTracker
 from rela_lightning.injection.optim import OptimizerFactory, TransportMap, check_same
 from rela_lightning.injection.patch import Patches
+from rela_lightning.injection.patience import Patience
 from rela_lightning.injection.phases import Phase, Phases
 from rela_lightning.injection.rows import ROW_LAYOUTS, RowLayout
 from rela_lightning.injection.step import Parts, Step
@@ -33,8 +34,6 @@ from rela_lightning.schedules import Plateau, Schedule, Weights
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.lookup import CROPS, Crops
 from rela_lightning.targets.source import PriorTargets, StoredTargets
-
-_MOST_UNSTEPPED = 50  # batches under manual optimization that may pass without an optimizer step
 
 
 class ReLACallback(DualCallback):
@@ -172,8 +171,7 @@ class ReLACallback(DualCallback):
         self._watchers: Watchers | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
-        self._unstepped = self._unheard = 0
-        self._told = False
+        self._patience = Patience()
 
     @property
     def phase(self) -> Phase | None:
@@ -352,15 +350,9 @@ class ReLACallback(DualCallback):
         output = step.run(original, args, kwargs)
         if step.loss is not None:
             module.log("rela/loss", step.loss, batch_size=step.samples)
-            self._say_once(parts.student)
+            parts.student.say_once([] if self._teachers is None else [pair.teacher for pair in self._teachers.pairs])
         self._log_phase(module, phase, step.samples)
         return output
-
-    def _say_once(self, student: Student) -> None:
-        if not self._told and student.backbone is not None:
-            self._told = True
-            pairs = [] if self._teachers is None else self._teachers.pairs
-            support.say_what_is_read(student.backbone.reads, [pair.teacher for pair in pairs])
 
     def _log_phase(self, module: Any, phase: Phase, samples: int) -> None:
         """Log the weights where they changed, once an epoch until transport is over, and no more from then on."""
@@ -400,17 +392,8 @@ class ReLACallback(DualCallback):
             return
         if self._step.replaced and self._phases.stepped and self._teachers is not None:
             self._teachers.follow()
-        self._unheard = 0 if self._step.unheard is None else self._unheard + 1
-        if self._step.unheard is not None and self._unheard > _MOST_UNSTEPPED:
-            raise self._step.unheard
-        self._unstepped = 0 if self._phases.stepped or self._step.loss is None else self._unstepped + 1
-        if self._unstepped > _MOST_UNSTEPPED + trainer.accumulate_grad_batches:
-            raise InjectionError(
-                "No optimizer step came through Lightning, so the transport map is not trained and no phase ends.",
-                expected="self.optimizers() and optimizer.step()",
-                found=f"{self._unstepped} batches without one, as with self.optimizers(use_pl_optimizer=False)",
-                do="step the optimizers that self.optimizers() returns",
-            )
+        stepped, accumulate = self._phases.stepped, trainer.accumulate_grad_batches
+        self._patience.look(self._step, stepped=stepped, accumulate=accumulate)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look for values that were not finite."""

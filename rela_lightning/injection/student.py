@@ -8,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError, DataError, InjectionError
@@ -92,7 +93,7 @@ class Student:
         self._views, self._num_views, self._resolution = views, num_views, resolution
         self._rows = RowMatcher(row_layout)
         self._own_forward, self._optimizers = own_forward, optimizers
-        self._heard, self._guesses = False, backbone == "auto"
+        self._heard, self._guesses, self._said = False, backbone == "auto", False
         self.backbone: Backbone | None = None
         """The backbone, once it is known."""
 
@@ -171,6 +172,14 @@ class Student:
                 lambda views, samples: self._read(self._calls(own, discovery), views, samples),
                 lambda: never_called(self._called_name, [] if discovery is None else discovery.called),
             )
+
+    def say_once(self, teachers: Sequence[str]) -> None:
+        """Say what is read and how wide it is, and which teachers follow it, when it was read for the first time."""
+        if self._said or self.backbone is None:
+            return
+        self._said = True
+        follow = f" Following meanwhile: {', '.join(teachers)}." if teachers else ""
+        rank_zero_info(f"ReLA reads {self.backbone.reads}; `feature_layer` reads another layer.{follow}")
 
     def look(self) -> None:
         """Look at checks left on the device: rows that changed their order.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -109,12 +108,6 @@ def say_when_it_ends(schedule: Schedule) -> None:
         "may end first, and the module's own objective then never runs; rela/phase says what does. Switch(at) has a "
         "fixed end."
     )
-
-
-def say_what_is_read(reads: str, teachers: Sequence[str]) -> None:
-    """At the first step with targets: what is pulled to them, and which teachers follow."""
-    follow = f" Following meanwhile: {', '.join(teachers)}." if teachers else ""
-    rank_zero_info(f"ReLA reads {reads}; `feature_layer` reads another layer.{follow}")
 
 
 def warn_never_lets_go(schedule: Schedule) -> None:

@@ -55,7 +55,7 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
         raise DataError(
             "The samples of the training batch are not collated into tensors, which is not supported.",
             expected=f"float tensors [B, C, H, W] with B = {rows}: one tensor for a view of all samples",
-            found=f"{type(batch).__name__} of single samples: {', '.join(describe(batch)[:2]) or 'no tensor at all'}",
+            found=f"{type(batch).__name__} of single samples: {', '.join(describe(batch)[:2])}",
             do="let the collate function stack images of one size (torch.utils.data.default_collate), and the data "
             "set's transform resize or crop them to it",
         )
@@ -70,15 +70,20 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
         raise DataError(
             "No image views were found in the training batch.",
             expected=f"float tensors [B, C, H, W] with B = {rows}, the number of samples drawn",
-            found=", ".join(describe(batch)) or "no tensor at all",
+            found=", ".join(describe(batch)) or f"no tensor at all, in {_kinds(batch)}",
             do='name them, for example views=["0.0", "0.1"]',
         )
     return views
 
 
+def _kinds(batch: Any) -> str:
+    inside = sorted({type(part).__name__ for part in batch}) if isinstance(batch, (list, tuple)) else []
+    return type(batch).__name__ + (f" of {', '.join(inside)}" if inside else "")
+
+
 def _single_samples(batch: Any, parts: dict[str, Tensor], rows: int) -> bool:
     collated = any(part.ndim > 0 and part.shape[0] == rows for part in parts.values())
-    listed = isinstance(batch, (list, tuple)) and len(batch) == rows and not collated
+    listed = isinstance(batch, (list, tuple)) and len(batch) == rows and bool(parts) and not collated
     return rows > 1 and (listed or sum(part.ndim == 3 for part in parts.values()) >= rows)
 
 

@@ -11,7 +11,7 @@ import lightning.pytorch as L
 import torch
 from torch.utils.data import DataLoader
 
-from rela_lightning import ReLACallback, TargetStore, build_targets, load_prior
+from rela_lightning import TargetStore, build_targets, load_prior
 from rela_lightning.methods import BYOL
 from tests.modules import byol
 from tests.parts import TwoViews, make_digits
@@ -56,7 +56,7 @@ class Place:
         """The targets, opened."""
         return TargetStore(self.targets)
 
-    def fit(self, *callbacks: ReLACallback, module: Any = None, data: Any = None, **options: Any) -> None:
+    def fit(self, *callbacks: Any, module: Any = None, data: Any = None, **options: Any) -> None:
         """Train for two epochs of four batches."""
         quiet = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
         options = {"accelerator": "cpu", "max_epochs": 2, **dict.fromkeys(quiet, False), **options}

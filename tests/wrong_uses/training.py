@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
@@ -24,6 +25,23 @@ class Bypass(type(simclr(name="zebra"))):  # type: ignore[misc]
     def training_step(self, batch: Any, batch_idx: int) -> Any:
         features = self.zebra.body.forward(torch.cat(list(batch[0]))).mean(dim=(2, 3))
         return self.criterion(*self.head(features).chunk(2))
+
+
+class PartByPart(type(simclr(name="zebra"))):  # type: ignore[misc]
+    """Calls the layers of its network one by one."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        x = torch.cat(list(batch[0]))
+        for layer in self.zebra.body:
+            x = layer(x)
+        return self.criterion(*self.head(x.mean(dim=(2, 3))).chunk(2))
+
+
+class HeadOnly(type(simclr())):  # type: ignore[misc]
+    """Its optimizer does not know the backbone."""
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.head.parameters(), lr=0.1)
 
 
 class Iterated(type(byol())):  # type: ignore[misc]
@@ -69,6 +87,11 @@ def weighted() -> Any:
     return loader(sampler=WeightedRandomSampler(torch.ones(64), 64))
 
 
+def uncollated(samples: Any) -> Any:
+    """First views, each for itself."""
+    return [views[0] for views, _ in samples]
+
+
 NEVER = {"backbone": "zebra", "step": "swap_loss"}
 
 
@@ -91,6 +114,14 @@ TRAINING = [
     Use("training samples without an image", lambda p: p.fit(callback(p), data=loader(data=Named()))),
     Use("a backbone that does not exist", lambda p: p.fit(callback(p, backbone="trunk"))),
     Use("a backbone that is never called", lambda p: p.fit(callback(p, **NEVER), module=Bypass())),
+    Use("a step that calls its network layer by layer", lambda p: p.fit(callback(p), module=PartByPart())),
+    Use("a backbone that no optimizer knows", lambda p: p.fit(callback(p, backbone="backbone"), module=HeadOnly())),
+    Use("samples that are not collated", lambda p: p.fit(callback(p), data=loader(collate_fn=uncollated))),
+    Use(
+        "a forward of ReLA's own beside warm heads",
+        lambda p: callback(p, own_forward=True, head_warmup=0.1, schedule=Switch(0.5)),
+    ),
+    Use("stopping early by the transport loss", lambda p: p.fit(callback(p), EarlyStopping("rela/loss"))),
     Use("a step that fetches its own batches", lambda p: p.fit(callback(p), module=Iterated())),
     Use(
         "replacing a step that optimises itself",

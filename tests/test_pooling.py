@@ -1,0 +1,109 @@
+"""Which of several outputs is read, as features of a backbone and of a prior."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.ops import FeaturePyramidNetwork
+
+from rela_lightning import load_prior
+from rela_lightning.errors import ConfigError
+from rela_lightning.pooling import pool, select
+
+LARGE, SMALL, TOKENS, FEWER = torch.rand(2, 8, 4, 4), torch.rand(2, 16, 2, 2), torch.rand(2, 9, 8), torch.rand(2, 3, 16)
+LATER, VECTOR, OTHER = torch.rand(2, 9, 8), torch.rand(2, 8), torch.rand(2, 4)
+
+
+@dataclass
+class Output:
+    mask: Any
+    encoded: Tensor
+
+
+@pytest.mark.parametrize(
+    ("output", "expected", "words"),
+    [
+        (LARGE, LARGE, ""),
+        ([LARGE, SMALL], SMALL, "the deepest of 2 maps"),
+        ((SMALL, LARGE), SMALL, "the deepest of 2 maps"),
+        ({"low": LARGE, "high": SMALL}, SMALL, "the deepest of 2 maps"),
+        ({"features": [LARGE, SMALL]}, SMALL, "the deepest of 2 maps"),
+        ({"last_hidden_state": TOKENS, "hidden_states": (LATER, TOKENS)}, TOKENS, ""),
+        ({"hidden_states": (TOKENS, LATER)}, LATER, "the deepest of 2 token sequences"),
+        ((TOKENS, FEWER), FEWER, "the deepest of 2 token sequences"),
+        ((TOKENS, torch.rand(2, 1, 9, 9)), TOKENS, ""),
+        ((VECTOR, [LARGE, SMALL]), VECTOR, ""),
+        ((VECTOR, OTHER), VECTOR, "the first of 2 outputs"),
+        ((torch.rand(()), TOKENS, torch.ones(2, 9, dtype=torch.int64)), TOKENS, ""),
+        (Output(torch.ones(2, 9, dtype=torch.bool), TOKENS), TOKENS, ""),
+        ([{"pooler_output": VECTOR, "last_hidden_state": TOKENS}], VECTOR, ""),
+    ],
+)
+def test_the_deepest_or_the_first(output: Any, expected: Tensor, words: str) -> None:
+    found, which = select(output)
+    assert found is expected and which == words
+
+
+def test_nothing_to_read() -> None:
+    for output in (None, [], {}, SimpleNamespace(x=1), "text"):
+        with pytest.raises(ConfigError, match="no tensor to read features from"):
+            select(output)
+
+
+def segmentation() -> nn.Module:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = create_feature_extractor(resnet18(), {"layer1": "low", "layer4": "out"})
+
+        def forward(self, images: Tensor) -> Any:
+            return self.body(images)
+
+    return Net()
+
+
+def pyramid() -> nn.Module:
+    body = create_feature_extractor(resnet18(), {"layer1": "0", "layer4": "1"})
+    return nn.Sequential(OrderedDict(body=body, fpn=FeaturePyramidNetwork([64, 512], 32)))
+
+
+PRIORS = {
+    "timm features_only": (lambda: timm.create_model("resnet18", features_only=True, pretrained=False), 512),
+    "torchvision's extractor": (
+        lambda: create_feature_extractor(resnet18(), {"layer1": "low", "layer4": "high", "layer2": "mid"}),
+        512,
+    ),
+    "a pyramid": (pyramid, 32),
+}
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_a_prior_of_several_maps_says_which_is_read(name: str) -> None:
+    torch.manual_seed(0)
+    network, width = PRIORS[name][0](), PRIORS[name][1]
+    with pytest.warns(UserWarning, match=rf"the deepest of \d maps is read, {width} features"):
+        prior = load_prior(network, image_size=32, mean=0.5, std=0.5)
+    assert prior.feature_dim == width
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        maps = network.eval()(images)
+    deepest = min(maps.values() if isinstance(maps, dict) else maps, key=lambda found: found.shape[-1])
+    torch.testing.assert_close(prior(images), deepest.mean(dim=(2, 3)))
+
+
+def test_a_usual_key_is_no_question(recwarn: Any) -> None:
+    prior = load_prior(segmentation(), image_size=32, mean=0.5, std=0.5)
+    assert prior.feature_dim == 512 and not [w for w in recwarn if "several tensors" in str(w.message)]
+
+
+def test_pooling_of_the_chosen_map() -> None:
+    torch.testing.assert_close(pool([LARGE, SMALL]), SMALL.mean(dim=(2, 3)))
