@@ -112,7 +112,13 @@ def test_what_ends_at_the_switch_is_no_metric_to_watch(targets64: Any, tmp_path:
     for watcher in (EarlyStopping(monitor), ModelCheckpoint(tmp_path, monitor=monitor)):
         for schedule in (Switch(0.5), Plateau(), Blend()):
             with pytest.raises(ConfigError, match=rf"monitors '{monitor}'(?s:.*)knn/top1"):
-                fit(seeded(byol), ReLACallback(targets64, schedule=schedule), watcher, enable_checkpointing=True)
+                fit(
+                    seeded(byol),
+                    ReLACallback(targets64, schedule=schedule),
+                    watcher,
+                    enable_checkpointing=True,
+                    default_root_dir=tmp_path,
+                )
         for lasting in (TransportOnly(), Mix()):
             fit(
                 seeded(byol),
