@@ -125,6 +125,7 @@ def test_what_ends_at_the_switch_is_no_metric_to_watch(targets64: Any, tmp_path:
                 ReLACallback(targets64, schedule=lasting),
                 watcher,
                 enable_checkpointing=True,
+                default_root_dir=tmp_path,
                 max_epochs=1,
             )
 
