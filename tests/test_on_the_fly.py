@@ -50,6 +50,19 @@ def test_iterable_data_get_targets_on_the_fly(schedule: Any, namespace: str) -> 
     assert log.seen[-1]["rela/phase"] == (2.0 if isinstance(schedule, Switch) else schedule.weights(1).ssl)
 
 
+class Counted(Stream):
+    """A stream that says how long it is; torch gives it a `__getitem__` that does not work."""
+
+    def __len__(self) -> int:
+        return len(self.digits)
+
+
+def test_a_stream_with_a_length_has_no_rows_all_the_same() -> None:
+    targets = PriorTargets(prior())
+    targets.check(Counted())
+    assert targets._scale == ([0.3] * 3, [0.4] * 3), "read from its Normalize, as nothing can be observed"
+
+
 def test_a_store_refuses_iterable_data_and_says_what_to_do(targets64: Any) -> None:
     with pytest.raises(DataError, match=r"(?s)iterable data set Stream.*prior="):
         fit(seeded(byol), ReLACallback(targets64), data=stream())

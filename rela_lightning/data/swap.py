@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
+from torch.utils.data import IterableDataset
+
 Transform = Callable[[Any], Any]
 _CLASS_LEVEL = object()
 
@@ -55,13 +57,13 @@ class Call(NamedTuple):
 
     Attributes:
         owner: The object that holds the transform.
-        own: The transform.
+        own: The transform; None where the owner has none.
         image: What it was given.
         output: What it returned.
     """
 
     owner: Any
-    own: Transform
+    own: Transform | None
     image: Any
     output: Any
 
@@ -70,32 +72,30 @@ def observed_calls(dataset: Any, rows: Iterable[int]) -> list[Call] | None:
     """What the transforms of a (nested) data set are given, and return, when some rows are read.
 
     Returns:
-        The calls. None if a transform cannot be set, is missing, is not called, or takes anything but one image.
+        The calls, by owners without a transform too: they return the image. None if a transform cannot be set, or one
+        takes anything but one image.
     """
-    owners = transform_owners(dataset)
     calls: list[Call] = []
     odd: list[bool] = []
 
-    def watched(owner: Any, own: Transform) -> Transform:
+    def watched(owner: Any, own: Transform | None) -> Transform:
         def call(*args: Any, **kwargs: Any) -> Any:
-            output = own(*args, **kwargs)
+            output = own(*args, **kwargs) if own is not None else args[0]
             odd.append(len(args) != 1 or bool(kwargs))
             calls.append(Call(owner, own, args[0] if args else None, output))
             return output
 
         return call
 
-    if not owners or any(owner.transform is None for owner in owners):
-        return None
     try:
         with ExitStack() as stack:
-            for owner in owners:
+            for owner in transform_owners(dataset):
                 stack.enter_context(swapped_transform(owner, watched(owner, owner.transform)))
             for row in rows:
                 dataset[row]
     except AttributeError:  # a read-only `transform`
         return None
-    return None if any(odd) or len({id(call.owner) for call in calls}) < len(owners) else calls
+    return None if any(odd) else calls
 
 
 def rows_of_all_parts(dataset: Any, count: int = 8) -> list[int]:
@@ -113,19 +113,10 @@ def takes_one_image(dataset: Any, index: int = 0) -> bool:
     False for torchvision's `VOCDetection`, which applies `transforms`, and for transforms called with keywords
     or several arguments. One sample is read.
     """
-    owners = transform_owners(dataset)
-    if not owners:
-        return False
-    calls: list[bool] = []
-    keep = owners[0].transform
+    return bool(transform_owners(dataset)) and bool(observed_calls(dataset, [index]))
 
-    def counting(*args: Any, **kwargs: Any) -> Any:
-        calls.append(len(args) == 1 and not kwargs)
-        return keep(*args, **kwargs) if keep is not None else args[0]
 
-    try:
-        with swapped_transform(dataset, counting):
-            dataset[index]
-    except AttributeError:  # a read-only `transform`
-        return False
-    return bool(calls) and all(calls)
+def has_rows(dataset: Any) -> bool:
+    """Whether a data set is map-style: torch's streams inherit a `__getitem__`, and may have a length."""
+    rows = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    return rows and not isinstance(dataset, IterableDataset)

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from rela_lightning.data.crops import RATIO, SCALE, cut
 from rela_lightning.data.normalisation import Scale, observed_scale, told_scale
-from rela_lightning.data.swap import Call, observed_calls, rows_of_all_parts
+from rela_lightning.data.swap import Call, observed_calls, rows_of_all_parts, transform_owners
 
 
 class TransportViews:
@@ -94,8 +94,8 @@ def default_transport_transform(dataset: Any, num_views: int) -> TransportViews 
     different things in different parts or rows; or its scale cannot be told. The random state is kept.
     """
     with isolate_rng():
-        calls = observed_calls(dataset, rows_of_all_parts(dataset))
-        outputs = [_views(call.output) for call in calls or ()]
+        calls = _calls(dataset)
+        outputs = [_views(call.output) for call in calls]
         if not calls or any(not views or not all(is_image(view) for view in views) for views in outputs):
             return None
         listed = [isinstance(call.output, (list, tuple)) for call in calls]
@@ -114,7 +114,16 @@ def default_transport_transform(dataset: Any, num_views: int) -> TransportViews 
 def common_scale(dataset: Any) -> Scale | None:
     """The scale of the views that a data set's own `transform` gives; None where it cannot be told."""
     with isolate_rng():
-        return _common_scale(observed_calls(dataset, rows_of_all_parts(dataset)) or [])
+        return _common_scale(_calls(dataset))
+
+
+def _calls(dataset: Any) -> list[Call]:
+    """Calls of the transforms of all parts; none if a part has no working transform."""
+    owners = transform_owners(dataset)
+    if not owners or any(owner.transform is None for owner in owners):
+        return []
+    calls = observed_calls(dataset, rows_of_all_parts(dataset)) or []
+    return calls if len({id(call.owner) for call in calls}) == len(owners) else []
 
 
 def _common_scale(calls: Sequence[Call]) -> Scale | None:

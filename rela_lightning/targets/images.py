@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from rela_lightning.data.crops import Crop, cut, draw_crop, size_of, whole
 from rela_lightning.data.eight_bit import eight_bit
 from rela_lightning.data.find_image import find_image
-from rela_lightning.data.swap import swapped_transform
+from rela_lightning.data.swap import has_rows, swapped_transform
 from rela_lightning.errors import DataError
 
 CropsOf = Callable[[Any, int], Sequence[Crop]]
@@ -90,15 +90,14 @@ def check_length(dataset: Any) -> int:
     Raises:
         DataError: If it is iterable only, has no length, or has fewer than two rows.
     """
-    length = getattr(dataset, "__len__", None)
-    if isinstance(dataset, IterableDataset) or length is None or not hasattr(dataset, "__getitem__"):
+    if not has_rows(dataset):
         raise DataError(
             "Targets are found by the index of a sample, so the data set needs a length and indices.",
             expected="a map-style data set: len(dataset) and dataset[i]",
             found=type(dataset).__name__,
             do="for iterable data compute targets on the fly: ReLACallback(prior=...)",
         )
-    rows = int(length())
+    rows = len(dataset)
     if rows < 2:
         raise DataError(
             "The data set is empty." if rows == 0 else "One row has no variance to learn a projection from.",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rela_lightning.data.normalisation import Scale, told_scale
-from rela_lightning.data.swap import transform_owners
+from rela_lightning.data.swap import has_rows, transform_owners
 from rela_lightning.data.transforms import common_scale
 from rela_lightning.errors import DataError, TargetError
 from rela_lightning.priors.base import Prior
@@ -113,8 +113,7 @@ class PriorTargets:
         without one are taken to be in `[0, 1]`.
         """
         owners = transform_owners(dataset)
-        rows = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
-        self._scale = common_scale(dataset) if rows and owners else None
+        self._scale = common_scale(dataset) if owners and has_rows(dataset) else None
         if self._scale is None:
             self._scale = told_scale([owner.transform for owner in owners] if owners else dataset)
 
