@@ -317,19 +317,15 @@ class ReLACallback(DualCallback):
         if self._phases is not None and self._rows is not None:
             self._rows.start_epoch(trainer.current_epoch)
             self._phases.decide(self._rows.in_flight, again=True)
-            self._watch()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
         if self._phases is not None and self._rows is not None and self._parts is not None:
             self._phases.decide(self._rows.in_flight)
-            self._watch()
+            if self._watchers is not None:
+                self._watchers.update()
             if self._phases.light:
                 self._find_teachers(pl_module, self._parts.student).before_step()
-
-    def _watch(self) -> None:
-        if self._watchers is not None:
-            self._watchers.update()
 
     def _find_teachers(self, module: Any, student: Student) -> Teachers:
         if self._teachers is None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 
 
 class ReLAError(Exception):
@@ -35,6 +36,11 @@ class ReLAError(Exception):
         if do is not None:
             lines.append(f"  to do:    {do}")
         super().__init__("\n".join(lines))
+
+
+def nearest_names(name: str, names: Sequence[str]) -> list[str]:
+    """Up to eight of the names that exist, for `exists`: those most like a name that does not, else the first."""
+    return difflib.get_close_matches(name, names, n=8, cutoff=0.4) or list(names[:8])
 
 
 class ConfigError(ReLAError, ValueError):

@@ -62,6 +62,16 @@ def _positions(features: Tensor) -> int:
     return features.shape[1] if features.ndim == 3 else features.shape[2] * features.shape[3]
 
 
+def check_pooling(mode: str) -> None:
+    """Refuse a mode that `pool` does not know.
+
+    Raises:
+        ConfigError: Naming those it knows.
+    """
+    if mode not in POOLINGS:
+        raise ConfigError("Unknown pooling.", expected="one of the names below", found=mode, exists=POOLINGS)
+
+
 def pool(output: Any, mode: Pooling = "auto", *, has_cls_token: bool = True) -> Tensor:
     """Reduce a network's output to one feature vector per image.
 
@@ -78,8 +88,7 @@ def pool(output: Any, mode: Pooling = "auto", *, has_cls_token: bool = True) -> 
     Raises:
         ConfigError: For an unknown mode, or an output of any other rank.
     """
-    if mode not in POOLINGS:
-        raise ConfigError("Unknown pooling.", expected="one of the names below", found=mode, exists=POOLINGS)
+    check_pooling(mode)
     features = first_tensor(output)
     if features.ndim == 2:
         return features

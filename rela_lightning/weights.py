@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -49,6 +50,12 @@ def fill(network: nn.Module, state: State, *, strict: bool = True) -> None:
     whole = OrderedDict(state)
     _keep(whole, getattr(state, "_metadata", {}) or getattr(network.state_dict(), "_metadata", {}))
     network.load_state_dict(whole, strict=strict)
+
+
+def refused_object(error: Exception) -> str | None:
+    """The class that `torch.load(weights_only=True)` refused to build; None if the file is broken in another way."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return named and named.group(1)
 
 
 def _keep(state: OrderedDict[str, Tensor], versions: Mapping[str, Any]) -> None:

@@ -109,25 +109,16 @@ def test_schedulers_that_never_read_their_monitor_are_left_alone(targets64: Any)
 
 @pytest.mark.parametrize("monitor", ["rela/loss", "rela/phase"])
 def test_what_ends_at_the_switch_is_no_metric_to_watch(targets64: Any, tmp_path: Any, monitor: str) -> None:
+    def fitted(schedule: Any, watcher: Any) -> None:
+        callback = ReLACallback(targets64, schedule=schedule)
+        fit(seeded(byol), callback, watcher, enable_checkpointing=True, default_root_dir=tmp_path, max_epochs=1)
+
     for watcher in (EarlyStopping(monitor), ModelCheckpoint(tmp_path, monitor=monitor)):
         for schedule in (Switch(0.5), Plateau(), Blend()):
             with pytest.raises(ConfigError, match=rf"monitors '{monitor}'(?s:.*)knn/top1"):
-                fit(
-                    seeded(byol),
-                    ReLACallback(targets64, schedule=schedule),
-                    watcher,
-                    enable_checkpointing=True,
-                    default_root_dir=tmp_path,
-                )
+                fitted(schedule, watcher)
         for lasting in (TransportOnly(), Mix()):
-            fit(
-                seeded(byol),
-                ReLACallback(targets64, schedule=lasting),
-                watcher,
-                enable_checkpointing=True,
-                default_root_dir=tmp_path,
-                max_epochs=1,
-            )
+            fitted(lasting, watcher)
 
     class Ours(Plateaued):
         def configure_optimizers(self) -> Any:

@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from rela_lightning.errors import ConfigError, ReLAError
-from rela_lightning.export.keys import State
 from rela_lightning.export.source import Source, unwrapped
 from rela_lightning.methods.backbones import build_backbone
 from rela_lightning.probe.features import pooled
-from rela_lightning.weights import fill
+from rela_lightning.weights import State, fill
 
 _WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "progress")
 

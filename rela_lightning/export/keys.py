@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.injection.discovery import BACKBONE_NAMES, guess_backbone, submodule_names
-from rela_lightning.weights import changed, renamed
+from rela_lightning.weights import State, changed, renamed
 
-State = dict[str, Tensor]
 _COMPILED, _PARALLEL = "_orig_mod", "module"
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its `module`
 _TEACHER = ("teacher", "momentum", "target", "ema", "encoder_k")

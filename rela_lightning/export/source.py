@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,9 +12,9 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.export.keys import State, tidy
+from rela_lightning.export.keys import tidy
 from rela_lightning.priors.checkpoint import read_state
-from rela_lightning.weights import tensors_in
+from rela_lightning.weights import State, refused_object, tensors_in
 
 _RUN = "run.json"
 
@@ -210,7 +209,7 @@ def read_checkpoint(path: Path, *, do: str | None = None) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader of pickles lets errors of every kind through
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = refused_object(error)
         if named is None:
             reason = str(error).partition("\n")[0][:200]
             raise ConfigError(
@@ -221,7 +220,7 @@ def read_checkpoint(path: Path, *, do: str | None = None) -> dict[str, Any]:
         raise ConfigError(
             "The checkpoint holds pickled objects, which could run code when loaded.",
             expected="tensors, numbers, strings, lists and dicts",
-            found=f"{path}: {named.group(1)}",
+            found=f"{path}: {named}",
             do=do
             or "where you trust it, load the module yourself and pass it to rela_lightning.export_backbone; "
             "`save_hyperparameters(ignore=[...])` keeps objects out of the next one",

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
-from rela_lightning.errors import ConfigError
+from rela_lightning.errors import ConfigError, nearest_names
 from rela_lightning.priors.lightly import Trunk
 
 _HEADS = ("fc", "classifier", "heads", "head", "linear")
@@ -117,5 +116,5 @@ def _unknown(name: str, names: Sequence[str]) -> ConfigError:
         "Unknown backbone.",
         expected="a torchvision model, timm:<model> or lightly:<resnet>",
         found=name,
-        exists=difflib.get_close_matches(name, names, n=8, cutoff=0.4) or names[:8],
+        exists=nearest_names(name, names),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from torch import nn
 
-from rela_lightning.errors import PriorError
+from rela_lightning.errors import PriorError, nearest_names
 from rela_lightning.priors.preprocess import Preprocess
 
 ZOOS: tuple[str, ...] = ("open_clip", "timm", "torchvision", "lightly")
@@ -58,13 +57,11 @@ def build_architecture(spec: str, *, pretrained: bool, image_size: int | None = 
 
 def unknown(kind: str, name: str, names: Iterable[str], *, do: str | None = None) -> PriorError:
     """The error for a name that a zoo does not have, with the nearest names it has."""
-    names = sorted(names)
-    near = difflib.get_close_matches(name, names, n=8, cutoff=0.4) or names[:8]
     return PriorError(
         f"Unknown {kind}.",
         expected="one of the names below, or another of the zoo's",
         found=name or "(nothing)",
-        exists=near,
+        exists=nearest_names(name, sorted(names)),
         do=do,
     )
 

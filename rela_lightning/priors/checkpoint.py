@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import pickle
-import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from rela_lightning.errors import PriorError
 from rela_lightning.priors.architectures import ZOOS, Architecture, build_architecture
-from rela_lightning.weights import State, fill, renamed, tensors_in
+from rela_lightning.weights import State, fill, refused_object, renamed, tensors_in
 
 log = logging.getLogger("rela_lightning")
 
@@ -80,7 +79,7 @@ def read_state(path: Path) -> State:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        named = refused_object(error)
         if named is None:
             raise PriorError(
                 "The weights file cannot be read.",
@@ -90,7 +89,7 @@ def read_state(path: Path) -> State:
         raise PriorError(
             "The weights file holds pickled objects, which could run code when loaded.",
             expected="tensors only: safetensors, or a state dict",
-            found=f"{path}: {named.group(1)}",
+            found=f"{path}: {named}",
             do="where you trust it, save its state_dict() with safetensors.torch.save_file",
         ) from error
     except Exception as error:

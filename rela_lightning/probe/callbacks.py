@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from rela_lightning.errors import ConfigError
 from rela_lightning.namespaces import NAMESPACES, DualCallback
-from rela_lightning.pooling import POOLINGS, Pooling
+from rela_lightning.pooling import Pooling, check_pooling
 from rela_lightning.probe.batches import find_images, find_labels
 from rela_lightning.probe.features import Backbone, encode, find_backbone
 from rela_lightning.process_group import wait_at_exit
@@ -42,8 +41,7 @@ class ProbeCallback(DualCallback):
     """
 
     def __init__(self, *, backbone: str, pooling: Pooling, labels: int | str) -> None:
-        if pooling not in POOLINGS:
-            raise ConfigError("Unknown pooling.", expected="one of the names below", found=pooling, exists=POOLINGS)
+        check_pooling(pooling)
         self.backbone = backbone
         self.pooling: Pooling = pooling
         self.labels = labels

@@ -300,9 +300,11 @@ class BenchmarkBYOL(MomentumPair):
         p0, p1 = (self.prediction_head(self(view)) for view in batch[0])
         return self.criterion(p0, z1) + self.criterion(p1, z0)
 
+    def students(self) -> tuple[Any, ...]:
+        return self.backbone, self.projection_head, self.prediction_head
+
     def configure_optimizers(self) -> Any:
-        students = (self.backbone, self.projection_head, self.prediction_head)
-        return torch.optim.SGD([p for part in students for p in part.parameters()], lr=0.05)
+        return torch.optim.SGD([p for part in self.students() for p in part.parameters()], lr=0.05)
 
 
 @zoo(
@@ -343,6 +345,5 @@ class QueryBackbone(BenchmarkBYOL):
             key = self(batch[0][1])
         return self.criterion(query, key)
 
-    def configure_optimizers(self) -> Any:
-        students = (self.query_backbone, self.query_projection_head)
-        return torch.optim.SGD([p for part in students for p in part.parameters()], lr=0.05)
+    def students(self) -> tuple[Any, ...]:
+        return self.query_backbone, self.query_projection_head
