@@ -16,8 +16,6 @@ import torch
 from tests.parts import make_digits
 
 torch.set_num_threads(1)
-for name in ("lightning.pytorch", "pytorch_lightning"):
-    logging.getLogger(name).setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", message=".*lightning.*")
 
 
@@ -27,6 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def lightning_speaks() -> None:
+    """Lightning's own level of messages, whatever an earlier test has set."""
+    for name in ("lightning.pytorch", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 @pytest.fixture(scope="session")

@@ -322,7 +322,6 @@ def test_lightning_is_quiet_during_the_pass_and_itself_afterwards(tmp_path, prio
     logger.setLevel(logging.INFO)
     build_targets(prior, Digits(), tmp_path / "t")
     assert logger.level == logging.INFO
-    logger.setLevel(logging.ERROR)
     assert not [w for w in recwarn if "workers" in str(w.message)]
     assert "available" not in "".join(capfd.readouterr())
 
