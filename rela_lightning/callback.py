@@ -27,7 +27,7 @@ from rela_lightning.injection.transport_head import TransportHead, of_other_rank
 from rela_lightning.injection.watchers import Watchers
 from rela_lightning.losses import LossSpec, resolve_loss
 from rela_lightning.namespaces import DualCallback
-from rela_lightning.pooling import POOLINGS, Pooling
+from rela_lightning.networks.pooling import POOLINGS, Pooling
 from rela_lightning.priors import Prior, load_prior
 from rela_lightning.process_group import wait_at_exit
 from rela_lightning.schedules import Plateau, Schedule, Weights

@@ -51,6 +51,10 @@ class PriorError(ReLAError, ValueError):
     """A prior cannot be built, loaded or applied."""
 
 
+class NetworkError(PriorError, ConfigError):
+    """A network, for a prior or a backbone, cannot be named, built or filled."""
+
+
 class DataError(ReLAError, ValueError):
     """A data set, a loader or an item of it is not what training or labelling needs."""
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rela_lightning.callback import ReLACallback
 from rela_lightning.errors import InjectionError
-from rela_lightning.pooling import Pooling, pool
+from rela_lightning.networks.pooling import Pooling, pool
 from rela_lightning.schedules import TransportOnly
 from rela_lightning.targets import TargetStore
 
@@ -100,7 +100,7 @@ class ReLAModule(LightningModule):
         targets: Folder written by `build_targets`, or an open `TargetStore`.
         optimizer: Builds the backbone's optimizer.
         lr_scheduler: Builds its scheduler, stepped each epoch; None keeps the rate.
-        pooling: See `rela_lightning.pooling.pool`.
+        pooling: See `rela_lightning.networks.pooling.pool`.
         num_views: Views per image that are used.
         rela: Further options of `ReLACallback`, by name.
     """

@@ -97,7 +97,7 @@ def refused(words: list[str], capsys) -> str:
         ([*FIT, BYOL, *DIGITS, "--trainer.strategy=none"], ["invalid strategy name"]),
         ([*FIT, BYOL, *DIGITS, NO_PACKAGE], ["cannot be imported", "no_pkg"]),
         ([*FIT, "BYOL"], ["no such option", "perhaps --model BYOL"]),
-        ([*FIT, BYOL, *DIGITS, "--model.backbone_kwargs={width: 1}"], ["resnet18 cannot be built", "'width'"]),
+        ([*FIT, BYOL, *DIGITS, "--model.backbone_kwargs={width: 1}"], ["resnet18 could not be built", "'width'"]),
         ([*FIT, BYOL, *DIGITS, "--model.optimizer=SGD", "--model.optimizer.momentun=0.9"],
          ["SGD has no option `momentun`", "perhaps momentum"]),
         ([*FIT, BYOL, *DIGITS, "--optimizer=Adamm"], ["no class Adamm", "perhaps Adam"]),

@@ -16,8 +16,9 @@ from torchvision.models import resnet18
 
 from rela_lightning import ReLACallback
 from rela_lightning.errors import ConfigError, DataError, InjectionError
-from rela_lightning.injection.discovery import Discovery, guess_backbone, trained_by
+from rela_lightning.injection.discovery import Discovery
 from rela_lightning.injection.teachers import find_pairs
+from rela_lightning.networks.names import guess_backbone, trained_by
 from rela_lightning.schedules import Blend, Mix, Switch, TransportOnly
 from tests.modules import byol, simclr, weights
 from tests.parts import TinyBackbone, TwoViews, make_digits

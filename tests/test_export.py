@@ -281,9 +281,9 @@ def test_a_failed_export_leaves_the_old_file_and_no_other(tmp_path):
         ("b.onnx", {"format": "onnx", "mean": [0.5], "std": [0.5]}, "3 numbers"),
         ("b.onnx", {"format": "onnx", "image_size": 0}, "image_size"),
         ("b", {"cifar_stem": True}, "architecture"),
-        ("b", {"architecture": "resnet19"}, r"Unknown backbone(?s:.*)resnet18"),
+        ("b", {"architecture": "resnet19"}, r"Unknown torchvision model(?s:.*)resnet18"),
         ("b", {"architecture": "lightly:resnet-9"}, r"not those of lightly:resnet-9(?s:.*)of another shape"),
-        ("b", {"architecture": "resnet18", "backbone_kwargs": {"depth": 3}}, r"cannot be built(?s:.*)depth"),
+        ("b", {"architecture": "resnet18", "backbone_kwargs": {"depth": 3}}, r"could not be built(?s:.*)depth"),
         ("b", {"run": "nowhere.json"}, r"cannot be read(?s:.*)nowhere"),
     ],
 )

@@ -16,7 +16,7 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from rela_lightning import ReLACallback, load_prior
-from rela_lightning.pooling import first_tensor
+from rela_lightning.networks.pooling import first_tensor
 from rela_lightning.schedules import Switch, TransportOnly
 from tests.modules import byol, simclr, weights
 from tests.parts import TinyBackbone

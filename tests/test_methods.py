@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.methods import BYOL, build_backbone
-from rela_lightning.pooling import pool
+from rela_lightning.networks.pooling import pool
 from rela_lightning.probe import KNNProbe
 
 QUIET = {
@@ -222,12 +222,8 @@ def test_bad_options_are_refused():
         BYOL(small(), cifar_stem=True)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_0"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
 def test_torchvision_backbones_are_the_plain_model_without_its_last_layer(name):
-    if name == "squeezenet1_0":
-        with pytest.raises(ConfigError, match="no linear classifier"):
-            build_backbone(name)
-        return
     network, width = build_backbone(name)
     plain = torchvision.models.get_model(name)
     missing, unexpected = plain.load_state_dict(network.state_dict(), strict=False)
@@ -243,6 +239,16 @@ def test_torchvision_backbones_are_the_plain_model_without_its_last_layer(name):
     torch.testing.assert_close(features, caught[0])
 
 
+def test_a_classifier_that_is_a_convolution_gives_way_to_the_mean_over_the_map():
+    network, width = build_backbone("squeezenet1_1")
+    plain = torchvision.models.get_model("squeezenet1_1").eval()
+    missing, unexpected = plain.load_state_dict(network.state_dict(), strict=False)
+    assert (missing, unexpected) == (["classifier.1.weight", "classifier.1.bias"], [])
+    images = torch.rand(2, 3, 64, 64)
+    torch.testing.assert_close(network.eval()(images), plain.features(images).mean((2, 3)))
+    assert width == 512
+
+
 @pytest.mark.parametrize(
     ("name", "options", "width"),
     [
@@ -251,6 +257,9 @@ def test_torchvision_backbones_are_the_plain_model_without_its_last_layer(name):
         ("timm:vit_tiny_patch16_224", {"img_size": 32, "depth": 2}, 192),
         ("lightly:resnet-9", {"width": 0.25}, 128),
         ("torchvision:resnet18", {}, 512),
+        ("torchvision:resnet18/IMAGENET1K_V1", {}, 512),
+        ("open_clip:RN50", {"image_size": 32}, 1024),
+        ("random:lightly:resnet-9", {"seed": 1, "width": 0.25}, 128),
     ],
 )
 def test_other_sources_give_pooled_features(name, options, width):

@@ -17,7 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from rela_lightning import load_prior
 from rela_lightning.errors import ConfigError
-from rela_lightning.pooling import pool, select
+from rela_lightning.networks.pooling import pool, select
 
 LARGE, SMALL, TOKENS, FEWER = torch.rand(2, 8, 4, 4), torch.rand(2, 16, 2, 2), torch.rand(2, 9, 8), torch.rand(2, 3, 16)
 LATER, VECTOR, OTHER = torch.rand(2, 9, 8), torch.rand(2, 8), torch.rand(2, 4)

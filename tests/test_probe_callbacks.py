@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.networks.encode import encode
 from rela_lightning.probe import KNNProbe, OnlineLinearProbe
-from rela_lightning.probe.features import encode
 
 QUIET = {
     "accelerator": "cpu",

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from rela_lightning import ReLACallback
-from rela_lightning.injection.features import Backbone
+from rela_lightning.injection.backbone import Backbone
 from rela_lightning.schedules import Mix
 
 pytest.importorskip("lightly", minversion="1.6")  # the release whose losses and heads the zoo is built of

@@ -18,9 +18,9 @@ from rela_lightning.commands.resume import check_belongs
 from rela_lightning.commands.runs import run_of
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.source import find_checkpoint
+from rela_lightning.networks.encode import find_backbone
 from rela_lightning.priors import Prior, load_prior
 from rela_lightning.priors.load import SCHEMES
-from rela_lightning.probe.features import find_backbone
 
 
 class Subject(NamedTuple):

@@ -10,8 +10,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.injection.discovery import BACKBONE_NAMES, guess_backbone, submodule_names
 from rela_lightning.injection.patch import Patches
+from rela_lightning.networks.names import BACKBONE_NAMES, guess_backbone, submodule_names
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.source import Source, unwrapped
-from rela_lightning.methods.backbones import build_backbone
-from rela_lightning.probe.features import pooled
+from rela_lightning.networks.backbones import build_backbone
+from rela_lightning.networks.encode import pooled
 from rela_lightning.weights import State, fill
 
 _WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "progress")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.injection.discovery import BACKBONE_NAMES, guess_backbone, submodule_names
+from rela_lightning.networks.names import BACKBONE_NAMES, guess_backbone, submodule_names
 from rela_lightning.weights import State, changed, renamed
 
 _COMPILED, _PARALLEL = "_orig_mod", "module"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.probe.features import pooled
+from rela_lightning.networks.encode import pooled
 
 OPSET = 17  # layer norm as one operator; every onnxruntime since 1.12 runs it
 _TOLERANCE = 1e-3

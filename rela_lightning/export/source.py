@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.keys import tidy
-from rela_lightning.priors.checkpoint import read_state
+from rela_lightning.networks.checkpoint import read_state
 from rela_lightning.weights import State, refused_object, tensors_in
 
 _RUN = "run.json"

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rela_lightning.errors import PriorError
-from rela_lightning.pooling import pool
+from rela_lightning.networks.pooling import pool
 from rela_lightning.targets.rng import preserved_rng
 
 if TYPE_CHECKING:

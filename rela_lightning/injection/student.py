@@ -12,22 +12,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError, DataError, InjectionError
-from rela_lightning.injection.discovery import (
-    Call,
-    Discovery,
-    Trains,
-    guess_backbone,
-    never_called,
-    never_passed_on,
-    submodule_names,
-    trainable,
-    trained_by,
-    untrained,
-)
-from rela_lightning.injection.features import Backbone, find_layer
+from rela_lightning.injection.backbone import Backbone, find_layer
+from rela_lightning.injection.discovery import Call, Discovery, never_called, never_passed_on, untrained
 from rela_lightning.injection.rows import RowMatcher, regular_rows
 from rela_lightning.injection.views import find_views, shrink
-from rela_lightning.pooling import Pooling
+from rela_lightning.networks.names import Trains, guess_backbone, submodule_names, trainable, trained_by
+from rela_lightning.networks.pooling import Pooling
 
 
 class Features(NamedTuple):
@@ -65,7 +55,7 @@ class Student:
         module: The user's module.
         backbone: Dotted path of the backbone, or `auto`.
         feature_layer: Dotted path of the layer to read; None reads the backbone's output.
-        pooling: See `rela_lightning.pooling.pool`.
+        pooling: See `rela_lightning.networks.pooling.pool`.
         views: Dotted paths of the views in the batch; None finds them.
         num_views: Views per sample in the transport phase.
         resolution: Height and width, pixels, of the views in phases of low resolution; None leaves them.

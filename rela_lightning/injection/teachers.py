@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.errors import InjectionError
-from rela_lightning.injection.discovery import Trains, shapes, trainable
 from rela_lightning.injection.student import Student
+from rela_lightning.networks.names import Trains, shapes, trainable
 
 _CHECKS = 8  # steps during which we look whether somebody else moves the teacher
 

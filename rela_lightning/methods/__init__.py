@@ -9,7 +9,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rela_lightning.methods.backbones import build_backbone
     from rela_lightning.methods.barlow_twins import BarlowTwins
     from rela_lightning.methods.base import Method
     from rela_lightning.methods.byol import BYOL
@@ -22,21 +21,22 @@ if TYPE_CHECKING:
     from rela_lightning.methods.supervised import Supervised
     from rela_lightning.methods.swav import SwAV
     from rela_lightning.methods.vicreg import VICReg
+    from rela_lightning.networks.backbones import build_backbone
 
 _EXPORTS = {
-    "BYOL": "byol",
-    "DINO": "dino",
-    "BarlowTwins": "barlow_twins",
-    "Method": "base",
-    "MoCoV2": "moco_v2",
-    "MoCoV3": "moco_v3",
-    "MomentumMethod": "momentum",
-    "SimCLR": "simclr",
-    "SimSiam": "simsiam",
-    "Supervised": "supervised",
-    "SwAV": "swav",
-    "VICReg": "vicreg",
-    "build_backbone": "backbones",
+    "BYOL": "rela_lightning.methods.byol",
+    "DINO": "rela_lightning.methods.dino",
+    "BarlowTwins": "rela_lightning.methods.barlow_twins",
+    "Method": "rela_lightning.methods.base",
+    "MoCoV2": "rela_lightning.methods.moco_v2",
+    "MoCoV3": "rela_lightning.methods.moco_v3",
+    "MomentumMethod": "rela_lightning.methods.momentum",
+    "SimCLR": "rela_lightning.methods.simclr",
+    "SimSiam": "rela_lightning.methods.simsiam",
+    "Supervised": "rela_lightning.methods.supervised",
+    "SwAV": "rela_lightning.methods.swav",
+    "VICReg": "rela_lightning.methods.vicreg",
+    "build_backbone": "rela_lightning.networks.backbones",
 }
 
 __all__ = [
@@ -58,7 +58,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _EXPORTS:
-        return getattr(importlib.import_module(f"rela_lightning.methods.{_EXPORTS[name]}"), name)
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 

@@ -12,9 +12,9 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.methods.backbones import build_backbone
 from rela_lightning.methods.views import crops, two_views
-from rela_lightning.probe.features import measure_feature_dim, pooled
+from rela_lightning.networks.backbones import build_backbone
+from rela_lightning.networks.encode import measure_feature_dim, pooled
 
 GATHER = torch.distributed.is_available()
 """Whether losses over a batch take in the batches of all processes, where there are several."""

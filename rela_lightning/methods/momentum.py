@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.methods.base import Method
-from rela_lightning.probe.features import pooled
+from rela_lightning.networks.encode import pooled
 
 
 class MomentumMethod(Method):

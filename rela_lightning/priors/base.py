@@ -12,8 +12,8 @@ from torch.nn.parameter import is_lazy
 
 from rela_lightning.errors import PriorError
 from rela_lightning.fingerprint.prior import Observed, describe, joined, observe, observe_pixels, version_of
-from rela_lightning.pooling import Pooling, has_cls_token, pool, select
-from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
+from rela_lightning.networks.pooling import Pooling, has_cls_token, pool, select
+from rela_lightning.networks.preprocess import EachPreprocess, Preprocess
 from rela_lightning.targets.rng import preserved_rng
 
 
@@ -25,7 +25,7 @@ class Prior(nn.Module):
     Args:
         network: Any module from images `[B, C, H, W]` to features, maps or tokens.
         preprocess: Callable from a PIL image or uint8 tensor `[C, H, W]` to a float tensor.
-        pooling: How maps and token sequences become one vector, see `rela_lightning.pooling.pool`.
+        pooling: How maps and token sequences become one vector, see `rela_lightning.networks.pooling.pool`.
         name: What to call it in messages and reports.
 
     Attributes:

@@ -9,11 +9,10 @@ from typing import Any
 from torch import nn
 
 from rela_lightning.errors import PriorError
-from rela_lightning.pooling import Pooling
-from rela_lightning.priors import checkpoint, random
-from rela_lightning.priors.architectures import Architecture, build_architecture
+from rela_lightning.networks.build import build_network
+from rela_lightning.networks.pooling import Pooling
+from rela_lightning.networks.preprocess import Preprocess, customised
 from rela_lightning.priors.base import FusedPrior, Prior
-from rela_lightning.priors.preprocess import Preprocess, customised
 
 SCHEMES: tuple[str, ...] = (
     "open_clip:<arch>/<tag>",
@@ -22,7 +21,7 @@ SCHEMES: tuple[str, ...] = (
     "checkpoint:<file> with arch=",
     "random:<open_clip:..., timm:..., torchvision:... or lightly:...> with seed=",
 )
-_PRETRAINED = ("open_clip", "timm", "torchvision")
+_TRAINED = ("open_clip", "timm", "torchvision", "checkpoint", "random")  # lightly has no weights of its own
 
 
 def load_prior(
@@ -86,15 +85,8 @@ def _network(spec: object, image_size: int | None, kwargs: dict[str, Any]) -> tu
     if isinstance(spec, nn.Module):
         _no_more(kwargs)
         return type(spec).__name__, copy.deepcopy(spec), None
-    scheme, _, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
-    built: Architecture
-    if scheme == "checkpoint" and rest:
-        built = checkpoint.build(rest, image_size=image_size, **kwargs)
-    elif scheme == "random" and rest:
-        built = random.build(rest, image_size=image_size, **kwargs)
-    elif scheme in _PRETRAINED and rest:
-        built = build_architecture(f"{scheme}:{rest}", pretrained=True, image_size=image_size, **kwargs)
-    else:
+    source, _, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
+    if source not in _TRAINED or not rest:
         raise PriorError(
             "There is no such prior.",
             expected="a string of one of the forms below, an nn.Module, or a list of these",
@@ -102,6 +94,7 @@ def _network(spec: object, image_size: int | None, kwargs: dict[str, Any]) -> tu
             exists=SCHEMES,
             do="for example load_prior('open_clip:ViT-B-16/openai')",
         )
+    built = build_network(str(spec), pretrained=True, image_size=image_size, **kwargs)
     return str(spec), built.network, built.preprocess
 
 

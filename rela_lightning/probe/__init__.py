@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from rela_lightning.probe.features import extract_features
+    from rela_lightning.probe.extract import extract_features
     from rela_lightning.probe.knn import knn_predict
     from rela_lightning.probe.knn_online import KNNProbe
     from rela_lightning.probe.linear import LinearProbe
@@ -20,7 +20,7 @@ _EXPORTS = {
     "KNNProbe": "knn_online",
     "LinearProbe": "linear",
     "OnlineLinearProbe": "online",
-    "extract_features": "features",
+    "extract_features": "extract",
     "few_label_evaluation": "offline",
     "knn_predict": "knn",
     "linear_evaluation": "offline",

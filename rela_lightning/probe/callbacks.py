@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from rela_lightning.namespaces import NAMESPACES, DualCallback
-from rela_lightning.pooling import Pooling, check_pooling
+from rela_lightning.networks.encode import Encoder, encode, find_backbone
+from rela_lightning.networks.pooling import Pooling, check_pooling
 from rela_lightning.probe.batches import find_images, find_labels
-from rela_lightning.probe.features import Backbone, encode, find_backbone
 from rela_lightning.process_group import wait_at_exit
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class ProbeCallback(DualCallback):
 
     Args:
         backbone: Dotted path of the network (or method) that is called; `auto` tries the usual names.
-        pooling: See `rela_lightning.pooling.pool`.
+        pooling: See `rela_lightning.networks.pooling.pool`.
         labels: Where the labels are in a batch: a position, a key, a dotted path, or `auto`.
     """
 
@@ -46,7 +46,7 @@ class ProbeCallback(DualCallback):
         self.pooling: Pooling = pooling
         self.labels = labels
         self._label_paths: dict[str, int | str] = {}
-        self._found: Backbone | None = None
+        self._found: Encoder | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let validation loaders run where the module has no `validation_step`."""

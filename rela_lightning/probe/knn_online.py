@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.pooling import Pooling
+from rela_lightning.networks.pooling import Pooling
 from rela_lightning.probe.accuracy import accuracies, topk_counts
 from rela_lightning.probe.callbacks import ProbeCallback, log_number
 from rela_lightning.probe.knn import WEIGHTS, Weights, knn_predict
@@ -39,7 +39,7 @@ class KNNProbe(ProbeCallback):
         backbone: Dotted path of the network (or method) that is called; `auto` tries the usual names.
         labels: Where the labels are in a batch: a position, a key, a dotted path (`"1"`, `"meta.label"`), or
             `auto`.
-        pooling: See `rela_lightning.pooling.pool`.
+        pooling: See `rela_lightning.networks.pooling.pool`.
         max_bank: Most rows of the bank, over all processes; evenly spaced rows of every batch are kept.
             Each device holds `F * 4` bytes per row of it, and per query of its own.
         every_n_epochs: Run in every n-th epoch of `fit` only.

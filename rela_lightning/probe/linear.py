@@ -13,11 +13,11 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.pooling import Pooling
+from rela_lightning.networks.encode import encode, measure_feature_dim
+from rela_lightning.networks.pooling import Pooling
 from rela_lightning.probe.accuracy import summed_cross_entropy, topk_names
 from rela_lightning.probe.batches import find_images, find_labels
 from rela_lightning.probe.checks import finite_features
-from rela_lightning.probe.features import encode, measure_feature_dim
 
 
 class LinearProbe(LightningModule):
@@ -36,7 +36,7 @@ class LinearProbe(LightningModule):
         backbone: Network whose output is `[B, F]`, `[B, F, H, W]` or `[B, N, F]`; pooled to `[B, F]`.
         num_classes: Number of classes C; labels are in `[0, C)`.
         feature_dim: Width F; None measures it with a dry run.
-        pooling: See `rela_lightning.pooling.pool`.
+        pooling: See `rela_lightning.networks.pooling.pool`.
         labels: Where the labels are in a batch: a position, a key, a dotted path, or `auto`.
         optimizer: Makes the optimizer of the linear layer from its parameters.
         lr_scheduler: Makes a scheduler, stepped each epoch, from the optimizer; None keeps the rate.

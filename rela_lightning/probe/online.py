@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.pooling import Pooling
+from rela_lightning.networks.pooling import Pooling
 from rela_lightning.probe.accuracy import accuracies, summed_cross_entropy, topk_counts, topk_names
 from rela_lightning.probe.callbacks import ProbeCallback, log_number
 
@@ -36,7 +36,7 @@ class OnlineLinearProbe(ProbeCallback):
         backbone: Dotted path of the network (or method) that is called; `auto` tries the usual names.
         labels: Where the labels are in a batch: a position, a key, a dotted path (`"1"`, `"meta.label"`), or
             `auto`.
-        pooling: See `rela_lightning.pooling.pool`.
+        pooling: See `rela_lightning.networks.pooling.pool`.
         every_n_steps: Train on every n-th batch only; the cost falls with it.
         optimizer: Makes the classifier's optimizer from its parameters. Default: that of the authors' linear
             evaluation (arXiv 2405.14669), Adam 3e-4.

@@ -11,8 +11,8 @@ from rela_lightning.data.normalisation import Scale, told_scale
 from rela_lightning.data.swap import has_rows, transform_owners
 from rela_lightning.data.transforms import common_scale
 from rela_lightning.errors import DataError, TargetError
+from rela_lightning.networks.preprocess import EachPreprocess, Preprocess
 from rela_lightning.priors.base import Prior
-from rela_lightning.priors.preprocess import EachPreprocess, Preprocess
 from rela_lightning.targets.fly import Learner
 from rela_lightning.targets.lookup import Crops, TargetLookup
 from rela_lightning.targets.reduce import Projection, project

@@ -11,9 +11,10 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from rela_lightning.errors import InjectionError
-from rela_lightning.injection.discovery import Call, images_in, submodule_names
+from rela_lightning.injection.discovery import Call, images_in
 from rela_lightning.injection.patch import Patches
-from rela_lightning.pooling import Pooling, first_tensor, has_cls_token, pool, select
+from rela_lightning.networks.names import submodule_names
+from rela_lightning.networks.pooling import Pooling, first_tensor, has_cls_token, pool, select
 
 REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, AssertionError)
 """What networks raise for inputs they were not made for."""
@@ -42,7 +43,7 @@ class Backbone:
         module: The user's module.
         name: Dotted path of what is called: a submodule, or a method of one (`"backbone.encode"`).
         feature_layer: Dotted path of the layer whose output is read; None reads what the call returns.
-        pooling: See `rela_lightning.pooling.pool`.
+        pooling: See `rela_lightning.networks.pooling.pool`.
 
     Raises:
         InjectionError: If a path does not exist or cannot be a backbone.

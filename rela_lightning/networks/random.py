@@ -6,18 +6,19 @@ from typing import Any
 
 import torch
 
-from rela_lightning.priors.architectures import Architecture, build_architecture
+from rela_lightning.networks.build import Built, build_network
 
 
-def build(name: str, *, image_size: int | None = None, seed: int = 0, **kwargs: Any) -> Architecture:
+def build(name: str, *, pretrained: bool = False, image_size: int | None = None, seed: int = 0, **kwargs: Any) -> Built:
     """An untrained network.
 
     Args:
         name: `open_clip:...`, `timm:...`, `torchvision:...` or `lightly:...`.
+        pretrained: Not read: the weights are always random.
         image_size: Side of the images, in pixels.
         seed: Seed of its weights; the global random state is left as it was.
-        kwargs: Passed on to the zoo's factory.
+        kwargs: Passed on to the library's factory.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the GPUs' states too
-        return build_architecture(name, pretrained=False, image_size=image_size, **kwargs)
+        return build_network(name, pretrained=False, image_size=image_size, **kwargs)

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rela_lightning.errors import PriorError
-from rela_lightning.priors.architectures import ZOOS, Architecture, build_architecture
+from rela_lightning.errors import NetworkError
+from rela_lightning.networks.build import LIBRARIES, Built, build_network
 from rela_lightning.weights import State, fill, refused_object, renamed, tensors_in
 
 log = logging.getLogger("rela_lightning")
@@ -28,9 +28,10 @@ def build(
     *,
     arch: str | nn.Module | None = None,
     prefix: str | None = None,
+    pretrained: bool = False,
     image_size: int | None = None,
     **kwargs: Any,
-) -> Architecture:
+) -> Built:
     """A network with the weights of a file.
 
     Args:
@@ -39,39 +40,40 @@ def build(
             `lightly:resnet-9`, or a module (which is copied).
         prefix: What its names start with in the file, such as `backbone.`; `None` finds the prefix
             under which most tensors fit.
+        pretrained: Not read: the weights are always the file's.
         image_size: Side of the images, in pixels.
         kwargs: For the architecture, such as `width`.
 
     Raises:
-        PriorError: If the file is missing, holds pickled objects or does not fit the network.
+        NetworkError: If the file is missing, holds pickled objects or does not fit the network.
     """
     if arch is None:
-        raise PriorError(
+        raise NetworkError(
             "A checkpoint holds weights, not a network.",
-            expected="`arch=`, a string with one of the schemes below or an nn.Module",
-            exists=ZOOS,
+            expected="`arch=`, a string with one of the sources below or an nn.Module",
+            exists=LIBRARIES,
             do="write for example load_prior('checkpoint:byol.ckpt', arch='torchvision:resnet18')",
         )
     state = read_state(Path(name).expanduser())
     if isinstance(arch, nn.Module):
         if kwargs:
-            raise PriorError("A module takes no options for building it.", found=", ".join(kwargs))
+            raise NetworkError("A module takes no options for building it.", found=", ".join(kwargs))
         network, preprocess = copy.deepcopy(arch), None
     else:
-        network, preprocess = build_architecture(arch, pretrained=False, image_size=image_size, **kwargs)
+        network, preprocess = build_network(arch, pretrained=False, image_size=image_size, **kwargs)
     load_weights(network, state, prefix=prefix, source=name)
-    return Architecture(network, preprocess)
+    return Built(network, preprocess)
 
 
 def read_state(path: Path) -> State:
     """The tensors of a file by name. Nothing in the file is run.
 
     Raises:
-        PriorError: If the file is missing, cannot be read, or holds objects or no tensors.
+        NetworkError: If the file is missing, cannot be read, or holds objects or no tensors.
     """
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*")) if path.parent.is_dir() else []
-        raise PriorError("There is no such weights file.", found=path, exists=near[:20])
+        raise NetworkError("There is no such weights file.", found=path, exists=near[:20])
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -81,19 +83,19 @@ def read_state(path: Path) -> State:
     except pickle.UnpicklingError as error:
         named = refused_object(error)
         if named is None:
-            raise PriorError(
+            raise NetworkError(
                 "The weights file cannot be read.",
                 expected="safetensors, or a state dict that torch.save wrote",
                 found=f"{path}, which is neither",
             ) from error
-        raise PriorError(
+        raise NetworkError(
             "The weights file holds pickled objects, which could run code when loaded.",
             expected="tensors only: safetensors, or a state dict",
             found=f"{path}: {named}",
             do="where you trust it, save its state_dict() with safetensors.torch.save_file",
         ) from error
     except Exception as error:
-        raise PriorError(
+        raise NetworkError(
             "The weights file cannot be read.", found=f"{path}: {type(error).__name__}: {error}"
         ) from error
     return _tensors(content, path)
@@ -107,7 +109,7 @@ def _tensors(content: Any, path: Path) -> State:
         if inner is None and tensors:
             return tensors
         content = inner
-    raise PriorError(
+    raise NetworkError(
         "The weights file holds no state dict.",
         expected="tensors by name, alone or under one of " + ", ".join(_NESTED),
         found=path,
@@ -125,7 +127,7 @@ def load_weights(network: nn.Module, state: State, *, prefix: str | None = None,
         source: Where the tensors came from, for messages.
 
     Raises:
-        PriorError: If a shape differs or fewer than half of the network's tensors are there.
+        NetworkError: If a shape differs or fewer than half of the network's tensors are there.
     """
     own = network.state_dict()
     if prefix is None:
@@ -136,7 +138,7 @@ def load_weights(network: nn.Module, state: State, *, prefix: str | None = None,
     matched = renamed(found, lambda key: key if key in own or not key or key.endswith(".") else None)
     missing = [key for key in own if key not in matched]
     if len(matched) < _ENOUGH * len(own):
-        raise PriorError(
+        raise NetworkError(
             f"{source} does not hold the weights of this network.",
             expected=f"{len(own)} tensors such as {', '.join(list(own)[:3])}",
             found=f"{len(matched)} of them under the prefix {prefix!r}",
@@ -145,7 +147,7 @@ def load_weights(network: nn.Module, state: State, *, prefix: str | None = None,
         )
     wrong = [f"{k} {list(v.shape)}, here {list(own[k].shape)}" for k, v in matched.items() if v.shape != own[k].shape]
     if wrong:
-        raise PriorError(
+        raise NetworkError(
             f"{source} holds tensors of other shapes.",
             found="; ".join(wrong[:5]),
             do="give the options the network was built with (width, image_size, in_chans)",

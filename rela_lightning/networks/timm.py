@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import nn
 
-from rela_lightning.priors.architectures import Architecture, unknown
-from rela_lightning.priors.preprocess import Fit, Preprocess, first_channels, per_channel
+from rela_lightning.networks.build import Built, unknown
+from rela_lightning.networks.preprocess import Fit, Preprocess, first_channels, per_channel
 
 _FITS: dict[str, Fit] = {"center": "shortest", "squash": "squash", "border": "longest"}
 _HOSTED = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
-def build(name: str, *, pretrained: bool, image_size: int | None = None, **kwargs: Any) -> Architecture:
+def build(name: str, *, pretrained: bool, image_size: int | None = None, **kwargs: Any) -> Built:
     """A timm model without its classifier; gives pooled features.
 
     Args:
@@ -34,7 +34,7 @@ def build(name: str, *, pretrained: bool, image_size: int | None = None, **kwarg
     set_input_size: Any = getattr(model, "set_input_size", None)
     if image_size is not None and set_input_size is not None:
         set_input_size(img_size=image_size)
-    return Architecture(model, _preprocess(settings, first_channels(model)))
+    return Built(model, _preprocess(settings, first_channels(model)))
 
 
 def _preprocess(settings: dict[str, Any], channels: int | None) -> Preprocess:

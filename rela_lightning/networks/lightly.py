@@ -7,10 +7,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rela_lightning.priors.architectures import Architecture
+from rela_lightning.networks.build import Built
 
 
-def build(name: str, *, pretrained: bool, image_size: int | None = None, **kwargs: Any) -> Architecture:
+def build(name: str, *, pretrained: bool, image_size: int | None = None, **kwargs: Any) -> Built:
     """A `lightly.models.ResNetGenerator` network without its classifier.
 
     Args:
@@ -23,7 +23,7 @@ def build(name: str, *, pretrained: bool, image_size: int | None = None, **kwarg
 
     if pretrained:
         raise ValueError("lightly has no weights for it; use checkpoint:<file> with arch='lightly:...'")
-    return Architecture(Trunk(ResNetGenerator(name, **kwargs)), None)
+    return Built(Trunk(ResNetGenerator(name, **kwargs)), None)
 
 
 class Trunk(nn.Module):
@@ -33,12 +33,10 @@ class Trunk(nn.Module):
 
     Args:
         resnet: What `ResNetGenerator` gives.
-        pooled: Whether to return the mean `[B, F]` over the map, or the map `[B, F, h, w]`.
     """
 
-    def __init__(self, resnet: nn.Module, *, pooled: bool = False) -> None:
+    def __init__(self, resnet: nn.Module) -> None:
         super().__init__()
-        self.pooled = pooled
         self.conv1 = resnet.get_submodule("conv1")
         self.bn1 = resnet.get_submodule("bn1")
         self.layer1 = resnet.get_submodule("layer1")
@@ -47,8 +45,8 @@ class Trunk(nn.Module):
         self.layer4 = resnet.get_submodule("layer4")
 
     def forward(self, images: Tensor) -> Tensor:
-        """The map of images `[B, 3, H, W]`, or its mean."""
+        """Features `[B, F]` of images `[B, 3, H, W]`."""
         features = F.relu(self.bn1(self.conv1(images)))
         features = self.layer2(self.layer1(features))
-        mapped: Tensor = self.layer4(self.layer3(features))
-        return F.adaptive_avg_pool2d(mapped, 1).flatten(1) if self.pooled else mapped
+        features = self.layer4(self.layer3(features))
+        return F.adaptive_avg_pool2d(features, 1).flatten(1)

@@ -9,14 +9,14 @@ from typing import Any
 
 from torch import nn
 
-from rela_lightning.priors.architectures import Architecture, unknown
-from rela_lightning.priors.preprocess import Fit, Preprocess
+from rela_lightning.networks.build import Built, unknown
+from rela_lightning.networks.preprocess import Fit, Preprocess
 
 _FITS: dict[str, Fit] = {"shortest": "shortest", "longest": "longest", "squash": "squash"}
 _HOSTED = ("hf-hub:", "local-dir:")
 
 
-def build(name: str, *, pretrained: bool, image_size: int | None = None, **kwargs: Any) -> Architecture:
+def build(name: str, *, pretrained: bool, image_size: int | None = None, **kwargs: Any) -> Built:
     """Image tower of a CLIP model; the text tower is dropped.
 
     Args:
@@ -48,7 +48,7 @@ def build(name: str, *, pretrained: bool, image_size: int | None = None, **kwarg
         **open_clip.get_model_preprocess_cfg(model),
         **_present(config, "mean", "std", "interpolation", "resize_mode"),
     }
-    return Architecture(model.get_submodule("visual"), _preprocess(settings))
+    return Built(model.get_submodule("visual"), _preprocess(settings))
 
 
 def _preprocess(settings: dict[str, Any]) -> Preprocess:

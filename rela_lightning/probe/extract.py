@@ -1,0 +1,92 @@
+"""Features and labels of a whole data set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from rela_lightning.batches import describe, leaves
+from rela_lightning.errors import DataError
+from rela_lightning.networks.encode import encode
+from rela_lightning.networks.pooling import Pooling
+from rela_lightning.probe.batches import find_images, find_labels
+
+
+def extract_features(
+    backbone: nn.Module,
+    dataset_or_loader: Any,
+    *,
+    batch_size: int = 256,
+    num_workers: int = 0,
+    device: str | torch.device = "auto",
+    pooling: Pooling = "auto",
+    labels: int | str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Features and labels of a whole data set, in its order.
+
+    The backbone is in eval mode while it runs; batch-norm statistics, modes and its device are the same
+    afterwards.
+
+    Args:
+        backbone: Network that takes `[B, C, H, W]` float images.
+        dataset_or_loader: Map-style data set whose items are `(image tensor, label)` or hold them, or an
+            iterable of such batches, for instance a DataLoader (its own order and batch size count).
+        batch_size: Images per forward; read for a data set.
+        num_workers: Loader processes; read for a data set.
+        device: Where to run; `auto` stays on the backbone's device, or takes the accelerator if the backbone
+            is on the CPU and there is one.
+        pooling: See `rela_lightning.networks.pooling.pool`.
+        labels: Where the labels are in a batch: a position, a key, a dotted path, or `auto`.
+
+    Returns:
+        Float32 features `[N, F]` and int64 labels `[N]`, both on the CPU.
+
+    Raises:
+        DataError: If items hold no image tensor or no labels, or there is no item.
+    """
+    homes = {parameter.device for parameter in backbone.parameters()} or {torch.device("cpu")}
+    home = next(iter(homes))
+    target = _pick_device(home) if device == "auto" else torch.device(device)
+    features: list[Tensor] = []
+    found: list[Tensor] = []
+    move = homes != {target} and len(homes) == 1
+    try:
+        if move:
+            backbone.to(target)
+        for batch in _batches(dataset_or_loader, batch_size, num_workers):
+            images = find_images(batch)
+            labels, rows = find_labels(batch, len(images), labels)
+            features.append(encode(backbone, images.to(target), pooling).float().cpu())
+            found.append(rows.cpu())
+    finally:
+        if move:
+            backbone.to(home)
+    if not features:
+        raise DataError("There is no image to extract features from.", found="an empty data set")
+    return torch.cat(features), torch.cat(found)
+
+
+def _pick_device(home: torch.device) -> torch.device:
+    if home.type != "cpu":
+        return home
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps") if torch.backends.mps.is_available() else home
+
+
+def _batches(source: Any, batch_size: int, num_workers: int) -> Iterable[Any]:
+    if not hasattr(source, "__getitem__"):
+        return source  # type: ignore[no-any-return]
+    if len(source) and not any(leaf.ndim >= 3 for _, leaf in leaves(source[0])):
+        raise DataError(
+            "The data set's items hold no image tensor.",
+            expected="(image tensor [C, H, W], label)",
+            found=", ".join(describe(source[0])) or "no tensor",
+            do="give the data set a transform that ends in a float tensor",
+        )
+    # A loader draws a seed for its workers; from its own generator, the global random state stays.
+    return DataLoader(source, batch_size=batch_size, num_workers=num_workers, generator=torch.Generator())
