@@ -26,7 +26,7 @@ from common import header, write_result
 
 from rela_lightning import TargetStore
 from rela_lightning.fingerprint.settings import FORMAT
-from rela_lightning.injection.batches import IndexedCollate, IndexedDataset, Wanted
+from rela_lightning.injection.tagging import IndexedCollate, IndexedDataset, Wanted
 from rela_lightning.targets.lookup import TargetLookup
 from rela_lightning.targets.manifest import PROJECTION, TARGETS, write_manifest
 from rela_lightning.targets.records import Geometry, encode, record_type

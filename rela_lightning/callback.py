@@ -11,10 +11,11 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
+from rela_lightning.compat import DualCallback
 from rela_lightning.data.swap import Transform
 from rela_lightning.errors import ConfigError, TargetError
-from rela_lightning.injection import support
-from rela_lightning.injection.loading import RowTracker
+from rela_lightning.injection import checks
+from rela_lightning.injection.loader import RowTracker
 from rela_lightning.injection.optim import OptimizerFactory, TransportMap, check_same
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.patience import Patience
@@ -26,7 +27,6 @@ from rela_lightning.injection.teachers import Teachers, named_pairs
 from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
 from rela_lightning.injection.watchers import Watchers
 from rela_lightning.losses import LossSpec, resolve_loss
-from rela_lightning.namespaces import DualCallback
 from rela_lightning.networks.pooling import POOLINGS, Pooling
 from rela_lightning.priors import Prior, load_prior
 from rela_lightning.process_group import wait_at_exit
@@ -123,19 +123,19 @@ class ReLACallback(DualCallback):
         allow_untested_strategy: bool = False,
     ) -> None:
         super().__init__()
-        support.check_range("data_ratio", data_ratio, "a share in (0, 1]", 0.0 < data_ratio <= 1.0)
-        support.check_range("num_views", num_views, "an integer >= 1", num_views >= 1)
+        checks.check_range("data_ratio", data_ratio, "a share in (0, 1]", 0.0 < data_ratio <= 1.0)
+        checks.check_range("num_views", num_views, "an integer >= 1", num_views >= 1)
         choices = (("crops", crops, CROPS), ("row_layout", row_layout, ROW_LAYOUTS), ("pooling", pooling, POOLINGS))
         for name, value, known in (*choices, ("step", step, ("auto", "replace", "swap_loss"))):
-            support.check_range(name, value, f"one of {', '.join(known)}", value in known)
+            checks.check_range(name, value, f"one of {', '.join(known)}", value in known)
         positive = transport_resolution is None or transport_resolution >= 1
-        support.check_range("transport_resolution", transport_resolution, "pixels, >= 1, or None", positive)
-        support.check_range("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
-        support.check_range("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
+        checks.check_range("transport_resolution", transport_resolution, "pixels, >= 1, or None", positive)
+        checks.check_range("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
+        checks.check_range("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
         self.schedule = schedule if schedule is not None else Plateau()
-        support.check_end_known(self.schedule, head_warmup=head_warmup, transport_resolution=transport_resolution)
-        support.check_range("own_forward", own_forward, "False beside head_warmup", not (own_forward and head_warmup))
-        support.check_range("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
+        checks.check_end_known(self.schedule, head_warmup=head_warmup, transport_resolution=transport_resolution)
+        checks.check_range("own_forward", own_forward, "False beside head_warmup", not (own_forward and head_warmup))
+        checks.check_range("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
         if targets is None and prior is None:
             raise ConfigError(
                 "ReLACallback needs targets.",
@@ -193,9 +193,9 @@ class ReLACallback(DualCallback):
                 found="more; accelerate(), ReLAMixin and ReLAModule bring one of their own",
                 do="leave one of them out",
             )
-        support.check_strategy(trainer.strategy, allow_untested=self.allow_untested_strategy)
-        support.check_step(pl_module)
-        replace = support.replaces_step(pl_module, self.step, self.transport_resolution)
+        checks.check_strategy(trainer.strategy, allow_untested=self.allow_untested_strategy)
+        checks.check_step(pl_module)
+        replace = checks.replaces_step(pl_module, self.step, self.transport_resolution)
         self.schedule.load_state_dict(self._fresh)
         self._trainer = trainer
         self._watchers = Watchers(trainer, self.schedule, lambda: self._phases is not None and self._phases.light)
@@ -292,12 +292,12 @@ class ReLACallback(DualCallback):
         if self.teachers != "auto":
             named_pairs(pl_module, self.teachers)
         if self.schedule.adaptive:
-            support.say_when_it_ends(self.schedule)
+            checks.say_when_it_ends(self.schedule)
         if not self.schedule.lets_go:
-            support.warn_never_lets_go(self.schedule)
-        images = support.images_per_step(trainer)
+            checks.warn_never_lets_go(self.schedule)
+        images = checks.images_per_step(trainer)
         if isinstance(self._source, PriorTargets) and images:
-            support.warn_projection_late(
+            checks.warn_projection_late(
                 self.schedule,
                 images_needed=self._source.images_needed,
                 images_per_step=images,
@@ -308,9 +308,9 @@ class ReLACallback(DualCallback):
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Say so, where the transport loss never levelled off, or there was none."""
         if isinstance(self._source, PriorTargets) and self._source.images_needed:
-            support.warn_projection_never(self._source.images_needed)
+            checks.warn_projection_never(self._source.images_needed)
         if self._phases is not None and self.schedule.adaptive and self._phases.now.weights.transport_only:
-            support.warn_still_falling(self.schedule)
+            checks.warn_still_falling(self.schedule)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Decide before the epoch's first batch is fetched, so that views change without lag."""
@@ -443,7 +443,7 @@ class ReLACallback(DualCallback):
         if self._rows is not None:
             self._rows.resume_at(loops.get("epoch_progress", {}).get("current", {}).get("processed", 0))
         if self.state_key not in checkpoint.get("callbacks", {}):
-            support.warn_unknown_to_checkpoint()
+            checks.warn_unknown_to_checkpoint()
 
 
 # A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.

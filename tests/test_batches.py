@@ -14,7 +14,7 @@ from rela_lightning.data.normalisation import told_scale
 from rela_lightning.data.swap import swapped_transform, takes_one_image
 from rela_lightning.data.transforms import TransportViews, default_transport_transform
 from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.injection.batches import Wanted, check_loader, check_plain_sampler, tagged_loader
+from rela_lightning.injection.tagging import Wanted, check_loader, check_plain_sampler, tagged_loader
 from tests.parts import TwoViews, make_digits
 
 

@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback, TargetStore, transport_loss
+from rela_lightning.compat import DualCallback
 from rela_lightning.errors import ConfigError, DataError, InjectionError
-from rela_lightning.namespaces import DualCallback
 from rela_lightning.schedules import Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
 from tests.modules import NAMESPACES, byol, same, simclr, weights
 from tests.parts import TwoViews, make_digits

@@ -13,7 +13,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Subset, WeightedRandomSa
 
 from rela_lightning import ReLACallback, build_targets, load_prior
 from rela_lightning.errors import ConfigError, DataError, InjectionError, TargetError
-from rela_lightning.injection.support import check_strategy
+from rela_lightning.injection.checks import check_strategy
 from rela_lightning.schedules import Mix, Switch
 from tests.modules import byol, simclr
 from tests.parts import TwoViews, make_digits

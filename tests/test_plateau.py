@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback
-from rela_lightning.injection import support
 from rela_lightning.schedules import Plateau, Switch
 from tests.modules import NAMESPACES, byol
 from tests.parts import make_digits
@@ -83,7 +82,7 @@ def test_a_resumed_run_lets_go_on_the_same_step(targets64: Any, tmp_path: Any) -
 
 def test_what_it_will_do_is_said_before(targets64: Any, monkeypatch: Any) -> None:
     said: list[str] = []
-    monkeypatch.setattr(support, "rank_zero_info", said.append)
+    monkeypatch.setattr(checks, "rank_zero_info", said.append)
     with pytest.warns(UserWarning, match="saw no end"):
         fit(seeded(byol), ReLACallback(targets64), max_epochs=1)
     assert len(said) == 1 and "transport alone until Plateau finds" in said[0] and "rela/phase" in said[0]

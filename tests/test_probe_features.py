@@ -8,11 +8,11 @@ from sklearn.datasets import load_digits, load_sample_images
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from rela_lightning.batches import find_images, find_labels
 from rela_lightning.data.digits import Digits
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.networks.encode import encode, find_backbone, measure_feature_dim
 from rela_lightning.probe import extract_features
-from rela_lightning.probe.batches import find_images, find_labels
 
 
 def digits(rows=300):

@@ -10,7 +10,7 @@ from torch import nn
 
 from rela_lightning import ReLACallback
 from rela_lightning.errors import ConfigError
-from rela_lightning.injection.views import shrink
+from rela_lightning.injection.resolution import shrink
 from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
 from tests.modules import byol
 from tests.test_callback import fit, seeded

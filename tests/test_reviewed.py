@@ -22,10 +22,10 @@ from rela_lightning import ReLACallback, ReLAMixin, accelerate
 from rela_lightning.data.normalisation import told_scale
 from rela_lightning.data.transforms import default_transport_transform
 from rela_lightning.errors import ConfigError, DataError, InjectionError
-from rela_lightning.injection.batches import check_plain_sampler
-from rela_lightning.injection.loading import RowTracker
+from rela_lightning.injection.loader import RowTracker
 from rela_lightning.injection.phases import Phases
 from rela_lightning.injection.rows import RowMatcher
+from rela_lightning.injection.tagging import check_plain_sampler
 from rela_lightning.injection.teachers import Teachers, find_pairs
 from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Switch, TransportOnly
 from tests.modules import byol, same, simclr, weights

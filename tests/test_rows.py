@@ -1,9 +1,9 @@
 import pytest
 import torch
 
+from rela_lightning.batches import find_views
 from rela_lightning.errors import DataError, InjectionError
 from rela_lightning.injection.rows import RowMatcher, match_rows
-from rela_lightning.injection.views import find_views
 
 B = 6
 V = [torch.randn(B, 3, 8, 8) for _ in range(2)]

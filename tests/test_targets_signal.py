@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback, build_targets, load_prior
 from rela_lightning.errors import TargetError
-from rela_lightning.injection.support import warn_projection_late
+from rela_lightning.injection.checks import warn_projection_late
 from rela_lightning.schedules import Mix, Plateau, Switch
 from rela_lightning.targets.assemble import in_words
 from rela_lightning.targets.fly import Learner

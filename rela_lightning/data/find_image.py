@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rela_lightning.batches import Path, walk
 from rela_lightning.errors import DataError
 
 _IMAGE_NAMES = ("image", "img", "pixel_values", "photo", "picture", "rgb", "jpg", "jpeg", "png", "webp")
@@ -33,7 +34,7 @@ def find_image(item: Any) -> Any:
     Raises:
         DataError: If there are several that differ, naming where they are.
     """
-    found = list(_candidates(item))
+    found = list(walk(item, lambda value, where: _is_image(value, alone=not where)))
     for narrower in (_named, _not_named_otherwise, _strongest):
         found = narrower(found)
     if len(found) > 1 and not all(_same(found[0][1], other) for _, other in found[1:]):
@@ -86,18 +87,7 @@ def image_at(dataset: Any, where: str | None) -> Any:
     return dataset if where is None else ImageAt(dataset, where)
 
 
-_Found = list[tuple[tuple[str, ...], Any]]
-
-
-def _candidates(item: Any, where: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    if _is_image(item, alone=not where):
-        yield where, item
-    elif isinstance(item, Mapping):
-        for key, value in item.items():
-            yield from _candidates(value, (*where, str(key)))
-    elif isinstance(item, Sequence) and not isinstance(item, (str, bytes)):
-        for place, value in enumerate(item):
-            yield from _candidates(value, (*where, str(place)))
+_Found = list[tuple[Path, Any]]
 
 
 def _is_image(item: Any, *, alone: bool) -> bool:

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from rela_lightning.errors import ConfigError, ReLAError
@@ -43,7 +44,7 @@ class Recipe(NamedTuple):
             ConfigError: If there is no such network, or the options are not its own.
         """
         try:
-            with torch.random.fork_rng(devices=[]):
+            with isolate_rng(include_cuda=False):
                 return build_backbone(self.name, cifar_stem=self.cifar_stem, **self.kwargs)[0]
         except (TypeError, RuntimeError, AssertionError, KeyError) as error:
             raise ConfigError(
@@ -164,7 +165,7 @@ def absent_keys(recipe: Recipe, state: State) -> list[str]:
     """
     if recipe.source == "timm":
         return []
-    with torch.random.fork_rng(devices=[]):
+    with isolate_rng(include_cuda=False):
         if recipe.source == "lightly":
             from lightly.models import ResNetGenerator
 
@@ -191,7 +192,7 @@ def timm_name(plain: Plain, state: State) -> str | None:
 
     if recipe.kwargs or not timm.is_model(recipe.model):
         return None
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with isolate_rng(include_cuda=False), torch.no_grad():
         twin = timm.create_model(recipe.model, num_classes=0).eval()
         if misfit(twin, state) is not None:
             return None

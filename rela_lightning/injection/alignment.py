@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from rela_lightning.batches import tensors
 from rela_lightning.errors import DataError
 from rela_lightning.injection.rows import fingerprints
-from rela_lightning.injection.views import tensors
 
 
 def check_order(samples: Sequence[Any], batch: Any) -> None:

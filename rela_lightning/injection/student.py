@@ -11,11 +11,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from rela_lightning.batches import find_views
 from rela_lightning.errors import ConfigError, DataError, InjectionError
 from rela_lightning.injection.backbone import Backbone, find_layer
 from rela_lightning.injection.discovery import Call, Discovery, never_called, never_passed_on, untrained
+from rela_lightning.injection.resolution import fixed_size, shrink
 from rela_lightning.injection.rows import RowMatcher, regular_rows
-from rela_lightning.injection.views import find_views, shrink
 from rela_lightning.networks.names import Trains, guess_backbone, submodule_names, trainable, trained_by
 from rela_lightning.networks.pooling import Pooling
 
@@ -133,7 +134,7 @@ class Student:
             return Features(backbone(small), rows, of_sample)
         except InjectionError as error:
             if not backbone.takes(small) and backbone.takes(images):
-                raise _fixed_size(images, self._resolution, error) from error
+                raise fixed_size(images, self._resolution, error) from error
             raise
 
     @contextmanager
@@ -250,12 +251,3 @@ class Student:
         if count == len(rows) or count % len(rows) or layout == "auto":
             return rows
         return rows[regular_rows(count, len(rows), layout, rows.device)]
-
-
-def _fixed_size(images: Tensor, resolution: int, error: Exception) -> ConfigError:
-    return ConfigError(
-        "The backbone does not take views of `transport_resolution`.",
-        expected="a backbone that takes images of any size, as most convolutional nets do",
-        found=f"views of {tuple(images.shape[-2:])} pixels shrunk to {resolution}: {error.__cause__ or error}",
-        do="leave transport_resolution out, or build the backbone for any size (timm: dynamic_img_size=True)",
-    )

@@ -12,7 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.methods.views import crops, two_views
+from rela_lightning.methods.multiview import crops, two_views
 from rela_lightning.networks.backbones import build_backbone
 from rela_lightning.networks.encode import measure_feature_dim, pooled
 

@@ -13,7 +13,7 @@ from torch.nn.functional import linear, normalize
 
 from rela_lightning.methods.base import check_positive, in_float32
 from rela_lightning.methods.momentum import MomentumMethod
-from rela_lightning.methods.views import encode_together
+from rela_lightning.methods.multiview import encode_together
 
 
 class Prototypes(nn.Linear):

@@ -9,7 +9,7 @@ from lightly.models.modules import SimCLRProjectionHead
 from torch import Tensor, nn
 
 from rela_lightning.methods.base import GATHER, Method, check_positive, in_float32
-from rela_lightning.methods.views import encode_together
+from rela_lightning.methods.multiview import encode_together
 
 
 class SimCLR(Method):

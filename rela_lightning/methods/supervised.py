@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchmetrics.classification import MulticlassAccuracy
 
+from rela_lightning.batches import find_images, find_labels, leading_views
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.methods.base import Method
-from rela_lightning.methods.views import encode_together, leading_views, refusal
-from rela_lightning.probe.batches import find_images, find_labels
+from rela_lightning.methods.multiview import encode_together, refusal
 
 
 class Supervised(Method):

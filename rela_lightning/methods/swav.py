@@ -13,8 +13,8 @@ from torch.nn.functional import normalize
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.methods.base import GATHER, Method, check_positive, in_float32
+from rela_lightning.methods.multiview import encode_together
 from rela_lightning.methods.queue import FeatureQueue
-from rela_lightning.methods.views import encode_together
 
 
 class SwAV(Method):

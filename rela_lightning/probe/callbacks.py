@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from rela_lightning.namespaces import NAMESPACES, DualCallback
+from rela_lightning.batches import find_images, find_labels
+from rela_lightning.compat import NAMESPACES, DualCallback
 from rela_lightning.networks.encode import Encoder, encode, find_backbone
 from rela_lightning.networks.pooling import Pooling, check_pooling
-from rela_lightning.probe.batches import find_images, find_labels
 from rela_lightning.process_group import wait_at_exit
 
 if TYPE_CHECKING:

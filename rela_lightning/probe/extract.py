@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from rela_lightning.batches import describe, leaves
+from rela_lightning.batches import describe, find_images, find_labels, leaves
 from rela_lightning.errors import DataError
 from rela_lightning.networks.encode import encode
 from rela_lightning.networks.pooling import Pooling
-from rela_lightning.probe.batches import find_images, find_labels
 
 
 def extract_features(

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from rela_lightning.batches import find_images, find_labels
 from rela_lightning.errors import ConfigError
 from rela_lightning.networks.encode import encode, measure_feature_dim
 from rela_lightning.networks.pooling import Pooling
 from rela_lightning.probe.accuracy import summed_cross_entropy, topk_names
-from rela_lightning.probe.batches import find_images, find_labels
 from rela_lightning.probe.checks import finite_features
 
 

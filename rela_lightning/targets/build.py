@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 
+from rela_lightning.compat import NAMESPACES
 from rela_lightning.data.find_image import image_at
 from rela_lightning.errors import ConfigError, TargetError
 from rela_lightning.fingerprint.dataset import Sample, take_sample
 from rela_lightning.fingerprint.settings import feature_fields, fields_of, fingerprint, refuse_difference
-from rela_lightning.namespaces import NAMESPACES
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
 from rela_lightning.targets.assemble import assemble, in_words
@@ -32,7 +33,6 @@ from rela_lightning.targets.partial import clear, partial_folder, place_of, read
 from rela_lightning.targets.place import new_folder, publish, settle
 from rela_lightning.targets.records import STORAGES, Storage, record_type
 from rela_lightning.targets.reduce import STANDARDISATIONS, Standardise
-from rela_lightning.targets.rng import preserved_rng
 from rela_lightning.targets.rounding import embed_exactly, sampled
 from rela_lightning.targets.shards import Shape, missing_rows, where_bytes
 from rela_lightning.targets.store import TargetStore
@@ -120,7 +120,7 @@ def build_targets(
             num_workers=num_workers,
             trainer=trainer,
         )
-        with preserved_rng():
+        with isolate_rng(include_cuda=False):
             length = check_length(dataset)
             dataset = image_at(dataset, image)
             sample = take_sample(dataset, length)

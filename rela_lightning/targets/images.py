@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -158,7 +159,7 @@ def drawn_crops(image: Any, row: int, *, views: int) -> list[Crop]:
     """The whole image and `views` random crops of it, the same ones at each call; the random state is kept."""
     if not views:
         return [whole(image)]
-    with torch.random.fork_rng(devices=[]):
+    with isolate_rng(include_cuda=False):
         torch.manual_seed(row)
         return [whole(image), *(draw_crop(image) for _ in range(views))]
 

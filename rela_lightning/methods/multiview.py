@@ -9,22 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rela_lightning.batches import describe
+from rela_lightning.batches import describe, leading_views
 from rela_lightning.errors import DataError
-
-
-def leading_views(batch: Any) -> list[Tensor]:
-    """The float images `[B, C, H, W]` a batch starts with, flat or as a list; empty if it starts otherwise."""
-    if not isinstance(batch, (list, tuple)) or not batch:
-        return []
-    nested = isinstance(batch[0], (list, tuple))
-    parts = batch[0] if nested else batch
-    views = list(itertools.takewhile(_is_image, parts))
-    return views if not nested or len(views) == len(parts) else []
-
-
-def _is_image(part: Any) -> bool:
-    return isinstance(part, Tensor) and part.ndim == 4 and part.is_floating_point()
 
 
 def two_views(batch: Any, method: str, min_rows: int = 1) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from rela_lightning.data.sampler import BudgetSampler
 from rela_lightning.data.swap import Transform, takes_one_image
 from rela_lightning.data.transforms import default_transport_transform
 from rela_lightning.errors import ConfigError, DataError, InjectionError
-from rela_lightning.injection.batches import (
+from rela_lightning.injection.patch import Patches
+from rela_lightning.injection.tagging import (
     TRANSPORT_VIEWS,
     USER_VIEWS,
     IndexedBatch,
@@ -25,7 +26,6 @@ from rela_lightning.injection.batches import (
     has_index,
     tagged_loader,
 )
-from rela_lightning.injection.patch import Patches
 from rela_lightning.targets.lookup import TargetLookup
 from rela_lightning.targets.source import BatchRows
 
