@@ -1,16 +1,44 @@
-"""One callback base class for `lightning.pytorch` and `pytorch_lightning` at once.
+"""Both trees of Lightning, and every private name of Lightning and torch that this package depends on.
 
-A callback of one tree is refused by the other when passed alone or through LightningCLI, so ours
-derives from the Callback of every tree that imports.
+A callback of one tree is refused by the other when passed alone or through LightningCLI, so ours derives from the
+Callback of every tree that imports. Names that begin with an underscore may move in any release: each is used here and
+nowhere else, and `tests/test_compat.py` has a test for each.
 """
 
 from __future__ import annotations
 
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["NAMESPACES", "DualCallback"]
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from rela_lightning.errors import ReLAError
+
+__all__ = [
+    "CLI_HOOKS",
+    "COMPILED",
+    "NAMESPACES",
+    "REENTRANT",
+    "SAVE_BEST",
+    "DualCallback",
+    "copied_loader",
+    "keep_module_versions",
+    "lerp_together",
+    "module_versions",
+    "option_strings",
+    "private",
+    "remove_forward_hooks",
+    "tensor_version",
+    "timers",
+    "training_loaders",
+    "uncompiled",
+]
 
 NAMESPACES: tuple[str, ...] = tuple(
     name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name.split(".", maxsplit=1)[0])
@@ -24,3 +52,97 @@ else:
         tuple(import_module(f"{name}.callbacks").Callback for name in NAMESPACES),
         {"__doc__": "Callback of every installed Lightning tree.", "__module__": __name__},
     )
+
+SAVE_BEST = "_save_topk_checkpoint"
+"""Of ModelCheckpoint, whose hooks also write the checkpoints that need no metric."""
+CLI_HOOKS = ("_prepare_subcommand_parser", "_dump_config", "_parse_ckpt_path")
+"""Methods of LightningCLI that our command overrides."""
+COMPILED = "_orig_mod"
+"""Where `torch.compile` keeps the module it wraps, also in the names of a state dict."""
+REENTRANT = "CheckpointFunctionBackward"
+"""The node by which reentrant activation checkpointing hides a part of the graph."""
+
+
+def private(owner: Any, name: str) -> Any:
+    """An attribute that may be gone in another release.
+
+    Raises:
+        ReLAError: If it is.
+    """
+    try:
+        return getattr(owner, name)
+    except AttributeError as error:
+        kind = type(owner)
+        raise ReLAError(
+            f"This release of {kind.__module__.split('.')[0]} has changed, and this package does not know it yet.",
+            expected=f"{kind.__name__}.{name}",
+            found=f"a {kind.__module__}.{kind.__name__} without it",
+            do="install the release before, and file a bug with these lines",
+        ) from error
+
+
+def timers(callbacks: Iterable[Any]) -> list[tuple[Any, float]]:
+    """The Timers of either tree that have a limit, by which `max_time` works, and the limit in seconds."""
+    found = [(callback, private(callback, "_duration")) for callback in callbacks if _is_timer(callback)]
+    return [(timer, float(seconds)) for timer, seconds in found if seconds is not None]
+
+
+def _is_timer(callback: Any) -> bool:
+    return any(
+        base.__name__ == "Timer" and base.__module__.startswith(tuple(f"{name}." for name in NAMESPACES))
+        for base in type(callback).__mro__
+    )
+
+
+def training_loaders(trainer: Any) -> Any:
+    """The CombinedLoader that `fit` iterates; None before there is one."""
+    return private(trainer.fit_loop, "_combined_loader") if hasattr(trainer, "fit_loop") else None
+
+
+def copied_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
+    """A shallow copy of a loader with other attributes, which DataLoader refuses to set after construction."""
+    private(loader, "_iterator")
+    copied = copy.copy(loader)
+    vars(copied).update(changes, _iterator=None)
+    return copied
+
+
+def remove_forward_hooks(module: nn.Module, kind: type) -> None:
+    """Take the forward hooks of one class off a module and its submodules, copies made during training included."""
+    for part in module.modules():
+        hooks, with_kwargs = private(part, "_forward_hooks"), private(part, "_forward_hooks_with_kwargs")
+        for key in [key for key, hook in hooks.items() if isinstance(hook, kind)]:
+            del hooks[key]
+            with_kwargs.pop(key, None)
+
+
+def lerp_together(tensors: list[Tensor], ends: list[Tensor], weight: float) -> None:
+    """Move each tensor by a share `weight` of the way to its end, in place, in one call on the device."""
+    private(torch, "_foreach_lerp_")(tensors, ends, weight)
+
+
+def option_strings(parser: Any) -> list[str]:
+    """The options that an argparse parser knows."""
+    return list(private(parser, "_option_string_actions"))
+
+
+def uncompiled(module: Any) -> Any:
+    """The module inside what `torch.compile` returned; any other as it is."""
+    return getattr(module, COMPILED, module)
+
+
+def tensor_version(tensor: Tensor) -> int:
+    """How often a tensor was written to; -1 where torch does not count."""
+    return -1 if tensor.is_inference() else int(private(tensor, "_version"))
+
+
+def module_versions(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The versions of modules that `Module.state_dict()` keeps beside its tensors; empty in a plain dict."""
+    found: Mapping[str, Any] = getattr(state, "_metadata", {})
+    return found
+
+
+def keep_module_versions(state: OrderedDict[str, Tensor], versions: Mapping[str, Any]) -> None:
+    """Give a dict of tensors the versions of modules, as `Module.load_state_dict` reads them."""
+    if versions:
+        state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]

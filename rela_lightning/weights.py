@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from rela_lightning.compat import keep_module_versions, module_versions
+
 State = dict[str, Tensor]
 
 
@@ -33,22 +35,22 @@ def renamed(content: Mapping[Any, Any], name: Callable[[str], str | None]) -> St
         new = name(str(old)) if isinstance(value, Tensor) else None
         if new is not None:
             found[new] = value
-    paths = {name(f"{old}." if old else ""): kept for old, kept in getattr(content, "_metadata", {}).items()}
-    _keep(found, {new.removesuffix("."): kept for new, kept in paths.items() if new is not None})
+    paths = {name(f"{old}." if old else ""): kept for old, kept in module_versions(content).items()}
+    keep_module_versions(found, {new.removesuffix("."): kept for new, kept in paths.items() if new is not None})
     return found
 
 
 def changed(state: State, change: Callable[[Tensor], Tensor]) -> State:
     """Other tensors under the same names, with the same versions."""
     found = OrderedDict((name, change(value)) for name, value in state.items())
-    _keep(found, getattr(state, "_metadata", {}))
+    keep_module_versions(found, module_versions(state))
     return found
 
 
 def fill(network: nn.Module, state: State, *, strict: bool = True) -> None:
     """Load tensors into a network; where they came without versions, they are taken to be of its own."""
     whole = OrderedDict(state)
-    _keep(whole, getattr(state, "_metadata", {}) or getattr(network.state_dict(), "_metadata", {}))
+    keep_module_versions(whole, module_versions(state) or module_versions(network.state_dict()))
     network.load_state_dict(whole, strict=strict)
 
 
@@ -56,8 +58,3 @@ def refused_object(error: Exception) -> str | None:
     """The class that `torch.load(weights_only=True)` refused to build; None if the file is broken in another way."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     return named and named.group(1)
-
-
-def _keep(state: OrderedDict[str, Tensor], versions: Mapping[str, Any]) -> None:
-    if versions:
-        state._metadata = OrderedDict(versions)  # type: ignore[attr-defined]

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback
+from rela_lightning.injection import checks
 from rela_lightning.schedules import Plateau, Switch
 from tests.modules import NAMESPACES, byol
 from tests.parts import make_digits

@@ -27,6 +27,7 @@ from rela_lightning.commands.peek import class_of, peek
 from rela_lightning.commands.resume import check_belongs, checkpoint_file
 from rela_lightning.commands.runs import RunRecord, choose_folder, run_of
 from rela_lightning.commands.speed import ChannelsLast, compile_backbone
+from rela_lightning.compat import uncompiled
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.source import read_run
 from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
@@ -217,7 +218,7 @@ class RelaCLI(LightningCLI):
         """Build everything; refuse what does not fit together before anything is trained."""
         with own_errors():
             super().instantiate_classes()
-        module = getattr(self.model, "_orig_mod", self.model)  # compiled
+        module = uncompiled(self.model)
         if self.command == "fit" and self.datamodule is None and not is_overridden("train_dataloader", module):
             raise ConfigError(
                 "There are no images to train on.",

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
+from rela_lightning.compat import option_strings
 from rela_lightning.errors import ConfigError, ReLAError
 
 _CHOICES = {
@@ -54,7 +55,7 @@ class Readable:
         if not self.exit_on_error:
             super().error(message, ex)  # type: ignore[misc]
         below = self._subcommands_action.choices.values() if self._subcommands_action is not None else ()
-        options = [option for parser in (self, *below) for option in parser._option_string_actions]
+        options = [option for parser in (self, *below) for option in option_strings(parser)]
         sys.stderr.write(f"rela: {explain(message, options)}\n")
         sys.exit(2)
 

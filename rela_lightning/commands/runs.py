@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.utilities import rank_zero_only
 
 from rela_lightning.callback import ReLACallback
 from rela_lightning.commands.names import RECORD
+from rela_lightning.compat import timers
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.source import find_run, read_run
 from rela_lightning.report import versions
@@ -168,8 +168,7 @@ def _store(trainer: Any) -> Any:
 
 
 def _max_seconds(trainer: Any) -> float | None:
-    limits = [c._duration for c in trainer.callbacks if isinstance(c, Timer) and c._duration is not None]
-    return float(min(limits)) if limits else None
+    return min((seconds for _, seconds in timers(trainer.callbacks)), default=None)
 
 
 def _data(data: Any) -> dict[str, Any]:

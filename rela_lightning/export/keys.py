@@ -7,11 +7,12 @@ from collections.abc import Collection
 import torch
 from torch import nn
 
+from rela_lightning.compat import COMPILED
 from rela_lightning.errors import ConfigError
 from rela_lightning.networks.names import BACKBONE_NAMES, guess_backbone, submodule_names
 from rela_lightning.weights import State, changed, renamed
 
-_COMPILED, _PARALLEL = "_orig_mod", "module"
+_PARALLEL = "module"
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its `module`
 _TEACHER = ("teacher", "momentum", "target", "ema", "encoder_k")
 _STUDENT = ("student", "online", "encoder_q")
@@ -20,7 +21,7 @@ _CERTAIN = ("backbone", "student_backbone", "online_backbone", "encoder_q")
 
 def tidy(state: State) -> State:
     """The same tensors without the wrappers' names: `_orig_mod.` (torch.compile) anywhere, `module.` in front."""
-    clean = renamed(state, lambda name: ".".join(part for part in name.split(".") if part != _COMPILED))
+    clean = renamed(state, lambda name: ".".join(part for part in name.split(".") if part != COMPILED))
     inside = {name: value for name, value in clean.items() if name != _COUNTER}
     if inside and all(name.startswith(f"{_PARALLEL}.") for name in inside):
         return tidy(renamed(clean, lambda name: None if name == _COUNTER else name.removeprefix(f"{_PARALLEL}.")))
@@ -67,7 +68,7 @@ def find_key(state: State, key: str = "auto", *, frozen: Collection[str] | None 
         ConfigError: If no usual name is there, listing what exists.
     """
     if key != "auto":
-        return ".".join(part for part in key.split(".") if part and part != _COMPILED)
+        return ".".join(part for part in key.split(".") if part and part != COMPILED)
     found = guess_backbone(skeleton(state, teacher_names(state) if frozen is None else frozen))
     if whole and (found or "").split(".")[0] not in _CERTAIN:
         return ""
@@ -110,9 +111,9 @@ def skeleton(state: State, frozen: Collection[str] = ()) -> nn.Module:
         *parents, leaf = name.split(".")
         node = root
         for part in parents:
-            if part not in node._modules:
-                node._modules[part] = nn.Module()
+            if not isinstance(getattr(node, part, None), nn.Module):
+                setattr(node, part, nn.Module())
             node = node.get_submodule(part)
         trained = value.is_floating_point() and name not in frozen
-        node._parameters[leaf] = nn.Parameter(value.detach(), requires_grad=trained)
+        setattr(node, leaf, nn.Parameter(value.detach(), requires_grad=trained))
     return root

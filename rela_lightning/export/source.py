@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from rela_lightning.compat import uncompiled
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.keys import tidy
 from rela_lightning.networks.checkpoint import read_state
@@ -171,15 +173,16 @@ def _of_module(module: nn.Module) -> Source:
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """The network inside the wrappers of torch.compile, DDP, DataParallel and weight averaging."""
-    inner = getattr(module, "_orig_mod", None)
-    if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
-        inner = module.module
-    return unwrapped(inner) if isinstance(inner, nn.Module) else module
+    inner = uncompiled(module)
+    if isinstance(inner, (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)):
+        inner = inner.module
+    return module if inner is module else unwrapped(inner)
 
 
 def _global_step(module: nn.Module) -> int | None:
-    step = getattr(getattr(module, "_trainer", None), "global_step", None)
-    return int(step) if isinstance(step, int) and step > 0 else None
+    with suppress(AttributeError, RuntimeError):  # no Lightning module, or not attached to a trainer
+        return int(module.trainer.global_step) or None  # type: ignore[union-attr, arg-type]
+    return None
 
 
 def _of_file(path: Path) -> Source:

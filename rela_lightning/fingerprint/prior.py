@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from rela_lightning.compat import COMPILED, tensor_version, uncompiled
 from rela_lightning.errors import PriorError
 from rela_lightning.networks.pooling import pool
 
@@ -111,7 +112,7 @@ def hash_state(network: nn.Module) -> str:
     """
     digest = hashlib.sha256()
     for key, value in network.state_dict().items():
-        name = key.replace("_orig_mod.", "")
+        name = key.replace(f"{COMPILED}.", "")
         if not isinstance(value, Tensor):
             digest.update(f"{name}={value!r};".encode())
             continue
@@ -124,7 +125,7 @@ def hash_state(network: nn.Module) -> str:
 def version_of(network: nn.Module) -> tuple[tuple[int, int], ...]:
     """Changes whenever a tensor of the network is written to or replaced; cheap to compare."""
     tensors = (value for value in network.state_dict(keep_vars=True).values() if isinstance(value, Tensor))
-    return tuple((t.data_ptr(), -1 if t.is_inference() else t._version) for t in tensors)
+    return tuple((t.data_ptr(), tensor_version(t)) for t in tensors)
 
 
 def describe(preprocess: Any) -> str:
@@ -204,7 +205,7 @@ class _Lower(TorchFunctionMode):
 
 
 def _in_double(prior: Prior, inputs: Tensor) -> tuple[Tensor, bool]:
-    network: Any = getattr(prior.network, "_orig_mod", prior.network)
+    network: Any = uncompiled(prior.network)
     if sum(p.numel() for p in network.parameters()) > _IN_DOUBLE_UP_TO:
         raise PriorError("Too large to be copied.")
     memo: dict[int, Any] = {}
@@ -226,7 +227,7 @@ def _double(value: Tensor) -> Tensor:
 def _eager(network: Any) -> Any:
     """The network with compiled parts replaced by what they were compiled from."""
     for name, child in list(network.named_children()):
-        setattr(network, name, _eager(getattr(child, "_orig_mod", child)))
+        setattr(network, name, _eager(uncompiled(child)))
     return network
 
 

@@ -10,6 +10,7 @@ import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from rela_lightning.compat import remove_forward_hooks
 from rela_lightning.errors import InjectionError
 from rela_lightning.injection.discovery import Call, images_in
 from rela_lightning.injection.patch import Patches
@@ -199,10 +200,7 @@ class Backbone:
 
     def remove(self) -> None:
         """Take all hooks and wrappers off the module."""
-        for sub in self._module.modules():  # copies made during training included
-            for key in [key for key, hook in sub._forward_hooks.items() if isinstance(hook, _Hook)]:
-                del sub._forward_hooks[key]
-                sub._forward_hooks_with_kwargs.pop(key, None)
+        remove_forward_hooks(self._module, _Hook)
         self._patches.undo()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from rela_lightning.compat import timers
 from rela_lightning.errors import ConfigError
 
 
@@ -28,7 +29,9 @@ class Budget:
         self._refresh = refresh
         self._asked = 0
         self._elapsed = 0.0
-        self._timer = next((c for c in trainer.callbacks if _is_timer(c) and c._duration is not None), None)
+        limited = timers(trainer.callbacks)
+        self._timer: Any = limited[0][0] if limited else None
+        self._seconds = limited[0][1] if limited else math.inf
         self._clocks = [c.budget_share for c in trainer.callbacks if callable(getattr(c, "budget_share", None))]
         self._steps = _limit(trainer.max_steps)
         self._epochs = _limit(trainer.max_epochs)
@@ -58,7 +61,7 @@ class Budget:
                 elapsed = float(self._trainer.strategy.broadcast(elapsed))
             self._elapsed = elapsed
         self._asked += 1
-        return float(self._elapsed / max(self._timer._duration, 1e-9))
+        return float(self._elapsed / max(self._seconds, 1e-9))
 
     def progress(self) -> float:
         """Share of the budget spent, in `[0, 1]`; the same on all ranks."""
@@ -69,14 +72,6 @@ class Budget:
             *(clock() for clock in self._clocks),
         )
         return float(min(max(shares), 1.0))
-
-
-def _is_timer(callback: Any) -> bool:
-    """Whether a callback is the Timer of either package, by which `max_time` works."""
-    return any(
-        base.__name__ == "Timer" and base.__module__.startswith(("lightning.pytorch.", "pytorch_lightning."))
-        for base in type(callback).__mro__
-    )
 
 
 def _limit(value: int | None) -> float:

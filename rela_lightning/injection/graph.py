@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from rela_lightning.compat import REENTRANT
 from rela_lightning.errors import InjectionError
 
 
@@ -26,7 +27,7 @@ def reached_parameters(loss: Tensor) -> tuple[set[int], bool]:
         variable = getattr(node, "variable", None)
         if isinstance(variable, Tensor):
             reached.add(id(variable))
-        hidden = hidden or node.name() == "CheckpointFunctionBackward"
+        hidden = hidden or node.name() == REENTRANT
         pending.extend(parent for parent, _ in node.next_functions)
     return reached, hidden
 

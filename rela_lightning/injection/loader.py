@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rela_lightning.compat import training_loaders
 from rela_lightning.data.sampler import BudgetSampler
 from rela_lightning.data.swap import Transform, takes_one_image
 from rela_lightning.data.transforms import default_transport_transform
@@ -103,7 +104,7 @@ class RowTracker:
 
     def detach(self) -> None:
         """Give a CombinedLoader of the user its own loaders back."""
-        combined = getattr(getattr(self._trainer, "fit_loop", None), "_combined_loader", None)
+        combined = training_loaders(self._trainer)
         if combined is not None and len(self._replaced):
             combined.flattened = [
                 self._replaced.get(loader, loader) if isinstance(loader, DataLoader) else loader

@@ -7,7 +7,6 @@ user's loader, data set and batch stay as they are; user code never sees the tag
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from torch.utils.data import (
     SequentialSampler,
 )
 
+from rela_lightning.compat import copied_loader
 from rela_lightning.data.crops import check_size
 from rela_lightning.data.swap import Transform, swapped_transform
 from rela_lightning.data.transforms import TransportViews
@@ -216,15 +216,14 @@ def tagged_loader(
     Returns:
         A shallow copy; `loader` itself is not changed.
     """
-    tagged = copy.copy(loader)
-    state = vars(tagged)  # DataLoader refuses plain assignment of these names after construction
-    state["dataset"] = IndexedDataset(loader.dataset, transform, wanted, lookup)
-    state["collate_fn"] = IndexedCollate(loader.collate_fn)
-    state["_iterator"] = None
+    changes: dict[str, Any] = {
+        "dataset": IndexedDataset(loader.dataset, transform, wanted, lookup),
+        "collate_fn": IndexedCollate(loader.collate_fn),
+    }
     if sampler is not None:
-        state["sampler"] = sampler
-        state["batch_sampler"] = BatchSampler(sampler, loader.batch_size or 1, loader.drop_last)
-    return tagged
+        changes["sampler"] = sampler
+        changes["batch_sampler"] = BatchSampler(sampler, loader.batch_size or 1, loader.drop_last)
+    return copied_loader(loader, **changes)
 
 
 _PLAIN = (RandomSampler, SequentialSampler, DistributedSampler)

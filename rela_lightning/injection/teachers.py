@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rela_lightning.compat import lerp_together
 from rela_lightning.errors import InjectionError
 from rela_lightning.injection.student import Student
 from rela_lightning.networks.names import Trains, shapes, trainable
@@ -153,7 +154,7 @@ class Teachers:
         """One EMA step, unless the module moved its teacher during this one."""
         self._stand_back_if_moved()
         if self._teachers:
-            torch._foreach_lerp_(self._teachers, self._students, 1.0 - self.momentum)
+            lerp_together(self._teachers, self._students, 1.0 - self.momentum)
         if self._checks and self._pair is not None:
             student, teacher = self._pair
             # a teacher that equals its student is not seen to move: such a step does not count

@@ -7,13 +7,13 @@ from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
+from rela_lightning.compat import SAVE_BEST
 from rela_lightning.errors import ConfigError
 from rela_lightning.injection.patch import Patches
 from rela_lightning.schedules import Schedule
 
 _OURS = "rela/"
 _LOOKS = ("on_train_epoch_end", "on_validation_end")
-_SAVES_BEST = "_save_topk_checkpoint"  # of ModelCheckpoint, whose hooks also write the checkpoints that need no metric
 
 
 class Watchers:
@@ -42,7 +42,7 @@ class Watchers:
         """Stand between the callbacks and their metrics."""
         for callback in self._trainer.callbacks:
             if isinstance(getattr(callback, "monitor", None), str):
-                looks = [_SAVES_BEST] if hasattr(callback, _SAVES_BEST) else _LOOKS
+                looks = [SAVE_BEST] if hasattr(callback, SAVE_BEST) else _LOOKS
                 for name in looks:
                     patches.wrap(callback, name, self._unless_missing(callback))
 

@@ -1,0 +1,187 @@
+"""Private names of other packages: one test for each, which says what a new release has moved."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from collections import OrderedDict
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+
+import rela_lightning
+from rela_lightning import compat
+from rela_lightning.errors import ReLAError
+
+TREES = [import_module(name) for name in compat.NAMESPACES]
+both = pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.__name__)
+
+
+@both
+def test_timers_tell_their_limit(tree: Any) -> None:
+    limited, open_ended = tree.callbacks.Timer(duration="00:00:02:00"), tree.callbacks.Timer()
+    assert compat.timers([limited, open_ended, tree.callbacks.ModelCheckpoint()]) == [(limited, 120.0)]
+
+
+@both
+def test_the_loaders_of_fit(tree: Any) -> None:
+    class Net(tree.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer, loader = tree.Trainer(max_steps=1, **quiet), DataLoader(torch.ones(4, 2))
+    assert compat.training_loaders(trainer) is None
+    trainer.fit(Net(), loader)
+    assert compat.training_loaders(trainer).flattened == [loader]
+
+
+@both
+@pytest.mark.parametrize("monitor", [None, "loss"])
+def test_model_checkpoint_saves_its_best_in_a_method_of_its_own(tree: Any, tmp_path: Path, monitor: Any) -> None:
+    saved = []
+
+    class Watched(tree.callbacks.ModelCheckpoint):  # type: ignore[name-defined, misc]
+        def _save_topk_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+            saved.append(1)
+
+    assert callable(getattr(Watched, compat.SAVE_BEST, None)), f"ModelCheckpoint.{compat.SAVE_BEST} has moved"
+
+    class Net(tree.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            loss = self.layer(batch).sum()
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    options = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = tree.Trainer(max_epochs=1, callbacks=[Watched(tmp_path, monitor=monitor)], **options)
+    trainer.fit(Net(), DataLoader(torch.ones(4, 2)))
+    assert saved, f"ModelCheckpoint does not go through {compat.SAVE_BEST} any more"
+
+
+@pytest.mark.parametrize("name", compat.CLI_HOOKS)
+def test_methods_of_the_command_line_that_ours_overrides(name: str) -> None:
+    from lightning.pytorch.cli import LightningCLI
+
+    assert callable(getattr(LightningCLI, name, None)), f"LightningCLI.{name} has moved: our override is never called"
+
+
+def test_a_copied_loader_has_its_own_attributes_and_iterator() -> None:
+    loader = DataLoader(list(range(4)), batch_size=2, num_workers=1, persistent_workers=True)
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
+    copied = compat.copied_loader(loader, dataset=[5, 6, 7, 8])
+    assert copied._iterator is None
+    assert loader._iterator is not None
+    assert [batch.tolist() for batch in copied] == [[5, 6], [7, 8]]
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
+
+
+def test_forward_hooks_of_one_kind_go() -> None:
+    class Hook:
+        def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            heard.append("ours")
+
+    heard: list[str] = []
+    net = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    net[0].register_forward_hook(Hook(), with_kwargs=True)
+    net[1].register_forward_hook(lambda *args: heard.append("theirs"))
+    net(torch.ones(1, 2))
+    compat.remove_forward_hooks(net, Hook)
+    net(torch.ones(1, 2))
+    assert heard == ["ours", "theirs", "theirs"]
+    assert not net[0]._forward_hooks_with_kwargs
+
+
+def test_a_compiled_module_holds_the_plain_one() -> None:
+    net = nn.Linear(2, 2)
+    compiled = torch.compile(net)
+    assert compat.uncompiled(compiled) is net
+    assert compat.uncompiled(net) is net
+    assert list(compiled.state_dict()) == [f"{compat.COMPILED}.weight", f"{compat.COMPILED}.bias"]
+
+
+def test_reentrant_checkpointing_has_a_node_of_this_name() -> None:
+    output = checkpoint(nn.Linear(2, 2), torch.ones(1, 2, requires_grad=True), use_reentrant=True)
+    assert output.grad_fn.name() == compat.REENTRANT
+
+
+def test_a_tensor_counts_what_is_written_to_it() -> None:
+    tensor = torch.zeros(2)
+    before = compat.tensor_version(tensor)
+    tensor.add_(1)
+    assert compat.tensor_version(tensor) > before
+    with torch.inference_mode():
+        assert compat.tensor_version(torch.zeros(2)) == -1
+
+
+def test_tensors_move_together() -> None:
+    tensors, ends = [torch.zeros(2), torch.ones(3)], [torch.ones(2), torch.zeros(3)]
+    compat.lerp_together(tensors, ends, 0.25)
+    assert [t.tolist() for t in tensors] == [[0.25] * 2, [0.75] * 3]
+
+
+def test_a_parser_tells_its_options() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--size")
+    assert compat.option_strings(parser) == ["-h", "--help", "--size"]
+
+
+def test_versions_of_modules_are_read_from_a_state_dict_and_by_load() -> None:
+    class Versioned(nn.Linear):
+        _version = 7
+        met: Any = None
+
+        def _load_from_state_dict(self, state: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+            self.met = local_metadata.get("version")
+            super()._load_from_state_dict(state, prefix, local_metadata, *args)
+
+    net = Versioned(2, 2)
+    versions = compat.module_versions(net.state_dict())
+    assert versions[""]["version"] == 7
+    plain = OrderedDict(net.state_dict().items())
+    assert compat.module_versions(plain) == {}
+    compat.keep_module_versions(plain, versions)
+    net.load_state_dict(plain)
+    assert net.met == 7
+
+
+def test_what_is_gone_is_named() -> None:
+    with pytest.raises(ReLAError, match=r"has changed[\s\S]*Linear._moved[\s\S]*release before"):
+        compat.private(nn.Linear(1, 1), "_moved")
+
+
+def test_no_other_file_reads_private_names_of_others() -> None:
+    """Attributes with an underscore are read of `self`, of classes of ours, and of nothing else."""
+    root = Path(rela_lightning.__file__).parent
+    allowed = {"_replace", "_asdict", "_fields"}  # NamedTuple's, public by its documentation
+    found = []
+    for path in root.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        names = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
+                continue
+            own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            if not own and node.attr not in allowed | names and path.name != "compat.py":
+                found.append(f"{path.relative_to(root)}:{node.lineno} {ast.unparse(node)}")
+    assert not found, "to be moved into compat.py, with a test: " + ", ".join(found)
