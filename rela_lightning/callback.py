@@ -16,6 +16,7 @@ from rela_lightning.data.swap import Transform
 from rela_lightning.errors import ConfigError, TargetError
 from rela_lightning.injection import checks
 from rela_lightning.injection.loader import RowTracker
+from rela_lightning.injection.monitors import Monitors
 from rela_lightning.injection.optim import OptimizerFactory, TransportMap, check_same
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.patience import Patience
@@ -25,7 +26,6 @@ from rela_lightning.injection.step import Parts, Step
 from rela_lightning.injection.student import Student
 from rela_lightning.injection.teachers import Teachers, named_pairs
 from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
-from rela_lightning.injection.watchers import Watchers
 from rela_lightning.losses import LossSpec, resolve_loss
 from rela_lightning.networks.pooling import POOLINGS, Pooling
 from rela_lightning.priors import Prior, load_prior
@@ -37,7 +37,7 @@ from rela_lightning.targets.source import PriorTargets, StoredTargets
 
 
 class ReLACallback(DualCallback):
-    """Pulls the backbone's features to cached targets early in training, then lets go.
+    """Pulls the backbone's features to cached targets early in training, then hands over to the module's own objective.
 
     Works with any module of `lightning.pytorch` or `pytorch_lightning` whose training step calls a
     backbone on images. Nothing of the module, its optimizer or its checkpoint changes; everything is
@@ -168,7 +168,7 @@ class ReLACallback(DualCallback):
         self._step: Step | None = None
         self._logged: tuple[tuple[float, ...], int | None] | None = None
         self._phases: Phases | None = None
-        self._watchers: Watchers | None = None
+        self._monitors: Monitors | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
         self._patience = Patience()
@@ -198,7 +198,7 @@ class ReLACallback(DualCallback):
         replace = checks.replaces_step(pl_module, self.step, self.transport_resolution)
         self.schedule.load_state_dict(self._fresh)
         self._trainer = trainer
-        self._watchers = Watchers(trainer, self.schedule, lambda: self._phases is not None and self._phases.light)
+        self._monitors = Monitors(trainer, self.schedule, lambda: self._phases is not None and self._phases.skips_step)
         self._source = source = self._open_targets()
         self._map = TransportMap(self.transport_optimizer, self.seed)
         student = Student(
@@ -224,12 +224,12 @@ class ReLACallback(DualCallback):
             data_ratio=self.data_ratio,
             seed=self.seed,
         )
-        self._phases = Phases(self.schedule, self.head_warmup, trainer, lambda: parts.may_replace, rows.ask_for)
+        self._phases = Phases(self.schedule, self.head_warmup, trainer, lambda: parts.may_replace, rows.request)
         state = self._loaded or (self._left if trainer.global_step > 0 else {})
         if state:  # a second fit of the same trainer goes on where the first ended
             self.load_state_dict(state)
         rows.attach(self._patches, trainer, pl_module)
-        self._watchers.attach(self._patches)
+        self._monitors.attach(self._patches)
         self._patches.wrap(pl_module, "training_step", self._training_step)
         self._patches.wrap(pl_module, "manual_backward", self._manual_backward)
 
@@ -245,7 +245,7 @@ class ReLACallback(DualCallback):
     def _before_loading(self, dataset: Any) -> None:
         if self._phases is not None and self._source is not None:
             self._source.check(dataset)
-            self._phases.ask(self in self._trainer.callbacks)  # tuners set callbacks aside and run the user's step
+            self._phases.request(self in self._trainer.callbacks)  # tuners set callbacks aside and run the user's step
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take everything off again."""
@@ -263,8 +263,8 @@ class ReLACallback(DualCallback):
             self._parts.student.remove()
         if self._rows is not None:
             self._rows.detach()
-        if self._watchers is not None:
-            self._watchers.detach()
+        if self._monitors is not None:
+            self._monitors.detach()
         if self._source is not None:
             self._source.release()
         self._patches.undo()
@@ -282,8 +282,8 @@ class ReLACallback(DualCallback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Schedulers exist now, and one of them may watch a metric."""
-        if self._watchers is not None:
-            self._watchers.attach_schedulers()
+        if self._monitors is not None:
+            self._monitors.attach_schedulers()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the plan of the run."""
@@ -293,8 +293,8 @@ class ReLACallback(DualCallback):
             named_pairs(pl_module, self.teachers)
         if self.schedule.adaptive:
             checks.say_when_it_ends(self.schedule)
-        if not self.schedule.lets_go:
-            checks.warn_never_lets_go(self.schedule)
+        if not self.schedule.hands_over:
+            checks.warn_never_hands_over(self.schedule)
         images = checks.images_per_step(trainer)
         if isinstance(self._source, PriorTargets) and images:
             checks.warn_projection_late(
@@ -322,9 +322,9 @@ class ReLACallback(DualCallback):
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
         if self._phases is not None and self._rows is not None and self._parts is not None:
             self._phases.decide(self._rows.in_flight)
-            if self._watchers is not None:
-                self._watchers.update()
-            if self._phases.light:
+            if self._monitors is not None:
+                self._monitors.update()
+            if self._phases.skips_step:
                 self._find_teachers(pl_module, self._parts.student).before_step()
 
     def _find_teachers(self, module: Any, student: Student) -> Teachers:
@@ -339,7 +339,7 @@ class ReLACallback(DualCallback):
         if parts is None or phases is None or self._rows is None or self not in trainer.callbacks:
             return original(*args, **kwargs)  # the learning-rate and batch-size finders set callbacks aside
         rows = self._rows.take()
-        phase = phases.of_batch(rows.transport_views)
+        phase = phases.for_batch(rows.transport_views)
         module = trainer.lightning_module
         wrapped = trainer.strategy.model is not module  # DDP wraps at one process too
         self._step = step = Step(parts, rows, phase, distributed=wrapped)
@@ -374,7 +374,7 @@ class ReLACallback(DualCallback):
         step, phases = self._step, self._phases
         if step is None or phases is None or self._map is None:
             return
-        for parameter in step.idle:
+        for parameter in step.unused:
             parameter.grad = None
         if step.loss is not None and not phases.stepped:
             loss = self._map.step(trainer, step.loss)
@@ -387,14 +387,14 @@ class ReLACallback(DualCallback):
         if self._step is None or self._phases is None:
             return
         if self._step.replaced and self._phases.stepped and self._teachers is not None:
-            self._teachers.follow()
+            self._teachers.update()
         stepped, accumulate = self._phases.stepped, trainer.accumulate_grad_batches
-        self._patience.look(self._step, stepped=stepped, accumulate=accumulate)
+        self._patience.update(self._step, stepped=stepped, accumulate=accumulate)
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Look for values that were not finite."""
         if self._parts is not None:
-            self._parts.look()
+            self._parts.check_deferred()
 
     # ---- state -----------------------------------------------------------------------------------------
 

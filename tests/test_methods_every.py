@@ -21,7 +21,7 @@ from rela_lightning.probe import KNNProbe
 from tests.parts import TinyBackbone
 from tests.test_methods import IMAGES, LABELS, QUIET
 
-METHODS: dict[str, tuple[str, dict[str, Any], int]] = {  # class, options, small crops in a batch
+METHODS: dict[str, tuple[str, dict[str, Any], int]] = {  # class, options, local crops in a batch
     "BYOL": ("BYOL", {"projector_dim": 8}, 0),
     "DINO": ("DINO", {"output_dim": 24, "hidden_dim": 16, "bottleneck_dim": 8, "batch_norm": False}, 0),
     "DINO, crops": ("DINO", {"output_dim": 24, "hidden_dim": 16, "bottleneck_dim": 8}, 3),

@@ -140,7 +140,7 @@ def test_late_transport_views_never_reach_the_users_step() -> None:
     phases = Phases(Switch(0.5), 0.0, SimpleNamespace(world_size=1), lambda: True, lambda light, targets: None)
     phases._budget = SimpleNamespace(progress=lambda: 0.9)
     phases.decide(in_flight=6)
-    order = [phases.of_batch(views).number for views in (True, False, True, False, False)]
+    order = [phases.for_batch(views).number for views in (True, False, True, False, False)]
     assert order == [0.0, 2.0, 0.0, 2.0, 2.0]
 
 
@@ -154,11 +154,11 @@ def test_the_first_look_at_the_rows_is_the_only_one_that_waits() -> None:
 
     matcher = RowMatcher()
     for _ in range(20):
-        matcher._watch((0, 1, 1), Once())
+        matcher._defer((0, 1, 1), Once())
     assert Once.looks == 1
     matcher._unread = [torch.tensor(True), torch.tensor(False)]
     with pytest.raises(InjectionError, match="changed during training"):
-        matcher.look()
+        matcher.check_deferred()
 
 
 class Keyword:
@@ -271,7 +271,7 @@ def test_a_teacher_that_cannot_be_seen_to_move_is_watched_on() -> None:
             if step >= 12:  # a learning rate that warms up from zero
                 for p in module.net.parameters():
                     p.add_(1.0)
-        teachers.follow()
+        teachers.update()
         left = module.slow.body[0].weight.clone()
         with torch.no_grad():
             for s, t in zip(module.net.parameters(), module.slow.parameters(), strict=True):

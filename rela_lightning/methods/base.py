@@ -83,7 +83,7 @@ class Method(LightningModule):
         return two_views(batch, type(self).__name__, self.min_rows)
 
     def crops(self, batch: Any) -> list[Tensor]:
-        """The large views and small crops a batch starts with, see `views.crops`."""
+        """The global and local crops a batch starts with, see `views.crops`."""
         return crops(batch, type(self).__name__, self.min_rows)
 
     def of_all_devices(self, features: Tensor) -> Tensor:
