@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW
 
-from rela_lightning.compat import DualCallback
+from rela_lightning.compat import DualCallback, picklable_default
 from rela_lightning.data.swap import Transform
 from rela_lightning.errors import ConfigError, TargetError
 from rela_lightning.injection import checks
@@ -36,6 +36,7 @@ from rela_lightning.targets.lookup import CROPS, Crops
 from rela_lightning.targets.source import PriorTargets, StoredTargets
 
 
+@picklable_default("transport_optimizer")
 class ReLACallback(DualCallback):
     """Pulls the backbone's features to cached targets early in training, then hands over to the module's own objective.
 
@@ -444,8 +445,3 @@ class ReLACallback(DualCallback):
             self._rows.resume_at(loops.get("epoch_progress", {}).get("current", {}).get("processed", 0))
         if self.state_key not in checkpoint.get("callbacks", {}):
             checks.warn_unknown_to_checkpoint()
-
-
-# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
-DEFAULT_TRANSPORT_OPTIMIZER = (ReLACallback.__init__.__kwdefaults__ or {})["transport_optimizer"]
-DEFAULT_TRANSPORT_OPTIMIZER.__qualname__ = "DEFAULT_TRANSPORT_OPTIMIZER"
