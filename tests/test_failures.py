@@ -152,3 +152,14 @@ def test_concatenated_data_sets_are_one(targets64: Any) -> None:
 def test_nothing_to_build_from() -> None:
     with pytest.raises(ConfigError, match="on the fly"):
         ReLACallback()
+
+
+def test_loaders_in_a_list_and_dropped_samples_have_their_own_messages(targets64: Any) -> None:
+    with pytest.raises(DataError, match="not in a list"):
+        fit(seeded(byol), ReLACallback(targets64), data=[loader()])
+
+    def dropping(samples: list) -> Any:
+        return torch.utils.data.default_collate(samples[:-2])
+
+    with pytest.raises(DataError, match="keep every sample"):
+        fit(seeded(byol), ReLACallback(targets64), data=loader(collate_fn=dropping))
