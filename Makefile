@@ -9,8 +9,8 @@ BIN    := $(VENV)/bin
 demo: $(VENV)/.installed-demo  ## the whole method on real images, under 3 minutes (ARGS="--out DIR --seconds S --seed N")
 	@$(BIN)/rela demo $(ARGS)
 
-test: $(VENV)/.installed-dev  ## the test suite (ARGS="-m 'not slow'" for the quick part)
-	@$(BIN)/pytest $(ARGS)
+test: $(VENV)/.installed-dev  ## the test suite on two processes (ARGS="-m 'not slow'" for the quick part, "-n 0" for one process)
+	@$(BIN)/pytest -n 2 --dist worksteal $(ARGS)
 
 check: $(VENV)/.installed-dev  ## style and types
 	@$(BIN)/ruff check .

@@ -19,7 +19,7 @@ from rela_lightning import ReLACallback
 from rela_lightning.losses import Contrastive
 from rela_lightning.schedules import AuthorsRule, Blend, Mix, Switch, TransportOnly
 from tests.modules import byol, simclr
-from tests.parts import TwoViews, make_digits
+from tests.parts import TwoViews, numbered
 
 
 class Quick(AuthorsRule):
@@ -69,8 +69,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 class Watch(L.Callback):
     """Rows, phases and the heads during a fit."""
 
-    def __init__(self, callback: ReLACallback) -> None:
-        self.callback = callback
+    def __init__(self) -> None:
         self.rows: list[list[int]] = []
         self.phases: list[float] = []
         self.heads_moved_in_transport = False
@@ -79,7 +78,7 @@ class Watch(L.Callback):
         self.rows.append([])
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        self.rows[-1].extend(self.callback._rows.take().indices.tolist())
+        self.rows[-1].extend(batch[1].tolist())
         self.before = digest(module, heads=True)
 
     def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
@@ -102,13 +101,13 @@ def run(name: str, targets: str) -> dict[str, Any]:
     module = build()
     start = digest(module)
     callback = ReLACallback(f"{targets}-crops" if "crops" in options else targets, **options)
-    watch = Watch(callback)
+    watch = Watch()
     strategy = "ddp" if not static else L.strategies.DDPStrategy(static_graph=True)
     trainer = L.Trainer(
         accelerator="cpu", devices=2, strategy=strategy, max_epochs=2, callbacks=[callback, watch], logger=False,
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **settings,
     )  # fmt: skip
-    trainer.fit(module, DataLoader(make_digits(64, TwoViews()), batch_size=8, shuffle=True, num_workers=workers))
+    trainer.fit(module, DataLoader(numbered(64, TwoViews()), batch_size=8, shuffle=True, num_workers=workers))
     transport = callback.state_dict()["transport"]["map"]["linear.weight"]
     return {
         "start": start,

@@ -43,6 +43,11 @@ def make_digits(count: int, transform: object = None):
     return Head(digits, count)
 
 
+def numbered(count: int, transform: object = None):
+    """The same images, each with its row in place of its label."""
+    return Numbered(make_digits(count, transform).dataset, count)
+
+
 class Head(torch.utils.data.Dataset):
     """The first rows of a data set."""
 
@@ -56,3 +61,10 @@ class Head(torch.utils.data.Dataset):
         if not 0 <= index < self.count:
             raise IndexError(index)
         return self.dataset[index]
+
+
+class Numbered(Head):
+    """Rows in place of labels."""
+
+    def __getitem__(self, index: int) -> object:
+        return super().__getitem__(index)[0], index

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.data import (
@@ -173,3 +175,52 @@ def test_a_transform_without_effect_is_noticed() -> None:
 
     assert not takes_one_image(OwnTransforms(3, transform=lambda image: image))
     assert takes_one_image(Painted(3, transform=lambda image: image))
+
+
+class Keyword:
+    """Transforms called as albumentations does."""
+
+    def __init__(self) -> None:
+        self.images, self.transform = make_digits(8), lambda *, image: {"image": TwoViews()(image)}
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(image=self.images[index][0])["image"]
+
+
+class Paired(Keyword):
+    def __init__(self) -> None:
+        self.images, self.transform = make_digits(8), lambda image, label: TwoViews()(image)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(*self.images[index])
+
+
+class ReadOnly(Keyword):
+    def __init__(self) -> None:
+        self.images = make_digits(8)
+
+    @property
+    def transform(self) -> Any:
+        return TwoViews()
+
+    def __getitem__(self, index: int) -> Any:
+        return self.transform(self.images[index][0])
+
+
+class Method(ReadOnly):
+    def transform(self, image: Any) -> Any:  # type: ignore[override]
+        return TwoViews()(image)
+
+
+@pytest.mark.parametrize("kind", [Keyword, Paired, ReadOnly])
+def test_transforms_of_other_shapes_keep_their_views(kind: Any) -> None:
+    assert default_transport_transform(kind(), 2) is None
+
+
+def test_a_transform_method_leaves_nothing_behind() -> None:
+    data = Method()
+    default_transport_transform(data, 2)
+    assert "transform" not in vars(data) and len(data[0]) == 2

@@ -20,7 +20,7 @@ from rela_lightning.compat import DualCallback
 from rela_lightning.errors import ConfigError, DataError, InjectionError
 from rela_lightning.schedules import Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
 from tests.modules import NAMESPACES, byol, same, simclr, weights
-from tests.parts import TwoViews, make_digits
+from tests.parts import TwoViews, make_digits, numbered
 
 
 def loader(workers: int = 0, count: int = 64, **options: Any) -> DataLoader:
@@ -75,7 +75,9 @@ def test_switch_runs_transport_then_the_users_step(namespace: str, build: Any, t
 
 def test_passed_alone_in_both_namespaces(targets64: Any) -> None:
     for namespace in NAMESPACES:
-        import_module(namespace).Trainer(callbacks=ReLACallback(targets64), logger=False)
+        callback = ReLACallback(targets64)
+        run = import_module(namespace).Trainer(callbacks=callback, logger=False)
+        assert any(found is callback for found in run.callbacks)
 
 
 def test_transport_trains_the_backbone_and_leaves_the_heads(targets64: Any) -> None:
@@ -332,9 +334,11 @@ def test_data_ratio_draws_a_fresh_subset_each_epoch(targets64: Any) -> None:
             epochs.append(set())
 
         def on_train_batch_start(self, *args: Any) -> None:
-            epochs[-1].update(callback._rows.take().indices.tolist())
+            rows = args[2][1]
+            epochs[-1].update(rows.tolist())
 
-    fit(seeded(byol), callback, Rows(), data=loader(batch_size=8))
+    data = DataLoader(numbered(64, TwoViews()), batch_size=8, shuffle=True)
+    fit(seeded(byol), callback, Rows(), data=data)
     assert [len(rows) for rows in epochs] == [32, 32] and epochs[0] != epochs[1]
 
 

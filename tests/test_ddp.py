@@ -99,3 +99,25 @@ if __name__ == "__main__":
         [sys.executable, str(script), str(targets64)], env=env, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.stdout.strip().endswith("done"), done.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_ddp_with_one_process(targets64: Any, tmp_path: Any) -> None:
+    """Lightning wraps at world size 1 too. In a process of its own: a process group outlives its fit."""
+    script = tmp_path / "one.py"
+    script.write_text(
+        "import sys\n"
+        "from tests.modules import byol\n"
+        "from tests.test_callback import Log, fit, seeded\n"
+        "from rela_lightning import ReLACallback\n"
+        "from rela_lightning.schedules import Switch\n"
+        "log = Log()\n"
+        "fit(seeded(byol), ReLACallback(sys.argv[1], schedule=Switch(0.5)), log, strategy='ddp', devices=1)\n"
+        "print([entry['rela/phase'] for entry in log.seen])\n"
+    )
+    root = Path(__file__).parent.parent
+    done = subprocess.run(
+        [sys.executable, str(script), str(targets64)],
+        env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert str([0.0] * 4 + [2.0] * 4) in done.stdout, done.stderr[-3000:]

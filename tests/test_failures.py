@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import lightning.pytorch as L
@@ -17,7 +18,7 @@ from rela_lightning.injection.checks import check_strategy
 from rela_lightning.schedules import Mix, Switch
 from tests.modules import byol, simclr
 from tests.parts import TwoViews, make_digits
-from tests.test_callback import fit, loader, seeded
+from tests.test_callback import Log, fit, loader, seeded
 
 
 def test_a_batch_that_bypassed_lightning(targets64: Any) -> None:
@@ -146,9 +147,28 @@ def test_untried_strategies_are_refused_by_name() -> None:
 def test_concatenated_data_sets_are_one(targets64: Any) -> None:
     """Joined data sets are followed into their parts, for labelling, for verification and for views."""
     whole = ConcatDataset([make_digits(32, TwoViews()), Subset(make_digits(64, TwoViews()), range(32, 64))])
-    fit(seeded(byol), ReLACallback(targets64), data=DataLoader(whole, batch_size=16))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        log = Log()
+        fit(seeded(byol), ReLACallback(targets64, schedule=Switch(0.5)), log, data=DataLoader(whole, batch_size=16))
+    assert [entry["rela/phase"] for entry in log.seen] == [0.0] * 4 + [2.0] * 4
+    assert not [str(line.message) for line in said if "length" in str(line.message)], "its rows were compared"
+    turned = ConcatDataset(whole.datasets[::-1])
+    with pytest.raises(TargetError, match="row"):
+        fit(seeded(byol), ReLACallback(targets64), data=DataLoader(turned, batch_size=16))
 
 
 def test_nothing_to_build_from() -> None:
     with pytest.raises(ConfigError, match="on the fly"):
         ReLACallback()
+
+
+def test_loaders_in_a_list_and_dropped_samples_have_their_own_messages(targets64: Any) -> None:
+    with pytest.raises(DataError, match="not in a list"):
+        fit(seeded(byol), ReLACallback(targets64), data=[loader()])
+
+    def dropping(samples: list) -> Any:
+        return torch.utils.data.default_collate(samples[:-2])
+
+    with pytest.raises(DataError, match="keep every sample"):
+        fit(seeded(byol), ReLACallback(targets64), data=loader(collate_fn=dropping))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import csv
+import gc
+import io
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +15,10 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from rela_lightning import ReLACallback
+from rela_lightning.injection.phases import Phases
 from rela_lightning.schedules import Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
-from tests.modules import byol
+from tests.modules import PlainBYOL, byol
+from tests.test_budget import trainer as counters
 from tests.test_callback import Log, fit, loader, seeded, trainer
 
 
@@ -128,3 +133,50 @@ def test_a_logger_hears_of_each_phase_at_any_interval(targets64: Any, tmp_path: 
     switch = [entry["rela/phase"] for entry in log.seen].index(2.0)
     assert by_step[0] == 0.0 and by_step[switch] == 2.0 and set(by_step.values()) == {0.0, 2.0}
     assert all(value == (0.0 if step < switch else 2.0) for step, value in by_step.items())
+
+
+def test_late_transport_views_never_reach_the_users_step() -> None:
+    run = counters(max_steps=10, global_step=9)
+    phases = Phases(Switch(0.5), 0.0, run, lambda: True, lambda light, targets: None)
+    phases.start()
+    phases.decide(in_flight=6)
+    order = [phases.for_batch(views).number for views in (True, False, True, False, False)]
+    assert order == [0.0, 2.0, 0.0, 2.0, 2.0]
+
+
+def test_reloaded_loaders_are_let_go(targets64: Any) -> None:
+    made: list[Any] = []
+    alive: list[int] = []
+
+    class Reloading(PlainBYOL):
+        def train_dataloader(self) -> Any:
+            data = loader()
+            made.append(weakref.ref(data))
+            return data
+
+        def on_train_epoch_end(self) -> None:
+            gc.collect()
+            alive.append(sum(data() is not None for data in made))
+
+    run = trainer("lightning.pytorch", ReLACallback(targets64), max_epochs=4, reload_dataloaders_every_n_epochs=1)
+    run.fit(seeded(Reloading))
+    assert len(made) == 4 and alive == [1] * 4
+
+
+def test_a_module_saved_whole_during_fit_is_the_plain_one(targets64: Any) -> None:
+    sizes: list[int] = []
+
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            if not sizes:
+                module.trainer = None  # it holds open files and the loaders
+                file = io.BytesIO()
+                torch.save(module, file)
+                sizes.append(file.tell())
+                module.trainer = trainer
+                file.seek(0)
+                loaded = torch.load(file, weights_only=False)
+                assert type(loaded.training_step).__name__ == "method"
+
+    fit(seeded(PlainBYOL), ReLACallback(targets64), Save(), data=loader(2, persistent_workers=True), max_epochs=1)
+    assert sizes[0] < 1_000_000

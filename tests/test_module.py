@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from rela_lightning import ReLACallback, ReLAMixin, ReLAModule, accelerate
-from rela_lightning.errors import InjectionError
+from rela_lightning.errors import ConfigError, InjectionError
 from rela_lightning.schedules import Blend, Mix, Schedule, Switch
 from tests.modules import NAMESPACES, PlainBYOL, byol, same, weights
 from tests.parts import TinyBackbone
-from tests.test_callback import Log, fit, seeded, trainer
+from tests.test_callback import Log, fit, loader, seeded, trainer
 
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
@@ -48,13 +48,9 @@ def test_accelerated_checkpoints_are_the_plain_ones(targets64: Any, tmp_path: An
     state = torch.load(tmp_path / "a.ckpt", weights_only=True)
     byol().load_state_dict(state["state_dict"], strict=True)
     again = accelerate(byol(), targets64, schedule=Switch(0.5))
-    trainer(max_epochs=3).fit(again, fit_data(), ckpt_path=tmp_path / "a.ckpt")
-
-
-def fit_data() -> Any:
-    from tests.test_callback import loader
-
-    return loader()
+    log = Log()
+    trainer("lightning.pytorch", log, max_epochs=3).fit(again, loader(), ckpt_path=tmp_path / "a.ckpt")
+    assert [entry["rela/phase"] for entry in log.seen] == [2.0] * 4, "the third epoch, after the switch"
 
 
 def test_accelerated_modules_pickle_copy_and_fit_twice(targets64: Any) -> None:
@@ -89,3 +85,28 @@ def test_module_of_transport_alone_learns(targets64: Any) -> None:
     assert set(module.state_dict()) == {f"backbone.{name}" for name in TinyBackbone().state_dict()}
     with pytest.raises(InjectionError, match="no loss of its own"):
         module.training_step(None, 0)
+
+
+def test_mixin_checkpoints_are_the_plain_ones(targets64: Any, tmp_path: Any) -> None:
+    class Saving(type(byol())):
+        def __init__(self, lr: float = 0.05, **options: Any) -> None:
+            super().__init__(lr)
+            self.save_hyperparameters()
+
+    class Fast(ReLAMixin, Saving):
+        pass
+
+    run = fit(Fast(lr=0.01, targets=targets64, rela={"schedule": Switch(0.5)}))
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    state = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert state["hyper_parameters"]["lr"] == 0.01
+    assert Saving.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).lr == 0.01
+    assert Fast.load_from_checkpoint(tmp_path / "a.ckpt", weights_only=True).lr == 0.01
+
+
+def test_two_callbacks_are_refused(targets64: Any) -> None:
+    class Fast(ReLAMixin, type(byol())):
+        pass
+
+    with pytest.raises(ConfigError, match="Several ReLACallbacks"):
+        fit(accelerate(Fast(targets=targets64), targets64))

@@ -22,6 +22,7 @@ from rela_lightning.data.transforms import common_scale, default_transport_trans
 from rela_lightning.errors import DataError
 from tests.image_files import crop
 from tests.modules import byol
+from tests.parts import TwoViews, make_digits
 from tests.test_callback import fit, seeded
 
 
@@ -140,3 +141,10 @@ def test_on_the_fly_the_prior_sees_the_pixels_of_views_normalised_in_code(monkey
     callback = ReLACallback(prior=prior, transform=None)
     fit(seeded(byol), callback, keep, data=DataLoader(data, batch_size=16), max_steps=1, max_epochs=1)
     torch.testing.assert_close(seen[-1], keep.view * 0.2 + 0.4, atol=1e-4, rtol=0)
+
+
+def test_views_normalised_out_of_sight_give_views_of_their_scale() -> None:
+    view = TwoViews()
+    found = default_transport_transform(make_digits(8, lambda image: [2 * v - 3 for v in view(image)]), 2)
+    scale = told_scale(found)
+    assert scale.mean == pytest.approx([0.9] * 3) and scale.std == pytest.approx([0.2] * 3)

@@ -460,4 +460,6 @@ def test_bad_settings_of_the_knn_probe(options):
 
 
 def test_callbacks_can_be_copied():
-    copy.deepcopy([OnlineLinearProbe(10), KNNProbe()])
+    linear, nearest = copy.deepcopy([OnlineLinearProbe(10), KNNProbe(5)])
+    run, _ = train([linear, nearest], val=digits(500, 600))
+    assert {"probe/top1", "knn/top1"} <= set(run.callback_metrics)

@@ -68,3 +68,34 @@ def test_views_by_name_and_their_errors() -> None:
         find_views(BATCHES["dict"], B, ["pixels"])
     with pytest.raises(DataError, match=r"1: torch\.int64 \[6\]"):
         find_views([["a"], torch.arange(B)], B)
+
+
+class Device(str):
+    """The CPU under another name: what is made on it is made on the CPU."""
+
+    type = "xla"
+
+
+class OnAccelerator(torch.Tensor):
+    """A tensor that says it is on an accelerator and counts how often its value is waited for."""
+
+    waits = 0
+    device = property(lambda self: Device("cpu"))
+
+    def __bool__(self) -> bool:
+        OnAccelerator.waits += 1
+        return super().__bool__()
+
+
+def test_the_first_look_at_the_rows_is_the_only_one_that_waits() -> None:
+    views = [view.as_subclass(OnAccelerator) for view in V]
+    matcher = RowMatcher()
+    for step in range(20):
+        OnAccelerator.waits = 0
+        rows = matcher(0, torch.cat(views), views, B)
+        assert rows.tolist() == list(range(B)) * 2
+        assert OnAccelerator.waits == (1 if step <= 3 else 0), "three to settle, the first look, and then none"
+    matcher(0, torch.cat(views[::-1]).flip(0), views, B)
+    assert OnAccelerator.waits == 0
+    with pytest.raises(InjectionError, match="changed during training"):
+        matcher.check_deferred()

@@ -1,9 +1,14 @@
+from typing import Any
+
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
+from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
 
 from rela_lightning.data.sampler import BudgetSampler
 from rela_lightning.errors import ConfigError
+from rela_lightning.injection.tagging import check_plain_sampler
+from tests.parts import make_digits
 
 
 def epoch(sampler, number):
@@ -97,3 +102,17 @@ def test_lightning_turns_the_epoch():
 def test_bad_options_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         BudgetSampler(**options)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        lambda data: DistributedSamplerWrapper(WeightedRandomSampler(torch.ones(64), 64), num_replicas=1, rank=0),
+        lambda data: RandomSampler(data, replacement=True),
+        lambda data: RandomSampler(data, num_samples=10),
+    ],
+)
+def test_data_ratio_refuses_every_sampler_of_the_users(sampler: Any) -> None:
+    data = make_digits(64)
+    with pytest.raises(ConfigError, match="data_ratio"):
+        check_plain_sampler(DataLoader(data, sampler=sampler(data)))

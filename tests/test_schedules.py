@@ -1,9 +1,11 @@
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
 
+from rela_lightning import ReLACallback
 from rela_lightning.errors import ConfigError
 from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Schedule, Switch, TransportOnly
 
@@ -217,3 +219,20 @@ def test_what_is_certain_of_a_switch_is_all_of_it(at: float) -> None:
         weights = Switch(at).weights
 
     assert Switch(at).least_transport == at == pytest.approx(Scanned().least_transport, abs=0.001)
+
+
+def test_head_warmup_needs_a_schedule_that_knows_its_end(targets64: Any) -> None:
+    for schedule in (AuthorsRule(), Plateau(), Blend()):
+        with pytest.raises(ConfigError, match="head_warmup"):
+            ReLACallback(targets64, schedule=schedule, head_warmup=0.1)
+
+
+def test_losses_not_yet_looked_at_are_kept_in_full_and_looked_at_with_the_next() -> None:
+    rule, again = AuthorsRule(poll=4), AuthorsRule(poll=4)
+    rule.update(torch.tensor(1.0), 0.5)
+    again.load_state_dict(rule.state_dict())
+    assert torch.equal(again.state_dict()["unread"], torch.ones(1, dtype=torch.float64))
+    for _ in range(3):
+        again.update(torch.tensor(1.0), 0.5)
+    assert again.state_dict()["unread"].numel() == 0
+    assert again.state_dict()["averages"][0] != rule.state_dict()["averages"][0]

@@ -103,6 +103,8 @@ def test_the_labelled_data_set_passes_in_silence(store, prior):
         fresh(store).verify(Digits())
         fresh(store).verify(Digits(transform=lambda image: torch.rand(3)), prior)  # its views may be anything
         fresh(store).verify(Digits(), prior, num_samples=1)
+    with pytest.raises(TargetError):  # the same calls on other images
+        fresh(store).verify(torch.utils.data.Subset(Digits(), list(range(39, -1, -1))), prior)
 
 
 def test_another_length_is_refused_always(store):

@@ -82,7 +82,7 @@ def test_stands_back_where_the_module_moves_its_teacher(when: str) -> None:
             shake(module.slow_net)
 
 
-def test_idle_parameters_are_those_the_loss_does_not_reach() -> None:
+def test_unused_parameters_are_those_the_loss_does_not_reach() -> None:
     module = Siamese()
     loss = module.head_a(module.net(torch.randn(2, 3, 8, 8))).sum()
     unused = unused_parameters(loss, module.parameters(), distributed=True)
@@ -104,3 +104,24 @@ def test_checkpointing(reentrant: bool) -> None:
             unused_parameters(loss, module.parameters(), distributed=True)
     else:
         assert len(unused_parameters(loss, module.parameters(), distributed=True)) == 2
+
+
+def test_a_teacher_that_cannot_be_seen_to_move_is_watched_on() -> None:
+    module = nn.Module()
+    module.net = TinyBackbone()
+    module.slow = copy.deepcopy(module.net).requires_grad_(False)
+    teachers = Teachers(module, find_pairs(module), momentum=0.9)
+    for step in range(20):
+        teachers.before_step()
+        with torch.no_grad():
+            if step >= 12:  # a learning rate that warms up from zero
+                for p in module.net.parameters():
+                    p.add_(1.0)
+        before = module.slow.body[0].weight.clone()
+        teachers.update()
+        if step >= 14:
+            assert not torch.equal(before, module.net.body[0].weight)
+            assert torch.equal(before, module.slow.body[0].weight), "ours has stood back"
+        with torch.no_grad():
+            for s, t in zip(module.net.parameters(), module.slow.parameters(), strict=True):
+                t.lerp_(s, 0.5)  # the module's own average, after ours
