@@ -1,4 +1,4 @@
-"""The errors a user can meet, each with what was expected, what was found and what to do."""
+"""The errors a user can meet, each with what was expected, what was found, what is available and a hint."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ReLAError(Exception):
         if found is not None:
             lines.append(f"  found:    {found}")
         if exists is not None:
-            lines.append(f"  exists:   {', '.join(str(name) for name in exists) or '(nothing)'}")
+            lines.append(f"  available: {', '.join(str(name) for name in exists) or '(nothing)'}")
         if do is not None:
-            lines.append(f"  to do:    {do}")
+            lines.append(f"  hint:     {do}")
         super().__init__("\n".join(lines))
 
 

@@ -398,7 +398,7 @@ def test_missing_files_say_where_was_looked_and_nothing_is_downloaded(
     for name in ("CIFAR10", "MNIST", "STL10"):
         monkeypatch.setattr(getattr(datasets, name), "download", lambda self: asked.append(type(self).__name__))
     (tmp_path / "other").mkdir()
-    message = rf"(?s)files of .* are not there.*{tmp_path}/{kind.folder}.*exists: +other\n.*download=True.*train/"
+    message = rf"(?s)files of .* are not there.*{tmp_path}/{kind.folder}.*available: +other\n.*download=True.*train/"
     with pytest.raises(DataError, match=message):
         kind(str(tmp_path)).prepare_data()
     assert not asked and kind(str(tmp_path)).num_classes == (100 if kind is CIFAR100Data else 10)

@@ -103,7 +103,7 @@ def test_options_reach_lightly() -> None:
 
 @pytest.mark.parametrize("name", VIEWS)
 def test_unknown_options_are_refused_with_those_there_are(name: str) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)no such option.*found: +blurr\n.*exists:.*hf_prob"):
+    with pytest.raises(ConfigError, match=r"(?s)no such option.*found: +blurr\n.*available:.*hf_prob"):
         views(name, 32, blurr=0.3)
 
 

@@ -127,7 +127,7 @@ def test_an_option_says_which_and_training_knows_it_from_the_manifest(tmp_path: 
         store.verify(Pairs(), pixel_prior())
     with pytest.raises(TargetError, match="other pixels in rows"):
         left.verify(Swapped())
-    with pytest.raises(DataError, match=r"(?s)nothing at `rigth`.*exists:   left, pair"):
+    with pytest.raises(DataError, match=r"(?s)nothing at `rigth`.*available: left, pair"):
         build_targets(pixel_prior(), Pairs(), tmp_path / "t", image="rigth")
 
 

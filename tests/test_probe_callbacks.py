@@ -344,7 +344,7 @@ def test_errors_come_before_the_first_step():
     steps = []
     module = make()
     module.training_step = lambda batch, batch_idx: steps.append(1)
-    with pytest.raises(ConfigError, match=r"exists:.*backbone.*projector"):
+    with pytest.raises(ConfigError, match=r"available:.*backbone.*projector"):
         train([OnlineLinearProbe(10, backbone="trunk")], module=module)
     no_labels = DataLoader(TensorDataset(IMAGES[:100], IMAGES[:100]), batch_size=50)
     for probe in (OnlineLinearProbe(10), KNNProbe()):

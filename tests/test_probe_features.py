@@ -155,7 +155,7 @@ def test_a_dotted_path_and_a_method():
 
 @pytest.mark.parametrize("name", ["auto", "nothing", "head.nothing"])
 def test_a_missing_backbone_lists_the_submodules(name):
-    with pytest.raises(ConfigError, match=r"exists:.*head, trunk_of_mine"):
+    with pytest.raises(ConfigError, match=r"available:.*head, trunk_of_mine"):
         find_backbone(Net(head=nn.Linear(2, 2), trunk_of_mine=nn.Linear(2, 2)), name)
 
 

@@ -155,7 +155,7 @@ def test_the_command_says_so_in_a_few_lines(tmp_path, monkeypatch, capsys, where
     prior = ["--prior=random:timm:resnet10t", "--prior_kwargs={image_size: 32, mean: 0.5, std: 0.5}"]
     assert main(["targets", *prior, "--data=DigitsData", f"--path={where}", "--overwrite=true"]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("rela: ") and "to do:" in message and "t" in message
+    assert message.startswith("rela: ") and "hint:" in message and "t" in message
     if where != "/proc/rela/t":  # known before the prior is even looked for
         assert main(["targets", "--prior=timm:none", "--data=DigitsData", f"--path={where}"]) == 2
         assert message == capsys.readouterr().err

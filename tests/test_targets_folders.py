@@ -161,7 +161,7 @@ def built(tmp_path_factory, prior):
 def test_what_is_not_ours_at_the_path_is_refused_by_name(tmp_path, prior, built, what, overwrite):
     what(tmp_path / "t", built)
     before, calls, dataset = tree(tmp_path), prior.network.calls, Digits()
-    with pytest.raises(TargetError, match=r"something else at .*; it is left as it is[\s\S]*to do"):
+    with pytest.raises(TargetError, match=r"something else at .*; it is left as it is[\s\S]*hint:"):
         build_targets(prior, dataset, tmp_path / "t", overwrite=overwrite)
     assert tree(tmp_path) == before and prior.network.calls == calls and not dataset.reads
 

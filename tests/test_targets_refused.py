@@ -76,7 +76,7 @@ def test_features_that_are_not_finite_are_refused_by_row(tmp_path):
         ({"target_dim": 0}, "not a width"),
         ({"target_dim": 1.0}, r"not a width[\s\S]*a share in \(0, 1\)"),
         ({"standardise": "white"}, "per_dim, isotropic, none"),
-        ({"storage_dtype": torch.int16}, "exists:   float16, float32, int8"),
+        ({"storage_dtype": torch.int16}, "available: float16, float32, int8"),
         ({"batch_size": 0}, "batch_size=0"),
     ],
 )

@@ -21,7 +21,7 @@ _HEAD = """\
 # Mistakes, and what is said of them
 
 Every error that this library raises on purpose is a `rela_lightning.errors.ReLAError`; it says what was expected, what
-was found, what exists and what to do, as far as that helps. Bad input is refused before any work is lost. A command
+was found, what is available and a hint, as far as that helps. Bad input is refused before any work is lost. A command
 prints the same and ends with code 2. Below, {count} mistakes and their messages.
 
 This page is written by `python -m tests.wrong_uses.table docs/errors.md`, and a test fails when it is out of date.
