@@ -289,7 +289,7 @@ def test_every_command_prints_a_config_that_it_reads(capsys):
         config = printed([command, *model, "--print_config"], capsys)
         Path("c.yaml").write_text(yaml.safe_dump(config))
         assert printed([command, "--config=c.yaml", "--print_config"], capsys) == config
-    assert config == {"out": "rela_demo", "seconds": 36.0, "seed": 0}
+        assert command != "demo" or config == {"out": "rela_demo", "seconds": 36.0, "seed": 0}
 
 
 def test_later_values_win_and_the_environment_counts(capsys, monkeypatch):
