@@ -42,12 +42,6 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture
-def targets(tmp_path) -> Path:
-    assert main(["targets", *PRIOR, DIGITS, "--path=t"]) == 0
-    return tmp_path / "t"
-
-
 def record(folder: str) -> dict:
     return json.loads((Path(folder) / "run.json").read_text())
 
@@ -236,11 +230,10 @@ def test_fast_dev_run_writes_nothing():
 # ---- targets, probe, compare -------------------------------------------------------------------------------
 
 
-def test_targets_probe_and_compare_make_one_story(targets, capsys):
+def test_targets_probe_and_compare_make_one_story(targets, plain, capsys):
     from rela_lightning import TargetStore
 
     assert len(TargetStore(targets)) == 1347
-    assert main([*BYOL, "--trainer.max_epochs=1", "--name=plain"]) == 0
     words = ["--trainer.callbacks+=rela_lightning.ReLACallback", f"--trainer.callbacks.targets={targets}"]
     assert main([*BYOL, "--trainer.max_epochs=1", "--name=rela", *words]) == 0
     for name in ("plain", "rela"):

@@ -44,8 +44,7 @@ def test_crops_and_losses_by_command_and_config(capsys):
         assert record(f"runs/{name}")["schedule"] == "Switch"
 
 
-def test_what_cannot_be_is_said(capsys):
-    assert main(["targets", *PRIOR, DIGITS, "--path=t"]) == 0
+def test_what_cannot_be_is_said(targets, capsys):
     assert main(run("x", "--trainer.callbacks.crops=stored")) == 2
     assert "too few crops" in capsys.readouterr().err
     assert main(run("x", "--trainer.callbacks.loss=euclid")) == 2

@@ -71,11 +71,11 @@ def test_every_example_is_run_here_and_short():
     }
 
 
-def test_add_callback_builds_targets_trains_and_probes(tmp_path):
-    output = run("add_callback.py", tmp_path, "--epochs", "1", "--probe-epochs", "3")
-    results = ast.literal_eval(output.strip().splitlines()[-1])
-    assert len(TargetStore(tmp_path / "targets" / "digits")) == 1347
-    assert [path.name for path in tmp_path.iterdir()] == ["targets"]  # no logs, no checkpoints
+def test_add_callback_builds_targets_trains_and_probes(place, capsys):
+    results = load("add_callback.py").main(["--epochs", "1", "--probe-epochs", "3"])
+    assert str({name: round(value, 4) for name, value in results.items()}) in capsys.readouterr().out
+    assert len(TargetStore("targets/digits")) == 1347
+    assert [path.name for path in place.iterdir()] == ["targets"]  # no logs, no checkpoints
     assert set(results) == {"knn/top1", "probe/top1"}
     assert 0.3 < min(results.values()) <= max(results.values()) <= 1  # chance is 0.1
 
