@@ -62,6 +62,7 @@ def test_the_shipped_prior_is_small_complete_and_says_where_it_is_from(caplog):
     assert all(torch.isfinite(value.float()).all() for value in loaded.values())
 
 
+@pytest.mark.slow
 def test_the_shipped_prior_knows_more_of_digits_than_random_weights():
     from rela_lightning.demo_compare import RANDOM, RELA, demo_prior
     from rela_lightning.demo_training import Evaluation
@@ -130,6 +131,7 @@ def test_the_recorder_copies_at_its_moments_and_notes_the_switch():
     assert [round(seconds) for seconds in told] == [5, 7, 10]
 
 
+@pytest.mark.slow
 def test_the_probes_agree_with_scikit_learn():
     from sklearn.linear_model import LogisticRegression
 

@@ -71,6 +71,7 @@ def test_every_example_is_run_here_and_short():
     }
 
 
+@pytest.mark.slow
 def test_add_callback_builds_targets_trains_and_probes(place, capsys):
     results = load("add_callback.py").main(["--epochs", "1", "--probe-epochs", "3"])
     assert str({name: round(value, 4) for name, value in results.items()}) in capsys.readouterr().out
@@ -85,6 +86,7 @@ def test_add_callback_marks_exactly_three_lines():
     assert len([line for line in lines if re.search(r"\S.*  # ReLA", line)]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 def test_lightly_byol_in_both_packages(package, place, few_steps):
     """The first batch is transport, the second BYOL's own; without the callback, both are."""
