@@ -25,6 +25,7 @@ def run(name: str, *words: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_crops_and_losses_by_command_and_config(capsys):
     assert main(["targets", *PRIOR, DIGITS, "--path=t", "--views=2", "--storage_dtype=int8"]) == 0
     assert "targets of 1347 images and 2 crops of each" in capsys.readouterr().out

@@ -172,19 +172,23 @@ def test_lists_that_are_named_are_there(what: str) -> None:
         assert name in {target.id for target in assigned if isinstance(target, ast.Name)}, f"{name} in {file}"
 
 
+@pytest.mark.slow
 def test_a_prior_is_loaded_and_a_method_may_stand_on_it(followed: dict[str, Any]) -> None:
     assert followed["prior"] == [12, [[1.0] * 12]] and followed["backbone"] == 27
 
 
+@pytest.mark.slow
 def test_a_method_and_a_schedule_have_their_options_in_the_command(followed: dict[str, Any]) -> None:
     assert re.search(r"class_path: rela_lightning.methods(.squares)?.Squares\n\s+init_args:\n(.*\n)*?\s+power: 4\n",
                      followed["fit"])  # fmt: skip
     assert re.search(r"class_path: rela_lightning.schedules.Squares\n\s+init_args:\n\s+share: 0.25", followed["fit"])
 
 
+@pytest.mark.slow
 def test_a_loss_has_a_name(followed: dict[str, Any]) -> None:
     assert followed["loss"] == 1.0 and "loss: squares" in followed["fit"]
 
 
+@pytest.mark.slow
 def test_a_command_is_called_and_explains_itself(followed: dict[str, Any]) -> None:
     assert followed["command"] == "49\n" and "What is squared" in followed["help"]

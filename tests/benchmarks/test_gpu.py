@@ -11,6 +11,7 @@ import torch
 from tests.benchmarks.calls import call
 
 
+@pytest.mark.slow
 def test_gpu_benchmark_runs_small_on_the_cpu(script, tmp_path, monkeypatch):
     gpu, out = script("gpu"), tmp_path / "gpu.json"
     call(gpu, monkeypatch, "--device", "cpu", "--tiny", "--jpeg", "--modes", "fp32", "--out", out)

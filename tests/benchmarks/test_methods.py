@@ -14,6 +14,7 @@ import torch
 from tests.benchmarks.calls import call, lines_of, refused
 
 
+@pytest.mark.slow
 def test_methods_runs_once_and_goes_on_where_it_stopped(script, data_root, tmp_path, monkeypatch):
     methods, results = script("methods"), tmp_path / "results.jsonl"
     arguments = ("run", "--data-root", data_root, "--images", 128, "--methods", "byol", "swav", "--steps", 2, "--seeds",
