@@ -63,7 +63,8 @@ class VirtualClock(L.Callback):
         kind = self.kind or KINDS[float(trainer.callback_metrics["rela/phase"])]
         if kind == "transport" and self.callback is not None:
             kind += "" if self.callback.num_views == 2 else str(self.callback.num_views)
-            if self.callback.transport_resolution and self.budget_share() < 0.75 * self.callback.schedule.certain:
+            small_until = 0.75 * self.callback.schedule.least_transport
+            if self.callback.transport_resolution and self.budget_share() < small_until:
                 kind += f"@{self.callback.transport_resolution}"
         if kind == "ssl" and self.switched_at is None:
             self.switched_at = self.elapsed

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 from torch.optim import AdamW
 
-from rela_lightning.compat import DualCallback
+from rela_lightning.compat import DualCallback, picklable_default
 from rela_lightning.data.swap import Transform
-from rela_lightning.errors import ConfigError, TargetError
+from rela_lightning.errors import ConfigError
 from rela_lightning.injection import checks
-from rela_lightning.injection.loader import RowTracker
-from rela_lightning.injection.optim import OptimizerFactory, TransportMap, check_same
-from rela_lightning.injection.patch import Patches
-from rela_lightning.injection.patience import Patience
-from rela_lightning.injection.phases import Phase, Phases
+from rela_lightning.injection.optim import OptimizerFactory
+from rela_lightning.injection.phases import Phase
 from rela_lightning.injection.rows import ROW_LAYOUTS, RowLayout
-from rela_lightning.injection.step import Parts, Step
-from rela_lightning.injection.student import Student
-from rela_lightning.injection.teachers import Teachers, named_pairs
-from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
-from rela_lightning.injection.watchers import Watchers
+from rela_lightning.injection.run import Run
 from rela_lightning.losses import LossSpec, resolve_loss
 from rela_lightning.networks.pooling import POOLINGS, Pooling
-from rela_lightning.priors import Prior, load_prior
+from rela_lightning.priors import Prior
 from rela_lightning.process_group import wait_at_exit
-from rela_lightning.schedules import Plateau, Schedule, Weights
+from rela_lightning.schedules import Plateau, Schedule
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.lookup import CROPS, Crops
-from rela_lightning.targets.source import PriorTargets, StoredTargets
 
 
+@picklable_default("transport_optimizer")
 class ReLACallback(DualCallback):
-    """Pulls the backbone's features to cached targets early in training, then lets go.
+    """Pulls the backbone's features to cached targets early in training, then hands over to the module's own objective.
 
     Works with any module of `lightning.pytorch` or `pytorch_lightning` whose training step calls a
     backbone on images. Nothing of the module, its optimizer or its checkpoint changes; everything is
@@ -146,7 +137,7 @@ class ReLACallback(DualCallback):
         self.targets, self.prior = targets, prior
         self.backbone, self.feature_layer, self.pooling = backbone, feature_layer, pooling
         self.views, self.num_views, self.row_layout, self.step = views, num_views, row_layout, step
-        self.crops, self.loss, self._criterion = crops, loss, resolve_loss(loss)
+        self.crops, self.loss, self.criterion = crops, loss, resolve_loss(loss)
         self.transport_resolution = transport_resolution
         self.transform, self.data_ratio = transform, data_ratio
         self.transport_optimizer = transport_optimizer
@@ -156,27 +147,12 @@ class ReLACallback(DualCallback):
         self._fresh = self.schedule.state_dict()
         self._loaded: dict[str, Any] = {}  # state given to us before setup
         self._left: dict[str, Any] = {}  # state at the end of the last fit
-        self._reset()
-
-    def _reset(self) -> None:
-        self._patches = Patches()
-        self._trainer: Any = None
-        self._source: StoredTargets | PriorTargets | None = None
-        self._map: TransportMap | None = None
-        self._rows: RowTracker | None = None
-        self._parts: Parts | None = None
-        self._step: Step | None = None
-        self._logged: tuple[tuple[float, ...], int | None] | None = None
-        self._phases: Phases | None = None
-        self._watchers: Watchers | None = None
-        self._teachers: Teachers | None = None
-        self._pairs: list[list[str]] | None = None
-        self._patience = Patience()
+        self._run: Run | None = None
 
     @property
     def phase(self) -> Phase | None:
         """How the current step is run: weights of both losses, and more; None while not attached to a fit."""
-        return None if self._phases is None else self._phases.now
+        return None if self._run is None else self._run.phases.now
 
     # ---- set up and undo -------------------------------------------------------------------------
 
@@ -185,7 +161,7 @@ class ReLACallback(DualCallback):
         if stage != "fit":
             return
         wait_at_exit()
-        self._undo()
+        self._detach()
         if sum(isinstance(callback, ReLACallback) for callback in trainer.callbacks) > 1:
             raise ConfigError(
                 "Several ReLACallbacks would attach to one module.",
@@ -193,225 +169,81 @@ class ReLACallback(DualCallback):
                 found="more; accelerate(), ReLAMixin and ReLAModule bring one of their own",
                 do="leave one of them out",
             )
-        checks.check_strategy(trainer.strategy, allow_untested=self.allow_untested_strategy)
-        checks.check_step(pl_module)
-        replace = checks.replaces_step(pl_module, self.step, self.transport_resolution)
         self.schedule.load_state_dict(self._fresh)
-        self._trainer = trainer
-        self._watchers = Watchers(trainer, self.schedule, lambda: self._phases is not None and self._phases.light)
-        self._source = source = self._open_targets()
-        self._map = TransportMap(self.transport_optimizer, self.seed)
-        student = Student(
-            pl_module,
-            backbone=self.backbone,
-            feature_layer=self.feature_layer,
-            pooling=self.pooling,
-            views=self.views,
-            num_views=self.num_views,
-            resolution=self.transport_resolution,
-            row_layout=self.row_layout,
-            own_forward=self.own_forward,
-            optimizers=lambda: trainer.optimizers,
-        )
-        head = TransportHead(self._map, self._criterion, functools.partial(of_other_ranks, trainer))
-        parts = Parts(pl_module, student, head, lambda rows, view: source(rows, view, trainer), replace)
-        self._parts = parts
-        self._rows = rows = RowTracker(
-            self._before_loading,
-            lookup=source.lookup,
-            transform=self.transform if replace else None,
-            num_views=self.num_views,
-            data_ratio=self.data_ratio,
-            seed=self.seed,
-        )
-        self._phases = Phases(self.schedule, self.head_warmup, trainer, lambda: parts.may_replace, rows.ask_for)
+        self._run = Run(self, trainer, pl_module)
         state = self._loaded or (self._left if trainer.global_step > 0 else {})
         if state:  # a second fit of the same trainer goes on where the first ended
             self.load_state_dict(state)
-        rows.attach(self._patches, trainer, pl_module)
-        self._watchers.attach(self._patches)
-        self._patches.wrap(pl_module, "training_step", self._training_step)
-        self._patches.wrap(pl_module, "manual_backward", self._manual_backward)
-
-    def _open_targets(self) -> StoredTargets | PriorTargets:
-        prior = load_prior(self.prior) if self.prior is not None else None
-        if self.targets is None and prior is not None:
-            return PriorTargets(prior)
-        store = self.targets if isinstance(self.targets, TargetStore) else TargetStore(str(self.targets))
-        return StoredTargets(
-            store, prior=prior, num_samples=self.verify_targets, crops=self.crops, num_views=self.num_views
-        )
-
-    def _before_loading(self, dataset: Any) -> None:
-        if self._phases is not None and self._source is not None:
-            self._source.check(dataset)
-            self._phases.ask(self in self._trainer.callbacks)  # tuners set callbacks aside and run the user's step
+        self._run.attach()
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take everything off again."""
         if stage == "fit":
-            self._undo()
+            self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Take everything off, also after a failure."""
-        self._undo()
+        self._detach()
 
-    def _undo(self) -> None:
-        if self._map is not None:
+    def _detach(self) -> None:
+        if self._run is not None:
             self._left, self._loaded = self.state_dict(), {}
-        if self._parts is not None:
-            self._parts.student.remove()
-        if self._rows is not None:
-            self._rows.detach()
-        if self._watchers is not None:
-            self._watchers.detach()
-        if self._source is not None:
-            self._source.release()
-        self._patches.undo()
-        self._reset()
+            self._run.detach()
+            self._run = None
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {k: v for k, v in vars(self).items() if k not in ("log", "log_dict")}
-        if self._map is not None:  # pickled or copied during fit: options and progress go, attachments stay
-            state["_loaded"] = self.state_dict()
-        blank = type(self).__new__(type(self))
-        blank._reset()
-        return {**state, **vars(blank)}
+        state = {name: value for name, value in vars(self).items() if name not in ("log", "log_dict")}
+        if self._run is not None:  # pickled or copied during fit: options and progress go, attachments stay
+            state |= {"_loaded": self.state_dict(), "_run": None}
+        return state
 
     # ---- hooks ---------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        """Schedulers exist now, and one of them may watch a metric."""
-        if self._watchers is not None:
-            self._watchers.attach_schedulers()
+        """Schedulers exist now, and one of them may monitor a metric."""
+        if self._run is not None:
+            self._run.monitors.attach_schedulers()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Read the plan of the run."""
-        if self._phases is not None:
-            self._phases.start()
-        if self.teachers != "auto":
-            named_pairs(pl_module, self.teachers)
-        if self.schedule.adaptive:
-            checks.say_when_it_ends(self.schedule)
-        if not self.schedule.lets_go:
-            checks.warn_never_lets_go(self.schedule)
-        images = checks.images_per_step(trainer)
-        if isinstance(self._source, PriorTargets) and images:
-            checks.warn_projection_late(
-                self.schedule,
-                images_needed=self._source.images_needed,
-                images_per_step=images,
-                steps=trainer.estimated_stepping_batches,
-                spent=trainer.global_step,
-            )
+        """Read the plan of the run; say what is known of it."""
+        if self._run is not None:
+            self._run.start()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Say so, where the transport loss never levelled off, or there was none."""
-        if isinstance(self._source, PriorTargets) and self._source.images_needed:
-            checks.warn_projection_never(self._source.images_needed)
-        if self._phases is not None and self.schedule.adaptive and self._phases.now.weights.transport_only:
-            checks.warn_still_falling(self.schedule)
+        if self._run is not None:
+            self._run.end()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Decide before the epoch's first batch is fetched, so that views change without lag."""
-        if self._phases is not None and self._rows is not None:
-            self._rows.start_epoch(trainer.current_epoch)
-            self._phases.decide(self._rows.in_flight, again=True)
+        if self._run is not None:
+            self._run.start_epoch()
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
-        if self._phases is not None and self._rows is not None and self._parts is not None:
-            self._phases.decide(self._rows.in_flight)
-            if self._watchers is not None:
-                self._watchers.update()
-            if self._phases.light:
-                self._find_teachers(pl_module, self._parts.student).before_step()
-
-    def _find_teachers(self, module: Any, student: Student) -> Teachers:
-        if self._teachers is None:
-            named = self._pairs if self.teachers == "auto" else self.teachers
-            self._teachers = Teachers.of(module, student, named, self.teacher_momentum)
-            self._pairs = [list(pair) for pair in self._teachers.pairs]
-        return self._teachers
-
-    def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        trainer, parts, phases = self._trainer, self._parts, self._phases
-        if parts is None or phases is None or self._rows is None or self not in trainer.callbacks:
-            return original(*args, **kwargs)  # the learning-rate and batch-size finders set callbacks aside
-        rows = self._rows.take()
-        phase = phases.of_batch(rows.transport_views)
-        module = trainer.lightning_module
-        wrapped = trainer.strategy.model is not module  # DDP wraps at one process too
-        self._step = step = Step(parts, rows, phase, distributed=wrapped)
-        output = step.run(original, args, kwargs)
-        if step.loss is not None:
-            module.log("rela/loss", step.loss, batch_size=step.samples)
-            parts.student.say_once([] if self._teachers is None else [pair.teacher for pair in self._teachers.pairs])
-        self._log_phase(module, phase, step.samples)
-        return output
-
-    def _log_phase(self, module: Any, phase: Phase, samples: int) -> None:
-        """Log the weights where they changed, once an epoch until transport is over, and no more from then on."""
-        ssl = 1.0 if phase.warm_heads else phase.weights.ssl
-        values = {"rela/weight": phase.weights.transport, "rela/ssl_weight": ssl, "rela/phase": phase.number}
-        over = phase.weights.transport == 0.0
-        logged = (tuple(values.values()), None if over else self._trainer.current_epoch)
-        if logged == self._logged:
-            return
-        for name, value in values.items():
-            # filled on the device: a Python number would be copied there, and that waits
-            module.log(name, torch.full((), value, device=module.device), batch_size=samples)
-        if self._logged is None or self._logged[0][2] != phase.number:  # loggers hear of each phase, at any interval
-            for logger in self._trainer.loggers:
-                logger.log_metrics(values, step=self._trainer.global_step)
-        self._logged = logged
-
-    def _manual_backward(self, original: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
-        return original(loss if self._step is None else self._step.backward(loss), *args, **kwargs)
+        if self._run is not None:
+            self._run.start_batch()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Step W; keep parameters that took no part out of the user's optimizer step."""
-        step, phases = self._step, self._phases
-        if step is None or phases is None or self._map is None:
-            return
-        for parameter in step.idle:
-            parameter.grad = None
-        if step.loss is not None and not phases.stepped:
-            loss = self._map.step(trainer, step.loss)
-            if self.schedule.adaptive:
-                self.schedule.update(loss, phases.progress)
-        phases.after_step()
+        if self._run is not None:
+            self._run.before_optimizer_step()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Let the teachers follow in the transport phase."""
-        if self._step is None or self._phases is None:
-            return
-        if self._step.replaced and self._phases.stepped and self._teachers is not None:
-            self._teachers.follow()
-        stepped, accumulate = self._phases.stepped, trainer.accumulate_grad_batches
-        self._patience.look(self._step, stepped=stepped, accumulate=accumulate)
+        """Move the teachers in the transport phase."""
+        if self._run is not None:
+            self._run.end_batch()
 
     def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
-        """Look for values that were not finite."""
-        if self._parts is not None:
-            self._parts.look()
+        """Refuse values that were not finite."""
+        if self._run is not None:
+            self._run.parts.check_deferred()
 
     # ---- state -----------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """W, its optimizer, the schedule and the targets' fingerprint: tensors and primitives only."""
-        if self._map is None or self._source is None or self._phases is None:
-            return self._loaded or self._left
-        return {
-            "transport": self._map.state_dict(),
-            "schedule": self.schedule.state_dict(),
-            "schedule_class": type(self.schedule).__name__,
-            "teachers": self._pairs,
-            "weights": list(self._phases.now.weights),
-            "progress": self._phases.spent(),
-            "targets": self._source.fingerprint,
-            "source": self._source.state_dict(),
-        }
+        return self._loaded or self._left if self._run is None else self._run.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -420,32 +252,13 @@ class ReLACallback(DualCallback):
             TargetError: If the run that is resumed used other targets.
         """
         self._loaded = state_dict
-        if self._map is None or self._source is None or self._phases is None or not state_dict:
-            return
-        if state_dict["targets"] != self._source.fingerprint:
-            raise TargetError(
-                "The checkpoint was trained on other targets.",
-                expected=f"targets with fingerprint {state_dict['targets']}",
-                found=self._source.fingerprint,
-                do="pass the targets of that run, or start afresh",
-            )
-        check_same("schedule", type(self.schedule).__name__, state_dict["schedule_class"])
-        self._map.load_state_dict(state_dict["transport"])
-        self._pairs = state_dict["teachers"]
-        self._source.load_state_dict(state_dict["source"])
-        self.schedule.load_state_dict(state_dict["schedule"])
-        self._phases.now = Phase(Weights(*state_dict["weights"]))
-        self._phases.progress = state_dict["progress"]
+        if self._run is not None and state_dict:
+            self._run.load_state_dict(state_dict)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note the epoch a resumed run stands at; say so if the checkpoint knows nothing of ReLA."""
         loops = checkpoint.get("loops", {}).get("fit_loop", {})
-        if self._rows is not None:
-            self._rows.resume_at(loops.get("epoch_progress", {}).get("current", {}).get("processed", 0))
+        if self._run is not None:
+            self._run.rows.resume_at(loops.get("epoch_progress", {}).get("current", {}).get("processed", 0))
         if self.state_key not in checkpoint.get("callbacks", {}):
             checks.warn_unknown_to_checkpoint()
-
-
-# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
-DEFAULT_TRANSPORT_OPTIMIZER = (ReLACallback.__init__.__kwdefaults__ or {})["transport_optimizer"]
-DEFAULT_TRANSPORT_OPTIMIZER.__qualname__ = "DEFAULT_TRANSPORT_OPTIMIZER"

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ __all__ = [
     "lerp_together",
     "module_versions",
     "option_strings",
+    "picklable_default",
     "private",
     "remove_forward_hooks",
     "tensor_version",
@@ -39,6 +40,8 @@ __all__ = [
     "training_loaders",
     "uncompiled",
 ]
+
+T = TypeVar("T")
 
 NAMESPACES: tuple[str, ...] = tuple(
     name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name.split(".", maxsplit=1)[0])
@@ -61,6 +64,22 @@ COMPILED = "_orig_mod"
 """Where `torch.compile` keeps the module it wraps, also in the names of a state dict."""
 REENTRANT = "CheckpointFunctionBackward"
 """The node by which reentrant activation checkpointing hides a part of the graph."""
+
+
+def picklable_default(option: str) -> Callable[[type[T]], type[T]]:
+    """Decorates a class whose keyword option has a lambda as its default, so that the default pickles.
+
+    A lambda in the signature is what LightningCLI can print and change the options of. It becomes an attribute of the
+    class, `default_<option>`, by which pickle finds it.
+    """
+
+    def decorate(cls: type[T]) -> type[T]:
+        default = (cls.__init__.__kwdefaults__ or {})[option]
+        default.__qualname__ = f"{cls.__qualname__}.default_{option}"
+        setattr(cls, f"default_{option}", staticmethod(default))
+        return cls
+
+    return decorate
 
 
 def private(owner: Any, name: str) -> Any:

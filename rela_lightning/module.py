@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCa
 from torch import Tensor, nn
 
 from rela_lightning.callback import ReLACallback
+from rela_lightning.compat import picklable_default
 from rela_lightning.errors import InjectionError
 from rela_lightning.networks.pooling import Pooling, pool
 from rela_lightning.schedules import TransportOnly
@@ -90,6 +91,7 @@ class ReLAMixin:
         return [*(own if isinstance(own, Sequence) else [own]), self._rela]
 
 
+@picklable_default("optimizer")
 class ReLAModule(LightningModule):
     """Trains a backbone by transport alone: cached targets, one linear map, no SSL method.
 
@@ -145,8 +147,3 @@ class ReLAModule(LightningModule):
         optimizer = self._optimizer(self.backbone.parameters())
         scheduler = self._lr_scheduler(optimizer) if self._lr_scheduler is not None else None
         return LightningCLI.configure_optimizers(self, optimizer, scheduler)
-
-
-# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
-DEFAULT_OPTIMIZER = (ReLAModule.__init__.__kwdefaults__ or {})["optimizer"]
-DEFAULT_OPTIMIZER.__qualname__ = "DEFAULT_OPTIMIZER"

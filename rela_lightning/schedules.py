@@ -73,12 +73,12 @@ class Schedule:
         """
 
     @property
-    def lets_go(self) -> bool:
+    def hands_over(self) -> bool:
         """Whether the transport loss is off by the end of the budget, as far as can be known."""
         return self.adaptive or self.weights(1.0).transport == 0.0
 
     @property
-    def certain(self) -> float:
+    def least_transport(self) -> float:
         """Share of the budget, from its start, that is transport alone whatever happens; in `[0, 1]`."""
         if self.adaptive:
             return 0.0
@@ -105,7 +105,7 @@ class Switch(Schedule):
         self.at = _share("at", at)
 
     @property
-    def certain(self) -> float:
+    def least_transport(self) -> float:
         """All of it."""
         return self.at
 
@@ -222,8 +222,8 @@ class Plateau(Schedule):
     window to the next, by less than `slope` of the first loss per percent of the budget, and by less than an eighth of
     the steepest fall seen: in a short budget it falls slowly from the start, and still teaches. A loss that never fell
     counts as level. The same curve on another scale ends at the same step. The switch is for good, and within the
-    bounds `at_least` and `at_most`. A prior that has little to say is let go early; in a budget too short to learn what
-    it says, it stays. See docs/convergence.md for measurements.
+    bounds `at_least` and `at_most`. With a prior that has little to say it comes early; in a budget too short to learn
+    what a prior says, it never comes. See docs/convergence.md for measurements.
 
     Args:
         slope: Fall per percent of the budget below which the loss has levelled off, as a share of the first loss (which
@@ -255,7 +255,7 @@ class Plateau(Schedule):
         self._steepest = 0.0
 
     @property
-    def certain(self) -> float:
+    def least_transport(self) -> float:
         """Two windows, or `at_least` if that is later; `at_most` if that is sooner."""
         return min(max(self.at_least, 2 * self.window), self.at_most)
 

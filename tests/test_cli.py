@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import pickle
@@ -16,6 +17,7 @@ import yaml
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_only
 
+import rela_lightning
 from rela_lightning.cli import COMMANDS, main, with_names
 from rela_lightning.commands.compare import compare
 from rela_lightning.commands.peek import peek
@@ -332,18 +334,20 @@ def test_bare_words_go_to_the_options_in_order():
     assert with_names(["--path", "a"], export) == ["--path", "a"]
 
 
-def test_default_optimizers_pickle():
-    from rela_lightning import callback, module
-    from rela_lightning.probe import linear, online
-
-    for function in (
-        callback.DEFAULT_TRANSPORT_OPTIMIZER,
-        module.DEFAULT_OPTIMIZER,
-        linear.DEFAULT_OPTIMIZER,
-        online.DEFAULT_OPTIMIZER,
-    ):
-        assert pickle.loads(pickle.dumps(function)) is function
-        assert function([torch.nn.Parameter(torch.ones(1))]).defaults["lr"] in (1e-3, 3e-4)
+@pytest.mark.parametrize(
+    ("owner", "option"),
+    [
+        (rela_lightning.ReLACallback, "transport_optimizer"),
+        (rela_lightning.ReLAModule, "optimizer"),
+        (rela_lightning.LinearProbe, "optimizer"),
+        (rela_lightning.OnlineLinearProbe, "optimizer"),
+        (rela_lightning.methods.Method, "optimizer"),
+    ],
+)
+def test_default_optimizers_pickle(owner, option):
+    function = inspect.signature(owner).parameters[option].default
+    assert pickle.loads(pickle.dumps(function)) is function
+    assert function([torch.nn.Parameter(torch.ones(1))]).defaults["lr"] in (1e-3, 3e-4)
 
 
 def test_help_needs_no_torch_and_short_names_work_in_a_fresh_process():

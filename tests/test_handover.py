@@ -140,7 +140,7 @@ def test_late_transport_views_never_reach_the_users_step() -> None:
     phases = Phases(Switch(0.5), 0.0, run, lambda: True, lambda light, targets: None)
     phases.start()
     phases.decide(in_flight=6)
-    order = [phases.of_batch(views).number for views in (True, False, True, False, False)]
+    order = [phases.for_batch(views).number for views in (True, False, True, False, False)]
     assert order == [0.0, 2.0, 0.0, 2.0, 2.0]
 
 

@@ -282,7 +282,7 @@ def test_lightlys_net_is_its_own_at_32_pixels_and_pools_at_any_other():
     assert network(images.contiguous(memory_format=torch.channels_last)).shape == (2, width)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18"])
+@pytest.mark.parametrize("name", ["resnet18", "timm:resnet18", "lightly:resnet-18"])
 def test_small_images_keep_their_resolution(name):
     network, _ = build_backbone(name, cifar_stem=True)
     sizes = []

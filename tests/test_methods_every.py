@@ -32,7 +32,7 @@ def narrow(name: str) -> dict[str, Any]:
 
 
 NAMES = [name for name in methods.__all__ if name not in ("build_backbone", "Method", "MomentumMethod")]
-METHODS: dict[str, tuple[str, dict[str, Any], int]] = {  # class, options, small crops in a batch
+METHODS: dict[str, tuple[str, dict[str, Any], int]] = {  # class, options, local crops in a batch
     **{name: (name, narrow(name), 0) for name in NAMES},
     "BYOL": ("BYOL", {"projector_dim": 8}, 0),
     "DINO": ("DINO", {"output_dim": 24, "hidden_dim": 16, "bottleneck_dim": 8, "batch_norm": False}, 0),

@@ -144,7 +144,7 @@ def sinkhorn(scores: np.ndarray, epsilon: float = 0.05, iterations: int = 3) -> 
 
 
 def swav(module: Any, views: list[Tensor], memory: Memory) -> Tensor:
-    """Eq. 2, eq. 3 and section 3.3 of arXiv 2006.09882; the queue holds the last 48 projections of a large view."""
+    """Eq. 2, eq. 3 and section 3.3 of arXiv 2006.09882; the queue holds the last 48 projections of a global crop."""
     with torch.no_grad():
         module.prototypes.weight.copy_(unit(module.prototypes.weight))
     queues = memory.setdefault("queues", [[], []])

@@ -21,7 +21,7 @@ from tests.test_methods_every import METHODS, TEACHERS, build
 
 
 class Crops:
-    """Two large views and smaller ones of a PIL image: plain, mirrored, corners."""
+    """Two global crops and local ones of a PIL image: plain, mirrored, corners."""
 
     def __init__(self, small: int) -> None:
         self.tensor = v2.Compose([v2.ToImage(), v2.Resize(16), v2.ToDtype(torch.float32, scale=True)])

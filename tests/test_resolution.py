@@ -61,7 +61,7 @@ class Stepped(Schedule):
     ],
 )  # fmt: skip
 def test_what_is_transport_alone_whatever_happens(schedule: Schedule, share: float) -> None:
-    assert schedule.certain == pytest.approx(share, abs=1e-9)
+    assert schedule.least_transport == pytest.approx(share, abs=1e-9)
 
 
 @pytest.mark.parametrize("schedule", [AuthorsRule(), Mix(), Blend()])
@@ -74,7 +74,7 @@ def test_refused_where_the_end_is_unknown(schedule: Schedule, targets64: Any) ->
 
 def test_refused_where_the_users_step_runs_on_its_own_views(targets64: Any) -> None:
     callback = ReLACallback(targets64, schedule=Switch(0.5), transport_resolution=8, step="swap_loss")
-    with pytest.raises(ConfigError, match="`transport_resolution` cannot be had"):
+    with pytest.raises(ConfigError, match="`transport_resolution` has no effect"):
         fit(seeded(byol), callback)
 
 

@@ -98,4 +98,4 @@ def test_the_first_look_at_the_rows_is_the_only_one_that_waits() -> None:
     matcher(0, torch.cat(views[::-1]).flip(0), views, B)
     assert OnAccelerator.waits == 0
     with pytest.raises(InjectionError, match="changed during training"):
-        matcher.look()
+        matcher.check_deferred()

@@ -72,7 +72,9 @@ def test_switch_mix_transport_only() -> None:
     assert [Switch(0.4).weights(p) for p in (0, 0.39, 0.4, 1.0)] == [(0, 1), (0, 1), (1, 0), (1, 0)]
     assert Mix(0.7).weights(0.5) == (1.0, 0.7)
     assert TransportOnly().weights(1.0) == (0.0, 1.0)
-    assert [s.lets_go for s in (Switch(), Blend(), AuthorsRule(), Mix(), TransportOnly())] == [True] * 3 + [False] * 2
+    assert [s.hands_over for s in (Switch(), Blend(), AuthorsRule(), Mix(), TransportOnly())] == [True] * 3 + [
+        False
+    ] * 2
 
 
 @pytest.mark.parametrize("curve", ["linear", "cosine"])
@@ -118,7 +120,7 @@ def test_plateau_stays_within_its_bounds() -> None:
     assert run_plateau(Plateau(at_least=0.5), lambda p: 1.0) == pytest.approx(0.5, abs=0.11)
     assert run_plateau(Plateau(at_most=0.5), lambda p: 1.0 - p) == pytest.approx(0.5, abs=0.002)
     assert run_plateau(Plateau(), lambda p: 1.0 - p) is None, "it goes on for as long as the loss falls"
-    assert Plateau().lets_go
+    assert Plateau().hands_over
 
 
 def test_plateau_averages_enough_losses_to_tell() -> None:
@@ -216,7 +218,7 @@ def test_what_is_certain_of_a_switch_is_all_of_it(at: float) -> None:
     class Scanned(Schedule):
         weights = Switch(at).weights
 
-    assert Switch(at).certain == at == pytest.approx(Scanned().certain, abs=0.001)
+    assert Switch(at).least_transport == at == pytest.approx(Scanned().least_transport, abs=0.001)
 
 
 def test_head_warmup_needs_a_schedule_that_knows_its_end(targets64: Any) -> None:

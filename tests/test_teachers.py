@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rela_lightning.errors import InjectionError
-from rela_lightning.injection.graph import idle_parameters, touch
+from rela_lightning.injection.graph import unused_parameters, with_all_parameters
 from rela_lightning.injection.teachers import Teachers, find_pairs, named_pairs
 from tests.parts import TinyBackbone
 
@@ -60,7 +60,7 @@ def test_teacher_is_the_moving_average() -> None:
         before = [p.clone() for p in module.slow_net.parameters()]
         teachers.before_step()
         shake(module.net)
-        teachers.follow()
+        teachers.update()
         for old, student, teacher in zip(before, module.net.parameters(), module.slow_net.parameters(), strict=True):
             torch.testing.assert_close(teacher, 0.9 * old + 0.1 * student)
 
@@ -75,19 +75,19 @@ def test_stands_back_where_the_module_moves_its_teacher(when: str) -> None:
         if when == "inside the step":
             shake(module.slow_net)
         left = [p.clone() for p in module.slow_net.parameters()]
-        teachers.follow()
+        teachers.update()
         if step > 0:
             assert all(torch.equal(a, b) for a, b in zip(left, module.slow_net.parameters(), strict=True))
         if when == "after the step":
             shake(module.slow_net)
 
 
-def test_idle_parameters_are_those_the_loss_does_not_reach() -> None:
+def test_unused_parameters_are_those_the_loss_does_not_reach() -> None:
     module = Siamese()
     loss = module.head_a(module.net(torch.randn(2, 3, 8, 8))).sum()
-    idle = idle_parameters(loss, module.parameters(), distributed=True)
-    assert {id(p) for p in idle} == {id(p) for p in module.head_b.parameters()}
-    touched = touch(loss, idle)
+    unused = unused_parameters(loss, module.parameters(), distributed=True)
+    assert {id(p) for p in unused} == {id(p) for p in module.head_b.parameters()}
+    touched = with_all_parameters(loss, unused)
     assert torch.equal(touched, loss)
     touched.backward()
     assert all(torch.count_nonzero(p.grad) == 0 for p in module.head_b.parameters())
@@ -99,11 +99,11 @@ def test_checkpointing(reentrant: bool) -> None:
     x = torch.randn(2, 4, requires_grad=True)
     loss = torch.utils.checkpoint.checkpoint(module[0], x, use_reentrant=reentrant).sum()
     if reentrant:
-        assert idle_parameters(loss, module.parameters(), distributed=False) == []
+        assert unused_parameters(loss, module.parameters(), distributed=False) == []
         with pytest.raises(InjectionError, match="use_reentrant=False"):
-            idle_parameters(loss, module.parameters(), distributed=True)
+            unused_parameters(loss, module.parameters(), distributed=True)
     else:
-        assert len(idle_parameters(loss, module.parameters(), distributed=True)) == 2
+        assert len(unused_parameters(loss, module.parameters(), distributed=True)) == 2
 
 
 def test_a_teacher_that_cannot_be_seen_to_move_is_watched_on() -> None:
@@ -118,7 +118,7 @@ def test_a_teacher_that_cannot_be_seen_to_move_is_watched_on() -> None:
                 for p in module.net.parameters():
                     p.add_(1.0)
         before = module.slow.body[0].weight.clone()
-        teachers.follow()
+        teachers.update()
         if step >= 14:
             assert not torch.equal(before, module.net.body[0].weight)
             assert torch.equal(before, module.slow.body[0].weight), "ours has stood back"

@@ -13,7 +13,6 @@ from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from rela_lightning.compat import option_strings
 from rela_lightning.errors import ConfigError, ReLAError
 
 _CHOICES = {
@@ -54,6 +53,8 @@ class Readable:
         """Say what is wrong and leave; parsers inside parsers raise instead."""
         if not self.exit_on_error:
             super().error(message, ex)  # type: ignore[misc]
+        from rela_lightning.compat import option_strings  # brings torch: not for `--help`
+
         below = self._subcommands_action.choices.values() if self._subcommands_action is not None else ()
         options = [option for parser in (self, *below) for option in option_strings(parser)]
         sys.stderr.write(f"rela: {explain(message, options)}\n")

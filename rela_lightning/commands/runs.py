@@ -79,7 +79,7 @@ class RunRecord(Callback):
         self._go()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note when transport let go."""
+        """Note when transport ended."""
         phase = getattr(_rela(trainer), "phase", None)
         if self._switched is None and phase is not None and phase.weights == SSL_ONLY:
             self._switched = round(self.seconds, 3)

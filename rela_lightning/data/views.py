@@ -36,11 +36,11 @@ def build_views(
     | `simclr`, `two` | SimCLR's | 2 |
     | `moco` | MoCo v2's | 2 |
     | `simsiam`, `vicreg` | their own | 2 |
-    | `dino`, `swav` | multi-crop | 2, and 6 small crops |
+    | `dino`, `swav` | multi-crop | 2, and 6 local crops |
     | `one` | crop and flip, for supervised training | 1, a tensor and not a list |
 
     lightly's own defaults hold, except for images of up to 64 px: no blur; jitter of strength 0.5 in `simclr`, `two`
-    and `swav`; crops of `one` from a quarter of the image; small crops of `dino` from 10% to 40% and of `swav` from
+    and `swav`; crops of `one` from a quarter of the image; local crops of `dino` from 10% to 40% and of `swav` from
     10% to 30% of it, `swav`'s large ones from 30%. Small crops measure 96 px at 224 px, else as much in proportion,
     to the next multiple of 8.
 
@@ -102,7 +102,7 @@ def probe_view(image_size: int, *, mean: Sequence[float], std: Sequence[float]) 
 
 
 def small_crop_size(image_size: int) -> int:
-    """Height and width of the small crops beside large ones of `image_size`: 96 for 224, 16 for 32."""
+    """Height and width of the local crops beside global ones of `image_size`: 96 for 224, 16 for 32."""
     return max(8, 8 * round(image_size * 96 / 224 / 8))
 
 

@@ -64,7 +64,7 @@ def check_range(name: str, value: Any, expected: str, ok: bool) -> None:
 
 def check_end_known(schedule: Schedule, *, head_warmup: float, transport_resolution: int | None) -> None:
     """Refuse options that go by the end of the transport phase, where nobody knows it or there is hardly a phase."""
-    begins = schedule.certain >= _SHORTEST_PHASE
+    begins = schedule.least_transport >= _SHORTEST_PHASE
     unknown = {
         "head_warmup": head_warmup > 0 and (schedule.adaptive or not begins),
         "transport_resolution": transport_resolution is not None and not begins,
@@ -93,7 +93,7 @@ def replaces_step(module: Any, step: str, transport_resolution: int | None) -> b
     replace = automatic if step == "auto" else step == "replace"
     if transport_resolution is not None and not replace:
         raise ConfigError(
-            "`transport_resolution` cannot be had: the module's own step runs, on its own views.",
+            "`transport_resolution` has no effect: the module's own step runs, on its own views.",
             expected='a step that is replaced (step="replace", automatic optimization)',
             found='step="swap_loss"' if automatic else f"{type(module).__name__} with automatic_optimization = False",
             do="leave `transport_resolution` out",
@@ -110,17 +110,17 @@ def say_when_it_ends(schedule: Schedule) -> None:
     )
 
 
-def warn_never_lets_go(schedule: Schedule) -> None:
+def warn_never_hands_over(schedule: Schedule) -> None:
     """Before training: transport is on to the end."""
     warnings.warn(
         f"The schedule {type(schedule).__name__} keeps the transport loss to the end of training. "
-        "Cached targets help early and hold back late; Plateau, Switch or Blend let go.",
+        "Cached targets help early and hold back late; Plateau, Switch or Blend hand over.",
         stacklevel=3,
     )
 
 
 def warn_still_falling(schedule: Schedule) -> None:
-    """After training: an adaptive schedule never let go."""
+    """After training: an adaptive schedule never handed over."""
     warnings.warn(
         f"{type(schedule).__name__} saw no end to the fall of the transport loss: all of this budget went into "
         "transport, and the module's own objective never ran, because the targets had more to teach. To give the "

@@ -32,7 +32,7 @@ def reached_parameters(loss: Tensor) -> tuple[set[int], bool]:
     return reached, hidden
 
 
-def idle_parameters(loss: Tensor, parameters: Iterable[nn.Parameter], *, distributed: bool) -> list[nn.Parameter]:
+def unused_parameters(loss: Tensor, parameters: Iterable[nn.Parameter], *, distributed: bool) -> list[nn.Parameter]:
     """Trainable parameters that `loss` does not reach; none where the graph hides some.
 
     Raises:
@@ -51,7 +51,7 @@ def idle_parameters(loss: Tensor, parameters: Iterable[nn.Parameter], *, distrib
     return [p for p in parameters if p.requires_grad and id(p) not in reached]
 
 
-def touch(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
+def with_all_parameters(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
     """`loss` plus a zero that every parameter takes part in, so that DDP sees a gradient for each."""
     for parameter in parameters:
         loss = loss + 0.0 * parameter.sum()

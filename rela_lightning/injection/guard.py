@@ -9,17 +9,17 @@ from rela_lightning.errors import InjectionError
 
 
 class FiniteGuard:
-    """Watches mapped features row by row; looks at once on the CPU, else every `every` steps.
+    """Checks mapped features row by row: at once on the CPU, else every `every` steps.
 
     Args:
-        every: Steps between two looks where a look waits for the device.
+        every: Steps between two checks where a check waits for the device.
     """
 
     def __init__(self, every: int = 50) -> None:
         self._every = every
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def watch(self, mapped: Tensor, rows: Tensor, index: Tensor) -> None:
+    def add(self, mapped: Tensor, rows: Tensor, index: Tensor) -> None:
         """Note which rows of `mapped [R, D]` are finite.
 
         Args:
@@ -29,10 +29,10 @@ class FiniteGuard:
         """
         self._pending.append((mapped.detach().isfinite().all(dim=1), rows, index))
         if mapped.device.type == "cpu" or len(self._pending) >= self._every:
-            self.look()
+            self.check()
 
-    def look(self) -> None:
-        """Raise if a row since the last look was not finite.
+    def check(self) -> None:
+        """Raise if a row since the last check was not finite.
 
         Raises:
             InjectionError: With the data set rows.

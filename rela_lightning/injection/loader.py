@@ -73,7 +73,7 @@ class RowTracker:
             if owner is not None:
                 patches.wrap(owner, "on_before_batch_transfer", self._unwrap)
 
-    def ask_for(self, transport_views: bool, targets: bool) -> None:
+    def request(self, transport_views: bool, targets: bool) -> None:
         """Which views to make from now on, and whether targets; batches already prefetched keep theirs and say so."""
         self._wanted.transport_views[0] = TRANSPORT_VIEWS if transport_views else USER_VIEWS
         self._wanted.targets[0] = targets

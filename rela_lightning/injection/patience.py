@@ -14,7 +14,7 @@ class Patience:
     def __init__(self) -> None:
         self._unstepped = self._unheard = 0
 
-    def look(self, step: Step, *, stepped: bool, accumulate: int) -> None:
+    def update(self, step: Step, *, stepped: bool, accumulate: int) -> None:
         """After a batch.
 
         Args:

@@ -34,7 +34,7 @@ class Phases:
         head_warmup: Share of the budget before the end of the transport phase in which heads are warmed.
         trainer: The Trainer.
         may_replace: Whether a transport-only step leaves the user's step out.
-        ask_for: Called with whether the gentler views are wanted from now on, and whether targets are.
+        request: Called with whether the gentler views are wanted from now on, and whether targets are.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class Phases:
         head_warmup: float,
         trainer: Any,
         may_replace: Callable[[], bool],
-        ask_for: Callable[[bool, bool], None],
+        request: Callable[[bool, bool], None],
     ) -> None:
         self._schedule, self._head_warmup, self._trainer = schedule, head_warmup, trainer
-        self._may_replace, self._ask_for = may_replace, ask_for
+        self._may_replace, self._request = may_replace, request
         self._budget: Budget | None = None
-        self._certain = 0.0
+        self._least_transport = 0.0
         self.progress = 0.0
         """Share of the budget spent, as far as it has ever been: a longer plan does not take it back."""
         self.now = Phase(schedule.weights(0.0))
@@ -62,10 +62,10 @@ class Phases:
             ConfigError: If the Trainer plans no end.
         """
         self._budget = Budget(self._trainer)
-        self._certain = self._schedule.certain
+        self._least_transport = self._schedule.least_transport
 
     @property
-    def light(self) -> bool:
+    def skips_step(self) -> bool:
         """Whether the user's step is left out, so that batches may hold the gentler views."""
         return self.now.weights.transport_only and not self.now.warm_heads and self._may_replace()
 
@@ -82,9 +82,9 @@ class Phases:
         """An optimizer stepped: decide anew before the next step."""
         self._due = True
 
-    def ask(self, attached: bool = True) -> None:
+    def request(self, attached: bool = True) -> None:
         """Ask for the views and targets of the current phase; for the user's own while the callback is set aside."""
-        self._ask_for(attached and self.light, attached and self.now.weights.transport > 0.0)
+        self._request(attached and self.skips_step, attached and self.now.weights.transport > 0.0)
 
     def decide(self, in_flight: int = 0, *, again: bool = False) -> None:
         """Go by the budget spent, unless nothing was stepped since.
@@ -96,22 +96,22 @@ class Phases:
         if not self._due or self._budget is None:
             return
         self._due = again
-        self.progress, was_light = max(self.progress, self._budget.progress()), self.light
+        self.progress, was_skipped = max(self.progress, self._budget.progress()), self.skips_step
         progress = self.progress
         weights = self._schedule.weights(progress)
         warm = False
         if self._head_warmup and weights.transport_only:
             warm = not self._schedule.weights(min(progress + self._head_warmup, 1.0)).transport_only
-        low = progress < _LOW_RESOLUTION * self._certain
+        low = progress < _LOW_RESOLUTION * self._least_transport
         self.now = Phase(SSL_ONLY if weights.transport == 0.0 else weights, warm, low)
-        if was_light and not self.light:
+        if was_skipped and not self.skips_step:
             self._in_flight = in_flight
-        self.ask()
+        self.request()
 
-    def of_batch(self, transport_views: bool) -> Phase:
+    def for_batch(self, transport_views: bool) -> Phase:
         """The phase of a step on this batch: transport, where it was made for it on any rank."""
         if self._in_flight:
             self._in_flight -= 1
             if self._trainer.world_size > 1:
                 transport_views = self._trainer.strategy.reduce_boolean_decision(transport_views, all=False)
-        return Phase(TRANSPORT_ONLY) if transport_views and not self.light else self.now
+        return Phase(TRANSPORT_ONLY) if transport_views and not self.skips_step else self.now

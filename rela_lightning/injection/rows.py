@@ -13,7 +13,7 @@ from rela_lightning.errors import InjectionError
 RowLayout = Literal["auto", "cat", "interleaved"]
 ROW_LAYOUTS = ("auto", "cat", "interleaved")
 _SETTLED_AFTER = 3  # steps with one and the same regular layout before an accelerator is no longer waited for
-_LOOK_EVERY = 50  # checks that are then left on the device before they are looked at together
+_READ_EVERY = 50  # checks that are then left on the device before they are read together
 
 
 def regular_rows(rows: int, samples: int, layout: str, device: torch.device) -> Tensor:
@@ -101,7 +101,7 @@ class RowMatcher:
     """Matches rows to samples, at every step.
 
     On an accelerator, once the layout has proved regular, the check goes on without waiting for its
-    result: results are looked at together, now and then.
+    result: results are read together, now and then.
 
     Args:
         row_layout: See `match_rows`.
@@ -121,22 +121,22 @@ class RowMatcher:
             order = regular_rows(inputs.shape[0], samples, layout, inputs.device)
             content = _Content.of(inputs, views, samples) if self.row_layout == "auto" else None
             if content is not None:
-                self._watch(key, content.agrees(order))
+                self._defer(key, content.agrees(order))
             return order
         now, order = match_rows(inputs, views, samples, self.row_layout)
         self._seen[key] = (now, steps + 1 if now == layout else 1)
         return order
 
-    def _watch(self, key: tuple[int, int, int], agrees: Tensor) -> None:
-        if key not in self._agreed:  # the first look decides: pixels changed in the step since the start never
+    def _defer(self, key: tuple[int, int, int], agrees: Tensor) -> None:
+        if key not in self._agreed:  # the first check decides: pixels changed in the step since the start never
             self._agreed[key] = bool(agrees)  # agree with the batch's
         if self._agreed[key]:
             self._unread.append(agrees)
-        if len(self._unread) >= _LOOK_EVERY:
-            self.look()
+        if len(self._unread) >= _READ_EVERY:
+            self.check_deferred()
 
-    def look(self) -> None:
-        """Look at the checks left on the device.
+    def check_deferred(self) -> None:
+        """Read the checks left on the device.
 
         Raises:
             InjectionError: If the order changed.

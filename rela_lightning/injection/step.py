@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError, InjectionError
 from rela_lightning.injection.discovery import never_passed_on
-from rela_lightning.injection.graph import idle_parameters, reached_parameters, touch
+from rela_lightning.injection.graph import reached_parameters, unused_parameters, with_all_parameters
 from rela_lightning.injection.phases import Phase
 from rela_lightning.injection.student import Features, Student
 from rela_lightning.injection.transport_head import TransportHead
@@ -45,14 +45,14 @@ class Parts:
         """Whether a transport-only step can leave the user's step out: the backbone is known by name."""
         return self.replace and self.student.known
 
-    def look(self) -> None:
-        """Look at what was left on the device: values that are not finite, rows that changed their order.
+    def check_deferred(self) -> None:
+        """Read the checks left on the device: values that are not finite, rows that changed their order.
 
         Raises:
             InjectionError: For either.
         """
-        self.head.look()
-        self.student.look()
+        self.head.check_deferred()
+        self.student.check_deferred()
 
 
 class Step:
@@ -69,7 +69,7 @@ class Step:
         phase: The phase above.
         samples: Samples in the batch.
         loss: Transport loss, detached; None while there is none.
-        idle: Parameters that take no part.
+        unused: Parameters that take no part.
         replaced: Whether the user's step was left out.
         unheard: The error for a step under manual optimization that had no use for the backbone, if all are like it.
     """
@@ -77,7 +77,7 @@ class Step:
     def __init__(self, parts: Parts, rows: BatchRows, phase: Phase, *, distributed: bool = False) -> None:
         self.phase, self.samples = phase, 1
         self.loss: Tensor | None = None
-        self.idle: list[nn.Parameter] = []
+        self.unused: list[nn.Parameter] = []
         self.replaced = False
         self.unheard: InjectionError | None = None
         self._parts, self._rows, self._distributed = parts, rows, distributed
@@ -140,7 +140,7 @@ class Step:
         reached, hidden = reached_parameters(loss)
         if not self.phase.warm_heads and not hidden and not self._reaches_backbone(reached):
             self._kept |= reached
-            self.idle = [p for p in self.idle if id(p) not in self._kept]
+            self.unused = [p for p in self.unused if id(p) not in self._kept]
             return loss
         return combine(loss) if self.loss is None else self.phase.weights.ssl * loss
 
@@ -164,9 +164,9 @@ class Step:
 
     def _only(self, loss: Tensor) -> Tensor:
         """The transport loss alone; parameters it does not reach stay out of the optimizer step."""
-        idle = idle_parameters(loss, self._parts.module.parameters(), distributed=self._distributed)
-        self.idle = [p for p in idle if id(p) not in self._kept]
-        return touch(loss, self.idle) if self._distributed else loss
+        unused = unused_parameters(loss, self._parts.module.parameters(), distributed=self._distributed)
+        self.unused = [p for p in unused if id(p) not in self._kept]
+        return with_all_parameters(loss, self.unused) if self._distributed else loss
 
     def _reaches_backbone(self, reached: set[int]) -> bool:
         backbone = self._parts.student.backbone
@@ -178,10 +178,10 @@ class Step:
         """A step before there are targets: the user's own, or, in the transport phase, one that moves nothing."""
         weights = self.phase.weights
         if weights.transport_only:
-            self.idle = [p for p in self._parts.module.parameters() if p.requires_grad]
+            self.unused = [p for p in self._parts.module.parameters() if p.requires_grad]
             self.replaced = self._parts.replace
             if self._parts.replace:
-                return touch(torch.zeros((), device=self.idle[0].device), self.idle)
+                return with_all_parameters(torch.zeros((), device=self.unused[0].device), self.unused)
         self._on_backward = scaled = functools.partial(torch.mul, weights.ssl)
         output = step(*args, **kwargs)
         self._on_backward = None

@@ -172,13 +172,13 @@ class Student:
         follow = f" Following meanwhile: {', '.join(teachers)}." if teachers else ""
         rank_zero_info(f"ReLA reads {self.backbone.reads}; `feature_layer` reads another layer.{follow}")
 
-    def look(self) -> None:
-        """Look at checks left on the device: rows that changed their order.
+    def check_deferred(self) -> None:
+        """Read the checks left on the device: rows that changed their order.
 
         Raises:
             InjectionError: If they did.
         """
-        self._rows.look()
+        self._rows.check_deferred()
 
     def remove(self) -> None:
         """Take everything off the module."""

@@ -137,7 +137,7 @@ class Teachers:
         network = None if backbone is None else backbone.network
         return cls(module, find_pairs(module, student.trains, network), momentum)
 
-    def _stand_back_if_moved(self) -> None:
+    def _stop_if_moved(self) -> None:
         if self._pair is None or self._checks == 0:
             return
         teacher = self._pair[1]
@@ -147,12 +147,12 @@ class Teachers:
 
     def before_step(self) -> None:
         """At the start of a step, see whether the module moved its teacher after the last one."""
-        self._stand_back_if_moved()
+        self._stop_if_moved()
 
     @torch.no_grad()
-    def follow(self) -> None:
+    def update(self) -> None:
         """One EMA step, unless the module moved its teacher during this one."""
-        self._stand_back_if_moved()
+        self._stop_if_moved()
         if self._teachers:
             lerp_together(self._teachers, self._students, 1.0 - self.momentum)
         if self._checks and self._pair is not None:

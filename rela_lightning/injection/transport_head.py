@@ -1,4 +1,4 @@
-"""From features and targets to the transport loss: the map W, the loss, and a look at what is not finite."""
+"""From features and targets to the transport loss: the map W, the loss, and a check of what is not finite."""
 
 from __future__ import annotations
 
@@ -57,17 +57,17 @@ class TransportHead:
         linear = self._transport.build(values.shape[1], targets.shape[2], values.device)
         targets = targets[:, :, : linear.target_dim].to(values.device, non_blocking=True)
         mapped, wanted = linear(values), pair(targets, features)
-        self._guard.watch(mapped, rows, index)
+        self._guard.add(mapped, rows, index)
         parts = [self._compare(mapped[part], wanted[part]) for part in by_view(rows, len(index))]
         return torch.stack(parts).mean()
 
-    def look(self) -> None:
-        """Look for values that were not finite.
+    def check_deferred(self) -> None:
+        """Check the values that were not finite, left on the device.
 
         Raises:
             InjectionError: With the data set rows.
         """
-        self._guard.look()
+        self._guard.check()
 
     def _compare(self, mapped: Tensor, targets: Tensor) -> Tensor:
         if self._criterion.takes_negatives:

@@ -1,4 +1,4 @@
-"""Self-supervised methods of our own, each one file on lightly's parts, and the supervised yardstick.
+"""Self-supervised methods of our own, each one file on lightly's parts, and the supervised reference.
 
 Names are imported when first used.
 """

@@ -11,6 +11,7 @@ from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCa
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
+from rela_lightning.compat import picklable_default
 from rela_lightning.errors import ConfigError
 from rela_lightning.methods.multiview import crops, two_views
 from rela_lightning.networks.backbones import build_backbone
@@ -20,6 +21,7 @@ GATHER = torch.distributed.is_available()
 """Whether losses over a batch take in the batches of all processes, where there are several."""
 
 
+@picklable_default("optimizer")
 class Method(LightningModule):
     """Base of the methods here: builds the backbone, finds the views, makes the optimizer.
 
@@ -83,7 +85,7 @@ class Method(LightningModule):
         return two_views(batch, type(self).__name__, self.min_rows)
 
     def crops(self, batch: Any) -> list[Tensor]:
-        """The large views and small crops a batch starts with, see `views.crops`."""
+        """The global and local crops a batch starts with, see `views.crops`."""
         return crops(batch, type(self).__name__, self.min_rows)
 
     def of_all_devices(self, features: Tensor) -> Tensor:
@@ -96,11 +98,6 @@ class Method(LightningModule):
         """Log `train_loss` over `rows` samples; returns the loss."""
         self.log("train_loss", loss, prog_bar=True, sync_dist=True, batch_size=rows)
         return loss
-
-
-# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
-DEFAULT_OPTIMIZER = (Method.__init__.__kwdefaults__ or {})["optimizer"]
-DEFAULT_OPTIMIZER.__qualname__ = "DEFAULT_OPTIMIZER"
 
 
 def in_float32(criterion: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:

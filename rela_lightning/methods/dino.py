@@ -42,9 +42,9 @@ class DINO(MomentumMethod):
     mean output with momentum 0.9, over all devices.
 
     On ImageNet the paper has output_dim=65536, momentum=0.996, AdamW 5e-4 for each 256 images with weight decay
-    rising from 0.04 to 0.4, gradients clipped at 3, batch 1024. arXiv 2405.14669 trains it without small crops.
+    rising from 0.04 to 0.4, gradients clipped at 3, batch 1024. arXiv 2405.14669 trains it without local crops.
 
-    A batch starts with two large views, then any number of smaller crops: `([v1, v2, small, ...], labels, ...)`
+    A batch starts with two global crops, then any number of local ones: `([v1, v2, local, ...], labels, ...)`
     or flat; what follows is ignored. Small crops need a backbone that takes several sizes (ResNets do; timm's
     ViTs with `backbone_kwargs={"dynamic_img_size": True}`).
 

@@ -38,7 +38,7 @@ def queue_loss(queries: Tensor, keys: Tensor, queue: Tensor, temperature: float)
 class MoCoV2(MomentumMethod):
     """A view is matched to the teacher's key of the other one among a queue of keys of earlier batches.
 
-    The loss is InfoNCE (`queue_loss`), the first view asking and the second answering, one way as in the
+    The loss is InfoNCE (`queue_loss`), the first view as the query and the second as the key, one way as in the
     paper. On several devices the keys of all go into the queue, and images change places before the teacher
     sees them, so that batch norm cannot tell which belong together.
 
@@ -89,14 +89,14 @@ class MoCoV2(MomentumMethod):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Move the teacher, then InfoNCE against the queue, then the keys join it."""
-        asking, answering = self.two_views(batch)
+        first, second = self.two_views(batch)
         self.move_teacher()
-        queries = self.projector(self(asking))
+        queries = self.projector(self(first))
         if self.trainer.world_size > 1:
-            shuffled, order = batch_shuffle(answering, distributed=True)
+            shuffled, order = batch_shuffle(second, distributed=True)
             keys = batch_unshuffle(self.teach(shuffled), order, distributed=True)
         else:  # the order of rows makes no difference to one device
-            keys = self.teach(answering)
+            keys = self.teach(second)
         loss = in_float32(queue_loss, queries, keys, self.queue.rows.clone(), self.temperature)
         self.queue.push(normalize(self.of_all_devices(keys), dim=1))
-        return self.log_loss(loss, len(asking))
+        return self.log_loss(loss, len(first))

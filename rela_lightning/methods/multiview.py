@@ -44,7 +44,7 @@ def crops(batch: Any, method: str, min_rows: int = 1) -> list[Tensor]:
     """
     views = leading_views(batch)
     if len(views) < 2 or views[0].shape != views[1].shape or len({len(view) for view in views}) > 1:
-        expected = "([v1, v2, small, ...], labels, ...) or flat, v1 and v2 equal in shape"
+        expected = "([v1, v2, local, ...], labels, ...) or flat, v1 and v2 equal in shape"
         raise refusal(f"{method} needs two views or more", expected, batch)
     _check_rows(views, method, min_rows)
     return views

@@ -54,5 +54,5 @@ class SimSiam(Method):
         views = self.two_views(batch)
         z1, z2 = (self.projector(self(view)) for view in views)
         p1, p2 = self.predictor(z1), self.predictor(z2)
-        forth, back = in_float32(self.criterion, p1, z2.detach()), in_float32(self.criterion, p2, z1.detach())
-        return self.log_loss(0.5 * (forth + back), len(views[0]))
+        first, second = in_float32(self.criterion, p1, z2.detach()), in_float32(self.criterion, p2, z1.detach())
+        return self.log_loss(0.5 * (first + second), len(views[0]))

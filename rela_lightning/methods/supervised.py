@@ -1,4 +1,4 @@
-"""Supervised training, the yardstick of the others; transport accelerates it as well."""
+"""Supervised training, the reference of the others; transport accelerates it as well."""
 
 from __future__ import annotations
 

@@ -18,9 +18,9 @@ from rela_lightning.methods.queue import FeatureQueue
 
 
 class SwAV(Method):
-    """Every view predicts the clusters that the other large view is assigned to, evenly over the batch.
+    """Every view predicts the clusters that the other global crop is assigned to, evenly over the batch.
 
-    Scores are cosines to prototypes. Sinkhorn iterations turn those of each large view, over the batches of all
+    Scores are cosines to prototypes. Sinkhorn iterations turn those of each global crop, over the batches of all
     devices, into assignments; the loss is the cross-entropy of every other view's softmax at `temperature`
     against them (eq. 2 and section 3.3). Prototypes are kept at length 1.
 
@@ -28,7 +28,7 @@ class SwAV(Method):
     3 iterations, LARS with rate 4.8 and weight decay 1e-6, batch 4096, prototypes frozen for an epoch; with batch
     256, queue_size=3840 from epoch 15.
 
-    A batch starts with two large views, then any number of smaller crops: `([v1, v2, small, ...], labels, ...)`
+    A batch starts with two global crops, then any number of local ones: `([v1, v2, local, ...], labels, ...)`
     or flat; what follows is ignored.
 
     Args:
@@ -77,7 +77,7 @@ class SwAV(Method):
         super().__init__(backbone, **options)
         self.projector = SwaVProjectionHead(self.feature_dim, hidden_dim, projector_dim)
         self.prototypes = nn.Linear(projector_dim, num_prototypes, bias=False)
-        self.queue = FeatureQueue(queue_size, 2 * projector_dim) if queue_size else None  # both large views a row
+        self.queue = FeatureQueue(queue_size, 2 * projector_dim) if queue_size else None  # both global crops a row
         self.criterion = SwaVLoss(temperature, sinkhorn_iterations, epsilon, sinkhorn_gather_distributed=GATHER)
         self.queue_start, self.freeze_prototypes = queue_start, freeze_prototypes
 

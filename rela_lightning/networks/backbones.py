@@ -42,8 +42,10 @@ def build_backbone(
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:
-    conv = getattr(network, "conv1", None)
-    if not isinstance(conv, nn.Conv2d) or not isinstance(getattr(network, "maxpool", None), nn.Module):
+    conv, pooling = getattr(network, "conv1", None), getattr(network, "maxpool", None)
+    if isinstance(conv, nn.Conv2d) and conv.stride == (1, 1) and pooling is None:  # small already, as lightly's
+        return
+    if not isinstance(conv, nn.Conv2d) or not isinstance(pooling, nn.Module):
         raise NetworkError(
             f"{name} has no ResNet stem to shrink.",
             expected="a network with conv1 and maxpool",

@@ -57,7 +57,7 @@ def find_backbone(module: nn.Module, name: str = "auto") -> Encoder:
 
 
 @contextmanager
-def undisturbed(network: nn.Module, device: torch.device) -> Iterator[None]:
+def evaluation(network: nn.Module, device: torch.device) -> Iterator[None]:
     """Eval mode without gradients; afterwards each submodule's mode and the random state are as before."""
     modes = [(sub, sub.training) for sub in network.modules()]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.no_grad():
@@ -90,7 +90,7 @@ def encode(backbone: Encoder | nn.Module, images: Tensor, pooling: Pooling = "au
         Detached features `[B, F]` in the backbone's own dtype.
     """
     call, network = (backbone, backbone) if isinstance(backbone, nn.Module) else backbone
-    with undisturbed(network, images.device):
+    with evaluation(network, images.device):
         output = first_tensor(call(images)).detach()
     return pooled(network, output, pooling)
 

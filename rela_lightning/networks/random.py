@@ -21,5 +21,5 @@ def build(name: str, *, pretrained: bool = False, image_size: int | None = None,
         kwargs: Passed on to the library's factory.
     """
     with isolate_rng(include_cuda=False):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would touch the GPUs' states too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         return build_network(name, pretrained=False, image_size=image_size, **kwargs)

@@ -13,6 +13,7 @@ from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from rela_lightning.batches import find_images, find_labels
+from rela_lightning.compat import picklable_default
 from rela_lightning.errors import ConfigError
 from rela_lightning.networks.encode import encode, measure_feature_dim
 from rela_lightning.networks.pooling import Pooling
@@ -20,6 +21,7 @@ from rela_lightning.probe.accuracy import summed_cross_entropy, topk_names
 from rela_lightning.probe.checks import finite_features
 
 
+@picklable_default("optimizer")
 class LinearProbe(LightningModule):
     """Trains a linear classifier on the features of a frozen backbone and measures it.
 
@@ -119,8 +121,3 @@ class LinearProbe(LightningModule):
         images = find_images(batch)
         self._labels, labels = find_labels(batch, len(images), self._labels, self.num_classes)
         return self(images), labels
-
-
-# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
-DEFAULT_OPTIMIZER = (LinearProbe.__init__.__kwdefaults__ or {})["optimizer"]
-DEFAULT_OPTIMIZER.__qualname__ = "DEFAULT_OPTIMIZER"

@@ -9,6 +9,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from rela_lightning.compat import picklable_default
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.networks.pooling import Pooling
 from rela_lightning.probe.accuracy import accuracies, summed_cross_entropy, topk_counts, topk_names
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
 
 
+@picklable_default("optimizer")
 class OnlineLinearProbe(ProbeCallback):
     """Trains a linear classifier on detached features during `fit` and logs its accuracy.
 
@@ -188,8 +190,3 @@ def _summed(trainer: Trainer, values: Tensor) -> Tensor:
     if not isinstance(total, Tensor):
         raise DataError("The strategy reduced a tensor to something else.", found=type(total).__name__)
     return total
-
-
-# A lambda in the signature, so that LightningCLI can print it and change its options; named, so that it pickles.
-DEFAULT_OPTIMIZER = (OnlineLinearProbe.__init__.__kwdefaults__ or {})["optimizer"]
-DEFAULT_OPTIMIZER.__qualname__ = "DEFAULT_OPTIMIZER"

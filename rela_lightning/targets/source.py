@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rela_lightning.data.normalisation import Scale, told_scale
 from rela_lightning.data.swap import has_rows, transform_owners
 from rela_lightning.data.transforms import common_scale
 from rela_lightning.errors import DataError, TargetError
 from rela_lightning.networks.preprocess import EachPreprocess, Preprocess
-from rela_lightning.priors.base import Prior
+from rela_lightning.priors import Prior, load_prior
 from rela_lightning.targets.fly import Learner
 from rela_lightning.targets.lookup import Crops, TargetLookup
 from rela_lightning.targets.reduce import Projection, project
@@ -182,6 +183,34 @@ class PriorTargets:
         if "projection" in state:
             self._projection = Projection(*state["projection"])
         self._learner.load_state_dict(state)
+
+
+def open_source(
+    targets: str | Path | TargetStore | None,
+    prior: Prior | str | nn.Module | None = None,
+    *,
+    num_samples: int = 16,
+    crops: Crops = "auto",
+    num_views: int = 1,
+) -> StoredTargets | PriorTargets:
+    """The targets of a store, or those of a prior on the fly where there is no store.
+
+    Args:
+        targets: Folder of a store, or an open one; None for targets on the fly.
+        prior: Prior or its spec; beside targets the one that they are verified with.
+        num_samples: See `StoredTargets`.
+        crops: See `StoredTargets`.
+        num_views: See `StoredTargets`.
+
+    Raises:
+        PriorError: If there is no such prior.
+        TargetError: If there is no such store.
+    """
+    loaded = None if prior is None else load_prior(prior)
+    if targets is None and loaded is not None:
+        return PriorTargets(loaded)
+    store = targets if isinstance(targets, TargetStore) else TargetStore(str(targets))
+    return StoredTargets(store, prior=loaded, num_samples=num_samples, crops=crops, num_views=num_views)
 
 
 def _check_range(images: Tensor) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rela_lightning.targets.source import BatchRows
+from rela_lightning.targets.source import BatchRows, open_source
 from tests.benchmarks.calls import call, lines_of
 
 SETTINGS = {"lr": 1e-3, "batch_size": 16, "momentum": 0.9}
@@ -175,7 +175,7 @@ def test_online_distillation_aims_at_what_the_store_holds(convergence, data_root
     train = convergence.load_splits("fashion_mnist", data_root, 128).train
     store = convergence.targets_of(options, train, "random")
     callback = convergence.callback_of("e", store, "random")
-    source = callback._open_targets()
+    source = open_source(callback.targets, callback.prior)
     data = train.rows(range(128), script("images").plain_view())
     source.check(data)
     views = torch.stack([image for image, _ in data])

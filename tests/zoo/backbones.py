@@ -157,7 +157,7 @@ class MultiCropWrapper(nn.Module):
 @zoo(
     "network called on a list of crops (DINO's wrapper)",
     GROUP,
-    batch="[2 large + 2 small views, label]",
+    batch="[2 global + 2 local crops, label]",
     views=multi_crop,
     called="student.backbone",
     teachers=("teacher",),
@@ -377,7 +377,7 @@ class ListNetwork(nn.Module):
         return self.projector(torch.cat([self.trunk(crop) for crop in crops]))
 
 
-@zoo("a network that takes only lists of crops", GROUP, batch="[2 large + 2 small views, label]", views=multi_crop)
+@zoo("a network that takes only lists of crops", GROUP, batch="[2 global + 2 local crops, label]", views=multi_crop)
 class OnLists(Contrast):
     def __init__(self) -> None:
         super().__init__()

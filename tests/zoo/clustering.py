@@ -25,7 +25,7 @@ from tests.zoo.data import SIZE, multi_crop, two_views
 from tests.zoo.networks import DIM, cnn
 
 GROUP = "Clustering"
-BATCH = "[2 large + 2 small views, label]"
+BATCH = "[2 global + 2 local crops, label]"
 
 
 @zoo(
@@ -56,7 +56,7 @@ class SwAV:
 
 @zoo("SwAV with queues", GROUP, batch=BATCH, views=multi_crop)
 class SwAVQueue(SwAV):
-    """Views of one size in one call; a queue of earlier projections for each large view."""
+    """Views of one size in one call; a queue of earlier projections for each global crop."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -153,7 +153,7 @@ class FastSiam(SimSiam):
 @zoo(
     "DINO (multi-crop)",
     GROUP,
-    batch="[2 large + 2 small views, label]",
+    batch="[2 global + 2 local crops, label]",
     views=lambda: DINOTransform(global_crop_size=SIZE, local_crop_size=SIZE // 2, n_local_views=2),
     called="student_backbone",
     teachers=("teacher_backbone", "teacher_head"),
@@ -225,7 +225,7 @@ class MaskedSiamese:
 
 
 MSN_OPTIONS: dict[str, Any] = {
-    "batch": "[2 large + 2 small views, label]",
+    "batch": "[2 global + 2 local crops, label]",
     "views": multi_crop,
     "called": "anchor_backbone",
     "teachers": ("backbone", "projection_head"),

@@ -122,9 +122,9 @@ class SoloBYOL(BaseMethod):
 
 
 @zoo(
-    "SimCLR, small crops unused",
+    "SimCLR, local crops unused",
     SOLO,
-    batch="[index, 2 large + 2 small views, label]",
+    batch="[index, 2 global + 2 local crops, label]",
     views=multi_crop,
     wrap=lambda views, label, row: (row, views, label),
 )

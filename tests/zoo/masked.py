@@ -234,7 +234,7 @@ class PatchDistillation:
         return torch.optim.AdamW(self.parameters(), lr=1e-3)
 
 
-@zoo("iBOT (multi-crop)", GROUP, batch="[2 large + 2 small views, label]", views=multi_crop, **TOKENS)
+@zoo("iBOT (multi-crop)", GROUP, batch="[2 global + 2 local crops, label]", views=multi_crop, **TOKENS)
 class IBOT(PatchDistillation):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         self.follow()
@@ -244,7 +244,7 @@ class IBOT(PatchDistillation):
 @zoo(
     "DINOv2 (teacher in on_train_batch_end)",
     GROUP,
-    batch="[2 large + 2 small views, label]",
+    batch="[2 global + 2 local crops, label]",
     views=multi_crop,
     **TOKENS,
 )
@@ -264,7 +264,7 @@ class DINOv2(PatchDistillation):
         self.follow()
 
 
-@zoo("iBOT++", GROUP, batch="[2 large + 2 small views, label]", views=multi_crop, **TOKENS)
+@zoo("iBOT++", GROUP, batch="[2 global + 2 local crops, label]", views=multi_crop, **TOKENS)
 class IBOTPlusPlus(IBOT):
     """The patch loss is on visible patches too."""
 

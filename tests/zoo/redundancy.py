@@ -92,7 +92,7 @@ class EMPSSL:
 
 
 class GlobalLocal:
-    """Projections of large and of small views, stacked."""
+    """Projections of global and of local crops, stacked."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,14 +110,14 @@ class GlobalLocal:
         return torch.optim.AdamW(self.parameters(), lr=5e-4, weight_decay=5e-2)
 
 
-@zoo("LeJEPA (ViT)", GROUP, batch="[2 large + 2 small views, label]", views=multi_crop)
+@zoo("LeJEPA (ViT)", GROUP, batch="[2 global + 2 local crops, label]", views=multi_crop)
 class LeJEPA(GlobalLocal):
     def __init__(self) -> None:
         super().__init__()
         self.criterion = LeJEPALoss(sigreg_num_vectors=16)
 
 
-@zoo("VISReg (ViT)", GROUP, batch="[2 large + 2 small views, label]", views=multi_crop)
+@zoo("VISReg (ViT)", GROUP, batch="[2 global + 2 local crops, label]", views=multi_crop)
 class VISReg(GlobalLocal):
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class VISReg(GlobalLocal):
 @zoo(
     "VICRegL",
     GROUP,
-    batch="[2 large + 2 small views + 4 grids [B, h, w, 2], label]",
+    batch="[2 global + 2 local crops + 4 grids [B, h, w, 2], label]",
     views=lambda: VICRegLTransform(
         global_crop_size=SIZE, local_crop_size=SIZE // 2, n_local_views=2, global_grid_size=8, local_grid_size=4
     ),

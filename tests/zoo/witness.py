@@ -113,8 +113,8 @@ class Watch(L.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
         self.phases.append(float(trainer.callback_metrics["rela/phase"]))
         self.losses.append(float(trainer.callback_metrics["rela/loss"]))
-        if self.rela._parts.student.backbone is not None:
-            self.names.add(self.rela._parts.student.backbone.name)
+        if self.rela._run.parts.student.backbone is not None:
+            self.names.add(self.rela._run.parts.student.backbone.name)
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         if trainer.current_epoch == 0:

@@ -42,7 +42,7 @@ class ImageData(DualDataModule):
             each class of `rela_lightning.methods` has, else `two`.
         views_kwargs: Parameters of lightly's transform of that name (`min_scale`, `cj_strength`, ...); they go before
             the defaults that `rela_lightning.data.build_views` lists.
-        image_size: Height and width of images and large views, pixels; None for the data set's own.
+        image_size: Height and width of images and global crops, pixels; None for the data set's own.
         mean: Per-channel mean that is subtracted, on the [0, 1] scale; None for the data set's own.
         std: Per-channel standard deviation that is divided by; None for the data set's own.
         batch_size: Images in a batch on each device.

@@ -32,6 +32,8 @@ class TorchvisionData(ImageData):
         DataError: If the files are missing or broken and `download` is False, or the download fails.
     """
 
+    dataset_class: ClassVar[str]
+    """Its name in `torchvision.datasets`."""
     folder: ClassVar[str]
     """The folder that torchvision reads."""
     known_classes: ClassVar[int]
@@ -42,7 +44,12 @@ class TorchvisionData(ImageData):
 
     def read(self, root: str, split: Split) -> Any:
         """The data set of torchvision for a split, from `root`, without a transform."""
-        raise NotImplementedError
+        return self._of_torchvision(root, train=split == "train")
+
+    def _of_torchvision(self, root: str, **options: Any) -> Any:
+        from torchvision import datasets
+
+        return getattr(datasets, self.dataset_class)(root, download=self.download, **options)
 
     def source(self, split: Split) -> Any:
         """The images of a split, without a transform."""
@@ -97,14 +104,8 @@ class CIFAR10Data(TorchvisionData):
     default_size = 32
     default_mean: ClassVar[Sequence[float]] = (0.4914, 0.4822, 0.4465)
     default_std: ClassVar[Sequence[float]] = (0.2470, 0.2435, 0.2616)
-    folder = "cifar-10-batches-py"
+    dataset_class, folder = "CIFAR10", "cifar-10-batches-py"
     known_classes = expected_classes = 10
-
-    def read(self, root: str, split: Split) -> Any:
-        """The CIFAR10 of torchvision."""
-        from torchvision.datasets import CIFAR10
-
-        return CIFAR10(root, train=split == "train", download=self.download)
 
 
 class CIFAR100Data(TorchvisionData):
@@ -121,14 +122,8 @@ class CIFAR100Data(TorchvisionData):
     default_size = 32
     default_mean: ClassVar[Sequence[float]] = (0.5071, 0.4865, 0.4409)
     default_std: ClassVar[Sequence[float]] = (0.2673, 0.2564, 0.2762)
-    folder = "cifar-100-python"
+    dataset_class, folder = "CIFAR100", "cifar-100-python"
     known_classes = expected_classes = 100
-
-    def read(self, root: str, split: Split) -> Any:
-        """The CIFAR100 of torchvision."""
-        from torchvision.datasets import CIFAR100
-
-        return CIFAR100(root, train=split == "train", download=self.download)
 
 
 class FashionMNISTData(TorchvisionData):
@@ -145,14 +140,8 @@ class FashionMNISTData(TorchvisionData):
     default_size = 32
     default_mean: ClassVar[Sequence[float]] = (0.286, 0.286, 0.286)
     default_std: ClassVar[Sequence[float]] = (0.353, 0.353, 0.353)
-    folder = "FashionMNIST"
+    dataset_class, folder = "FashionMNIST", "FashionMNIST"
     known_classes = expected_classes = 10
-
-    def read(self, root: str, split: Split) -> Any:
-        """The FashionMNIST of torchvision."""
-        from torchvision.datasets import FashionMNIST
-
-        return FashionMNIST(root, train=split == "train", download=self.download)
 
 
 class STL10Data(TorchvisionData):
@@ -174,7 +163,7 @@ class STL10Data(TorchvisionData):
     default_size = 96
     default_mean: ClassVar[Sequence[float]] = (0.4467, 0.4398, 0.4066)
     default_std: ClassVar[Sequence[float]] = (0.2603, 0.2566, 0.2713)
-    folder = "stl10_binary"
+    dataset_class, folder = "STL10", "stl10_binary"
     known_classes = expected_classes = 10
 
     def __init__(self, root: str = "data", *, train_split: STL10Split = "train+unlabeled", **options: Any) -> None:
@@ -185,7 +174,7 @@ class STL10Data(TorchvisionData):
 
     def read(self, root: str, split: Split) -> Any:
         """The STL10 of torchvision."""
-        return self._read(root, self.train_split if split == "train" else "test")
+        return self._of_torchvision(root, split=self.train_split if split == "train" else "test")
 
     def probe_source(self) -> Any:
         """The 5,000 labelled training images."""
@@ -193,10 +182,5 @@ class STL10Data(TorchvisionData):
         if isinstance(train, FolderImages) or self.train_split == "train":
             return train
         if "probe" not in self._sources:
-            self._sources["probe"] = self._read(str(train.root), "train")
+            self._sources["probe"] = self._of_torchvision(str(train.root), split="train")
         return self._sources["probe"]
-
-    def _read(self, root: str, split: str) -> Any:
-        from torchvision.datasets import STL10
-
-        return STL10(root, split=split, download=self.download)

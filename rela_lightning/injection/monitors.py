@@ -1,4 +1,4 @@
-"""Callbacks and schedulers that watch a metric of the module's own step wait while that step is left out."""
+"""Callbacks and schedulers that monitor a metric of the module's own step wait while that step is left out."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from rela_lightning.injection.patch import Patches
 from rela_lightning.schedules import Schedule
 
 _OURS = "rela/"
-_LOOKS = ("on_train_epoch_end", "on_validation_end")
+_READS = ("on_train_epoch_end", "on_validation_end")
 
 
-class Watchers:
+class Monitors:
     """Whoever has a `monitor`: early stopping, checkpoints of the best, plateau schedulers.
 
     In the transport phase the module's own step may be left out, and with it what it logs. Nobody can tell beforehand
-    which metrics these are; so a watcher that would look at a metric while it is missing is not asked, until it is
-    there or the step is run. Metrics of validation are there, and are looked at as ever.
+    which metrics these are; so whoever would read a metric while it is missing is not asked, until it is
+    there or the step is run. Metrics of validation are there, and are read as ever.
 
     Args:
         trainer: The Trainer.
@@ -29,7 +29,7 @@ class Watchers:
         left_out: Whether the module's own step is left out at the moment.
 
     Raises:
-        ConfigError: If a callback watches a metric of ours that ends at the switch.
+        ConfigError: If a callback monitors a metric of ours that ends at the switch.
     """
 
     def __init__(self, trainer: Any, schedule: Schedule, left_out: Callable[[], bool]) -> None:
@@ -42,15 +42,15 @@ class Watchers:
         """Stand between the callbacks and their metrics."""
         for callback in self._trainer.callbacks:
             if isinstance(getattr(callback, "monitor", None), str):
-                looks = [SAVE_BEST] if hasattr(callback, SAVE_BEST) else _LOOKS
-                for name in looks:
+                hooks = [SAVE_BEST] if hasattr(callback, SAVE_BEST) else _READS
+                for name in hooks:
                     patches.wrap(callback, name, self._unless_missing(callback))
 
     def attach_schedulers(self) -> None:
         """The same for plateau schedulers, which exist from the start of `fit` on.
 
         Raises:
-            ConfigError: If one watches a metric of ours that ends at the switch.
+            ConfigError: If one monitors a metric of ours that ends at the switch.
         """
         plateaus = [config for config in self._trainer.lr_scheduler_configs if config.reduce_on_plateau]
         self._refuse_ours(plateaus)
@@ -68,32 +68,32 @@ class Watchers:
         self._strict = []
 
     def _unless_missing(self, callback: Any) -> Callable[..., Any]:
-        def look(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        def read(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             missing = callback.monitor is not None and callback.monitor not in self._trainer.callback_metrics
             if not (missing and self._left_out()):
                 return original(*args, **kwargs)
             self._tell(type(callback).__name__, callback.monitor)
             return None
 
-        return look
+        return read
 
-    def _tell(self, watcher: str, monitor: str) -> None:
-        if watcher not in self._told:
-            self._told.add(watcher)
+    def _tell(self, owner: str, monitor: str) -> None:
+        if owner not in self._told:
+            self._told.add(owner)
             rank_zero_warn(
-                f"{watcher} waits for {monitor!r}, which is not there while the transport phase leaves the module's "
+                f"{owner} waits for {monitor!r}, which is not there while the transport phase leaves the module's "
                 'own step out. step="swap_loss" runs that step for its logs; KNNProbe and OnlineLinearProbe log an '
                 "accuracy in every phase."
             )
 
-    def _refuse_ours(self, watchers: Iterable[Any]) -> None:
-        for watcher in watchers:
-            monitor = getattr(watcher, "monitor", None)
-            if isinstance(monitor, str) and monitor.startswith(_OURS) and self._schedule.lets_go:
+    def _refuse_ours(self, owners: Iterable[Any]) -> None:
+        for owner in owners:
+            monitor = getattr(owner, "monitor", None)
+            if isinstance(monitor, str) and monitor.startswith(_OURS) and self._schedule.hands_over:
                 raise ConfigError(
-                    f"{type(watcher).__name__} monitors {monitor!r}, which ends when the transport phase does: "
+                    f"{type(owner).__name__} monitors {monitor!r}, which ends when the transport phase does: "
                     "from then on it would go by an old number.",
                     expected="a metric of the whole run, such as knn/top1 or probe/top1, or one of validation",
-                    found=f"{monitor!r} with {type(self._schedule).__name__}, which lets go",
+                    found=f"{monitor!r} with {type(self._schedule).__name__}, which hands over",
                     do="add KNNProbe() or OnlineLinearProbe(num_classes=...), which log in every phase",
                 )

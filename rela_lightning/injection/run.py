@@ -1,0 +1,256 @@
+"""One fit under a `ReLACallback`: all that is attached to a trainer and a module, until it is taken off."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from rela_lightning.errors import TargetError
+from rela_lightning.injection import checks
+from rela_lightning.injection.loader import RowTracker
+from rela_lightning.injection.monitors import Monitors
+from rela_lightning.injection.optim import TransportMap, check_same
+from rela_lightning.injection.patch import Patches
+from rela_lightning.injection.patience import Patience
+from rela_lightning.injection.phases import Phase, Phases
+from rela_lightning.injection.step import Parts, Step
+from rela_lightning.injection.student import Student
+from rela_lightning.injection.teachers import Teachers, named_pairs
+from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
+from rela_lightning.schedules import Weights
+from rela_lightning.targets.source import PriorTargets, open_source
+
+if TYPE_CHECKING:
+    from rela_lightning.callback import ReLACallback
+
+
+class Run:
+    """Builds the parts of a run from the callback's options, and answers its hooks.
+
+    Args:
+        callback: Holds the options.
+        trainer: The Trainer.
+        module: The user's module.
+
+    Attributes:
+        parts: What every step is made of.
+        rows: Tells the data set rows of a batch.
+        phases: Tells how a step is run.
+        monitors: Callbacks that monitor a metric.
+
+    Raises:
+        ConfigError: For options that do not go with this trainer or module.
+        InjectionError: For a strategy or a module that cannot be attached to.
+        TargetError: If the targets cannot be opened.
+    """
+
+    def __init__(self, callback: ReLACallback, trainer: Any, module: Any) -> None:
+        checks.check_strategy(trainer.strategy, allow_untested=callback.allow_untested_strategy)
+        checks.check_step(module)
+        replace = checks.replaces_step(module, callback.step, callback.transport_resolution)
+        self._callback, self._trainer, self._module, self._schedule = callback, trainer, module, callback.schedule
+        self._patches, self._patience = Patches(), Patience()
+        self._step: Step | None = None
+        self._logged: tuple[tuple[float, ...], int | None] | None = None
+        self._teachers: Teachers | None = None
+        self._pairs: list[list[str]] | None = None
+        self.monitors = Monitors(trainer, self._schedule, lambda: self.phases.skips_step)
+        self._source = source = open_source(
+            callback.targets,
+            callback.prior,
+            num_samples=callback.verify_targets,
+            crops=callback.crops,
+            num_views=callback.num_views,
+        )
+        self._map = TransportMap(callback.transport_optimizer, callback.seed)
+        student = Student(
+            module,
+            backbone=callback.backbone,
+            feature_layer=callback.feature_layer,
+            pooling=callback.pooling,
+            views=callback.views,
+            num_views=callback.num_views,
+            resolution=callback.transport_resolution,
+            row_layout=callback.row_layout,
+            own_forward=callback.own_forward,
+            optimizers=lambda: trainer.optimizers,
+        )
+        head = TransportHead(self._map, callback.criterion, functools.partial(of_other_ranks, trainer))
+        self.parts = parts = Parts(module, student, head, lambda rows, view: source(rows, view, trainer), replace)
+        self.rows = RowTracker(
+            self._before_loading,
+            lookup=source.lookup,
+            transform=callback.transform if replace else None,
+            num_views=callback.num_views,
+            data_ratio=callback.data_ratio,
+            seed=callback.seed,
+        )
+        self.phases = Phases(
+            self._schedule, callback.head_warmup, trainer, lambda: parts.may_replace, self.rows.request
+        )
+
+    @property
+    def _in_use(self) -> bool:
+        """Tuners of the learning rate and the batch size set callbacks aside, and run the user's own step."""
+        return self._callback in self._trainer.callbacks
+
+    def attach(self) -> None:
+        """Stand between the trainer and the module."""
+        self.rows.attach(self._patches, self._trainer, self._module)
+        self.monitors.attach(self._patches)
+        self._patches.wrap(self._module, "training_step", self._training_step)
+        self._patches.wrap(self._module, "manual_backward", self._manual_backward)
+
+    def detach(self) -> None:
+        """Take everything off again."""
+        self.parts.student.remove()
+        self.rows.detach()
+        self.monitors.detach()
+        self._source.release()
+        self._patches.undo()
+
+    def _before_loading(self, dataset: Any) -> None:
+        self._source.check(dataset)
+        self.phases.request(self._in_use)
+
+    # ---- from the start to the end -------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Read the plan of the run; say what is known of it."""
+        self.phases.start()
+        if self._callback.teachers != "auto":
+            named_pairs(self._module, self._callback.teachers)
+        if self._schedule.adaptive:
+            checks.say_when_it_ends(self._schedule)
+        if not self._schedule.hands_over:
+            checks.warn_never_hands_over(self._schedule)
+        images = checks.images_per_step(self._trainer)
+        if isinstance(self._source, PriorTargets) and images:
+            checks.warn_projection_late(
+                self._schedule,
+                images_needed=self._source.images_needed,
+                images_per_step=images,
+                steps=self._trainer.estimated_stepping_batches,
+                spent=self._trainer.global_step,
+            )
+
+    def end(self) -> None:
+        """Say so, where the transport loss never levelled off, or there was none."""
+        if isinstance(self._source, PriorTargets) and self._source.images_needed:
+            checks.warn_projection_never(self._source.images_needed)
+        if self._schedule.adaptive and self.phases.now.weights.transport_only:
+            checks.warn_still_falling(self._schedule)
+
+    def start_epoch(self) -> None:
+        """Decide before the epoch's first batch is fetched."""
+        self.rows.start_epoch(self._trainer.current_epoch)
+        self.phases.decide(self.rows.in_flight, again=True)
+
+    def start_batch(self) -> None:
+        """Decide once per optimizer step; see whether somebody else moves the teachers."""
+        self.phases.decide(self.rows.in_flight)
+        self.monitors.update()
+        if self.phases.skips_step:
+            self._find_teachers().before_step()
+
+    def _find_teachers(self) -> Teachers:
+        if self._teachers is None:
+            named = self._pairs if self._callback.teachers == "auto" else self._callback.teachers
+            self._teachers = Teachers.of(self._module, self.parts.student, named, self._callback.teacher_momentum)
+            self._pairs = [list(pair) for pair in self._teachers.pairs]
+        return self._teachers
+
+    def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        if not self._in_use:
+            return original(*args, **kwargs)
+        rows = self.rows.take()
+        phase = self.phases.for_batch(rows.transport_views)
+        module = self._trainer.lightning_module
+        wrapped = self._trainer.strategy.model is not module  # DDP wraps at one process too
+        self._step = step = Step(self.parts, rows, phase, distributed=wrapped)
+        output = step.run(original, args, kwargs)
+        if step.loss is not None:
+            module.log("rela/loss", step.loss, batch_size=step.samples)
+            following = [] if self._teachers is None else [pair.teacher for pair in self._teachers.pairs]
+            self.parts.student.say_once(following)
+        self._log_phase(module, phase, step.samples)
+        return output
+
+    def _log_phase(self, module: Any, phase: Phase, samples: int) -> None:
+        """Log the weights where they changed, once an epoch until transport is over, and no more from then on."""
+        ssl = 1.0 if phase.warm_heads else phase.weights.ssl
+        values = {"rela/weight": phase.weights.transport, "rela/ssl_weight": ssl, "rela/phase": phase.number}
+        over = phase.weights.transport == 0.0
+        logged = (tuple(values.values()), None if over else self._trainer.current_epoch)
+        if logged == self._logged:
+            return
+        for name, value in values.items():
+            # filled on the device: a Python number would be copied there, and that waits
+            module.log(name, torch.full((), value, device=module.device), batch_size=samples)
+        if self._logged is None or self._logged[0][2] != phase.number:  # loggers hear of each phase, at any interval
+            for logger in self._trainer.loggers:
+                logger.log_metrics(values, step=self._trainer.global_step)
+        self._logged = logged
+
+    def _manual_backward(self, original: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
+        return original(loss if self._step is None else self._step.backward(loss), *args, **kwargs)
+
+    def before_optimizer_step(self) -> None:
+        """Step W; keep parameters that took no part out of the user's optimizer step."""
+        step = self._step
+        if step is None:
+            return
+        for parameter in step.unused:
+            parameter.grad = None
+        if step.loss is not None and not self.phases.stepped:
+            loss = self._map.step(self._trainer, step.loss)
+            if self._schedule.adaptive:
+                self._schedule.update(loss, self.phases.progress)
+        self.phases.after_step()
+
+    def end_batch(self) -> None:
+        """Move the teachers in the transport phase."""
+        if self._step is None:
+            return
+        stepped = self.phases.stepped
+        if self._step.replaced and stepped and self._teachers is not None:
+            self._teachers.update()
+        self._patience.update(self._step, stepped=stepped, accumulate=self._trainer.accumulate_grad_batches)
+
+    # ---- state ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `ReLACallback.state_dict`."""
+        return {
+            "transport": self._map.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "schedule_class": type(self._schedule).__name__,
+            "teachers": self._pairs,
+            "weights": list(self.phases.now.weights),
+            "progress": self.phases.spent(),
+            "targets": self._source.fingerprint,
+            "source": self._source.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned.
+
+        Raises:
+            TargetError: If the run that is resumed used other targets.
+        """
+        if state["targets"] != self._source.fingerprint:
+            raise TargetError(
+                "The checkpoint was trained on other targets.",
+                expected=f"targets with fingerprint {state['targets']}",
+                found=self._source.fingerprint,
+                do="pass the targets of that run, or start afresh",
+            )
+        check_same("schedule", type(self._schedule).__name__, state["schedule_class"])
+        self._map.load_state_dict(state["transport"])
+        self._pairs = state["teachers"]
+        self._source.load_state_dict(state["source"])
+        self._schedule.load_state_dict(state["schedule"])
+        self.phases.now = Phase(Weights(*state["weights"]))
+        self.phases.progress = state["progress"]
