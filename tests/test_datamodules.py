@@ -215,10 +215,20 @@ class Numbered(DigitsData):
     """Digits whose views say which row they are."""
 
     def source(self, split: Any) -> Any:
-        source = super().source(split)
-        source._images = list(range(len(source)))
-        source.transform = RowView()
-        return source
+        return RowsOf(super().source(split))
+
+
+class RowsOf(torch.utils.data.Dataset):
+    """Each row's number in place of its image."""
+
+    def __init__(self, digits: Digits) -> None:
+        self.targets, self.transform = digits.targets, RowView()
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.transform(row), self.targets[row]
 
 
 class RowView:
