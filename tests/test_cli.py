@@ -113,6 +113,7 @@ def test_a_run_that_is_killed_leaves_the_record_of_its_whole_epochs():
     assert 0 < record("runs/byol-digits")["linear_top1"] <= 1
 
 
+@pytest.mark.slow
 def test_the_record_names_the_last_checkpoint_and_an_earlier_one_is_probed_apart():
     words = [
         "--trainer.max_epochs=2", "--name=r", "--trainer.callbacks+=ModelCheckpoint",
@@ -232,6 +233,7 @@ def test_fast_dev_run_writes_nothing():
 # ---- targets, probe, compare -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_targets_probe_and_compare_make_one_story(targets, plain, capsys):
     from rela_lightning import TargetStore
 

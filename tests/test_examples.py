@@ -101,6 +101,7 @@ def test_lightly_byol_in_both_packages(package, place, few_steps):
     assert {"train_loss", "knn/top1"} == set(alone)
 
 
+@pytest.mark.slow
 def test_custom_prior_is_fused_and_its_edges_are_edges(place, few_steps):
     import numpy as np
     import torch

@@ -45,8 +45,12 @@ def result(name: str, schedule: str, targets: Path) -> Result:
     return try_case(CASES[name], schedule, targets)
 
 
-@pytest.mark.parametrize("schedule", [SCHEDULES[0], *(pytest.param(s, marks=pytest.mark.slow) for s in SCHEDULES[1:])])
-@pytest.mark.parametrize("name", CASES)
+def quick(name: str) -> Any:
+    return pytest.param(name, marks=() if name in IN_THE_OTHER_NAMESPACE else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("name", map(quick, CASES))
 def test_module(name: str, schedule: str, targets: Path) -> None:
     assert result(name, schedule, targets).works != (schedule in CASES[name].refused)
 

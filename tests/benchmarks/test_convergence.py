@@ -118,6 +118,7 @@ def train_for(convergence: Any, data_root: Any, variant: str, seconds: float) ->
     return clock, rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "seconds", "steps"),
     [
