@@ -352,6 +352,7 @@ def test_default_optimizers_pickle(owner, option):
     assert function([torch.nn.Parameter(torch.ones(1))]).defaults["lr"] in (1e-3, 3e-4)
 
 
+@pytest.mark.slow
 def test_help_needs_no_torch_and_short_names_work_in_a_fresh_process():
     code = (
         "import sys; from rela_lightning.cli import main\n"

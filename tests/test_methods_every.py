@@ -309,6 +309,7 @@ def test_the_queue_replaces_the_oldest_and_is_saved() -> None:
         assert sorted(held.rows[:, 0].tolist()) == [0.0, *rows[12:16, 0].tolist()]
 
 
+@pytest.mark.slow
 def test_names_are_imported_when_used() -> None:
     code = (
         "import sys, rela_lightning.methods as m; assert not {'torch', 'lightly', 'lightning'} & set(sys.modules);"
