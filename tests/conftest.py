@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import logging
+import shutil
 import warnings
 from pathlib import Path
 
@@ -49,3 +50,29 @@ def targets64(tmp_path_factory: pytest.TempPathFactory, digits64) -> Path:
     path = tmp_path_factory.mktemp("targets") / "digits64"
     build_targets(prior, digits64, path, standardise="per_dim", storage_dtype=torch.float32)
     return path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with targets in `t` and a run without ReLA in `runs/plain`, made by the command once a process."""
+    from rela_lightning.cli import main
+    from tests.test_cli import BYOL, DIGITS, PRIOR
+
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert main(["targets", *PRIOR, DIGITS, "--path=t"]) == 0
+        assert main([*BYOL, "--trainer.max_epochs=1", "--name=plain"]) == 0
+    return folder
+
+
+@pytest.fixture
+def targets(made: Path, tmp_path: Path) -> Path:
+    """Targets of the training digits."""
+    return Path(shutil.copytree(made / "t", tmp_path / "t"))
+
+
+@pytest.fixture
+def plain(made: Path, tmp_path: Path) -> Path:
+    """A finished run of one epoch."""
+    return Path(shutil.copytree(made / "runs/plain", tmp_path / "runs/plain"))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
@@ -37,10 +40,17 @@ class TwoViews:
 
 def make_digits(count: int, transform: object = None):
     """A map-style data set of `count` digits with a `transform` attribute that works."""
+    digits = copy.copy(all_digits())
+    digits.transform = transform
+    return Head(digits, count)
+
+
+@functools.cache
+def all_digits():
+    """The training digits, drawn once a process."""
     from rela_lightning.data import Digits
 
-    digits = Digits("train", transform=transform)
-    return Head(digits, count)
+    return Digits("train")
 
 
 def numbered(count: int, transform: object = None):

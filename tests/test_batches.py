@@ -67,7 +67,10 @@ LOADERS = {
 }
 
 
-@pytest.mark.parametrize("name", LOADERS)
+SLOW = {"spawned": [pytest.mark.slow]}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW.get(name, [])) for name in LOADERS])
 def test_index_belongs_to_image(name: str) -> None:
     loader = LOADERS[name]()
     before = dict(vars(loader))

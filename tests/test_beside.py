@@ -107,6 +107,7 @@ def test_weight_averaging_beside(targets64: Any) -> None:
     assert all(0 < entry["rela/loss"] < 2 for entry in log.seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tuner", ["batch size", "learning rate"])
 def test_tuners_pass_through(tuner: str, targets64: Any, tmp_path: Any) -> None:
     class Tunable(type(byol())):

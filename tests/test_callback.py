@@ -183,7 +183,7 @@ def test_checkpoint_loads_strictly_and_safely(targets64: Any, tmp_path: Any) -> 
     assert state["callbacks"]["ReLACallback"]["transport"]["map"]["linear.weight"].shape == (16, 16)
 
 
-@pytest.mark.parametrize("stop", [1, 3])
+@pytest.mark.parametrize("stop", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("schedule", [Switch(0.5), Mix(0.5), Blend()])
 def test_resume_is_bitwise_the_uninterrupted_run(stop: int, schedule: Schedule, targets64: Any, tmp_path: Any) -> None:
     def data() -> DataLoader:

@@ -18,7 +18,7 @@ from rela_lightning import build_targets
 from rela_lightning.cli import main
 from rela_lightning.data import DigitsData
 from tests.parts import TwoViews, make_digits
-from tests.test_cli import BYOL, DIGITS, PRIOR, SMALL, in_a_folder_of_its_own, record, targets  # noqa: F401
+from tests.test_cli import BYOL, DIGITS, PRIOR, SMALL, in_a_folder_of_its_own, record  # noqa: F401
 from tests.test_targets import Digits, pixel_prior
 
 ACCELERATED = ["fit", "--model=rela_lightning.accelerate", "--model.targets=t", DIGITS, *SMALL[3:]]
@@ -52,7 +52,7 @@ def fit(*words: str) -> None:
 # ---- accelerate ------------------------------------------------------------------------------------------
 
 
-def test_inside_accelerate_a_module_has_its_own_hyperparameters(targets):  # noqa: F811
+def test_inside_accelerate_a_module_has_its_own_hyperparameters(targets):
     assert main([*ACCELERATED, "--model.method=tests.test_cli_runs.Reader", "--model.method.lr=0.2",
                  "--trainer.max_epochs=1", "--name=own"]) == 0  # fmt: skip
     saved = torch.load("runs/own/checkpoints/last.ckpt", weights_only=True)["hyper_parameters"]
@@ -61,7 +61,7 @@ def test_inside_accelerate_a_module_has_its_own_hyperparameters(targets):  # noq
     }  # fmt: skip
 
 
-def test_a_run_of_accelerate_is_exported(targets):  # noqa: F811
+def test_a_run_of_accelerate_is_exported(targets):
     method = ["--model.method=rela_lightning.methods.SimSiam", "--model.method.backbone=lightly:resnet-9"]
     assert main([*ACCELERATED, *method, "--model.method.backbone_kwargs={width: 0.125}", "--trainer.max_epochs=1",
                  "--name=sim"]) == 0  # fmt: skip
@@ -72,23 +72,22 @@ def test_a_run_of_accelerate_is_exported(targets):  # noqa: F811
 # ---- resume ----------------------------------------------------------------------------------------------
 
 
-def test_the_config_of_a_resumed_run_starts_runs_of_its_own(capsys):
-    fit("--name=first")
-    assert main(["fit", "--config=runs/first/config.yaml", "--ckpt_path=runs/first", "--trainer.max_epochs=2"]) == 0
-    assert record("runs/first")["epochs"] == 2
-    assert yaml.safe_load(Path("runs/first/config.yaml").read_text())["ckpt_path"] is None
-    assert main(["fit", "--config=runs/first/config.yaml", "--name=second", "--trainer.max_epochs=1"]) == 0
+def test_the_config_of_a_resumed_run_starts_runs_of_its_own(plain, capsys):
+    assert main(["fit", "--config=runs/plain/config.yaml", "--ckpt_path=runs/plain", "--trainer.max_epochs=2"]) == 0
+    assert record("runs/plain")["epochs"] == 2
+    assert yaml.safe_load(Path("runs/plain/config.yaml").read_text())["ckpt_path"] is None
+    assert main(["fit", "--config=runs/plain/config.yaml", "--name=second", "--trainer.max_epochs=1"]) == 0
     assert (record("runs/second")["name"], record("runs/second")["epochs"]) == ("second", 1)
-    assert record("runs/first")["name"] == "first"
+    assert record("runs/plain")["name"] == "plain"
     there = sorted(Path().rglob("*"))
-    assert main(["validate", "--config=runs/first/config.yaml", "--ckpt_path=runs/first"]) == 0
+    assert main(["validate", "--config=runs/plain/config.yaml", "--ckpt_path=runs/plain"]) == 0
     assert sorted(Path().rglob("*")) == there
-    said = message([*BYOL, "--ckpt_path=runs/first", "--name=third", "--trainer.max_epochs=3"], capsys)
-    assert "keeps its name" in said and "--name first" in said
-    assert record("runs/first")["epochs"] == 2 and not Path("runs/third").exists()
+    said = message([*BYOL, "--ckpt_path=runs/plain", "--name=third", "--trainer.max_epochs=3"], capsys)
+    assert "keeps its name" in said and "--name plain" in said
+    assert record("runs/plain")["epochs"] == 2 and not Path("runs/third").exists()
 
 
-def test_a_start_that_fails_takes_no_name(targets, tmp_path, capsys):  # noqa: F811
+def test_a_start_that_fails_takes_no_name(targets, tmp_path, capsys):
     rela = ["--trainer.callbacks+=rela_lightning.ReLACallback", "--trainer.callbacks.targets=t", "--name=wanted"]
     manifest = json.loads((targets / "manifest.json").read_text())
     (targets / "manifest.json").write_text(json.dumps({**manifest, "length": manifest["length"] - 1}))
@@ -144,11 +143,10 @@ def test_a_signal_is_answered_with_a_code_and_a_word(name, code, capsys):
 
 
 def test_other_exits_keep_their_code(monkeypatch):
-    def leave(**options: Any) -> None:
+    def leave(runs: list[str]) -> None:
         raise SystemExit(143)
 
     monkeypatch.setattr("rela_lightning.commands.compare.compare", leave)
-    monkeypatch.setattr("rela_lightning.cli._run", lambda command, words: leave())
     with pytest.raises(SystemExit) as stop:
         main(["compare", "a", "b"])
     assert stop.value.code == 143

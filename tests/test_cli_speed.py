@@ -14,7 +14,6 @@ from rela_lightning.commands.speed import ChannelsLast, compile_backbone
 from rela_lightning.data import DigitsData
 from rela_lightning.methods import BYOL
 
-PRIOR = ["--prior=random:lightly:resnet-9", "--prior_kwargs={width: 0.125, image_size: 32, mean: 0.5, std: 0.5}"]
 FIT = [
     "fit",
     "--model=rela_lightning.methods.BYOL",
@@ -56,8 +55,7 @@ def in_a_folder_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def rela() -> list[str]:
-    assert main(["targets", *PRIOR, "--data=rela_lightning.data.DigitsData", "--path=t"]) == 0
+def rela(targets) -> list[str]:
     return [
         "--trainer.callbacks+=rela_lightning.ReLACallback", "--trainer.callbacks.targets=t",
         "--trainer.callbacks.schedule=Switch", "--trainer.callbacks.schedule.at=0.5",

@@ -25,6 +25,7 @@ def run(name: str, *words: str) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_crops_and_losses_by_command_and_config(capsys):
     assert main(["targets", *PRIOR, DIGITS, "--path=t", "--views=2", "--storage_dtype=int8"]) == 0
     assert "targets of 1347 images and 2 crops of each" in capsys.readouterr().out
@@ -44,8 +45,7 @@ def test_crops_and_losses_by_command_and_config(capsys):
         assert record(f"runs/{name}")["schedule"] == "Switch"
 
 
-def test_what_cannot_be_is_said(capsys):
-    assert main(["targets", *PRIOR, DIGITS, "--path=t"]) == 0
+def test_what_cannot_be_is_said(targets, capsys):
     assert main(run("x", "--trainer.callbacks.crops=stored")) == 2
     assert "too few crops" in capsys.readouterr().err
     assert main(run("x", "--trainer.callbacks.loss=euclid")) == 2

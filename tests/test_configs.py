@@ -188,6 +188,7 @@ def test_the_index_lists_every_config_and_script():
     assert files | {file.name for file in (ROOT / "examples").glob("*.py")} == listed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FIT, ids=name)
 def test_a_fit_config_is_complete_and_trains(file, capsys):
     """Its header names its own file; the targets it reads are those of its header's command; then it trains."""

@@ -190,7 +190,7 @@ REAL_CALL = TransportViews.__call__
         (2, {"in_order": False}, {}),
     ],
 )
-@pytest.mark.parametrize("num_views", [1, 2])
+@pytest.mark.parametrize("num_views", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_crop_meets_its_own_target(
     store: TargetStore, digits64: Any, workers: int, options: Any, extra: Any, num_views: int
 ) -> None:

@@ -67,8 +67,11 @@ def test_contrast_is_with_the_targets_of_all_ranks(results: dict[str, Any]) -> N
     assert own == ours and others == theirs and own != theirs and len(own) == 8
 
 
-def test_spawned_processes(targets64: Any) -> None:
-    """`ddp_spawn` pickles module and callback, once with the callback and once through `accelerate`."""
+def test_spawned_processes_and_a_single_one(targets64: Any) -> None:
+    """`ddp_spawn` pickles module and callback, once with the callback and once through `accelerate`.
+
+    Then `ddp` with one process, which Lightning wraps too. In a process of its own: a process group outlives its fit.
+    """
     code = """
 import sys, logging, warnings
 warnings.filterwarnings("ignore")
@@ -89,7 +92,11 @@ if __name__ == "__main__":
                             logger=False, enable_checkpointing=False, enable_progress_bar=False)
         trainer.fit(module, DataLoader(make_digits(64, TwoViews()), batch_size=16))
         assert float(trainer.callback_metrics["rela/phase"]) == 2.0
-    print("done")
+    from tests.modules import byol
+    from tests.test_callback import Log, fit, seeded
+    log = Log()
+    fit(seeded(byol), ReLACallback(sys.argv[1], schedule=Switch(0.5)), log, strategy="ddp", devices=1)
+    print([entry["rela/phase"] for entry in log.seen])
 """
     root = Path(__file__).parent.parent
     env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
@@ -98,26 +105,4 @@ if __name__ == "__main__":
     done = subprocess.run(
         [sys.executable, str(script), str(targets64)], env=env, capture_output=True, text=True, timeout=300, check=False
     )
-    assert done.stdout.strip().endswith("done"), done.stderr[-3000:]
-
-
-@pytest.mark.slow
-def test_ddp_with_one_process(targets64: Any, tmp_path: Any) -> None:
-    """Lightning wraps at world size 1 too. In a process of its own: a process group outlives its fit."""
-    script = tmp_path / "one.py"
-    script.write_text(
-        "import sys\n"
-        "from tests.modules import byol\n"
-        "from tests.test_callback import Log, fit, seeded\n"
-        "from rela_lightning import ReLACallback\n"
-        "from rela_lightning.schedules import Switch\n"
-        "log = Log()\n"
-        "fit(seeded(byol), ReLACallback(sys.argv[1], schedule=Switch(0.5)), log, strategy='ddp', devices=1)\n"
-        "print([entry['rela/phase'] for entry in log.seen])\n"
-    )
-    root = Path(__file__).parent.parent
-    done = subprocess.run(
-        [sys.executable, str(script), str(targets64)],
-        env={**os.environ, "PYTHONPATH": str(root)}, capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert str([0.0] * 4 + [2.0] * 4) in done.stdout, done.stderr[-3000:]
+    assert done.stdout.strip().endswith(str([0.0] * 4 + [2.0] * 4)), done.stderr[-3000:]

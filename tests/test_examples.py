@@ -71,11 +71,12 @@ def test_every_example_is_run_here_and_short():
     }
 
 
-def test_add_callback_builds_targets_trains_and_probes(tmp_path):
-    output = run("add_callback.py", tmp_path, "--epochs", "1", "--probe-epochs", "3")
-    results = ast.literal_eval(output.strip().splitlines()[-1])
-    assert len(TargetStore(tmp_path / "targets" / "digits")) == 1347
-    assert [path.name for path in tmp_path.iterdir()] == ["targets"]  # no logs, no checkpoints
+@pytest.mark.slow
+def test_add_callback_builds_targets_trains_and_probes(place, capsys):
+    results = load("add_callback.py").main(["--epochs", "1", "--probe-epochs", "3"])
+    assert str({name: round(value, 4) for name, value in results.items()}) in capsys.readouterr().out
+    assert len(TargetStore("targets/digits")) == 1347
+    assert [path.name for path in place.iterdir()] == ["targets"]  # no logs, no checkpoints
     assert set(results) == {"knn/top1", "probe/top1"}
     assert 0.3 < min(results.values()) <= max(results.values()) <= 1  # chance is 0.1
 
@@ -85,6 +86,7 @@ def test_add_callback_marks_exactly_three_lines():
     assert len([line for line in lines if re.search(r"\S.*  # ReLA", line)]) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 def test_lightly_byol_in_both_packages(package, place, few_steps):
     """The first batch is transport, the second BYOL's own; without the callback, both are."""
@@ -99,6 +101,7 @@ def test_lightly_byol_in_both_packages(package, place, few_steps):
     assert {"train_loss", "knn/top1"} == set(alone)
 
 
+@pytest.mark.slow
 def test_custom_prior_is_fused_and_its_edges_are_edges(place, few_steps):
     import numpy as np
     import torch

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
 START = """
     import os, time
     import torch
@@ -89,18 +90,15 @@ def test_without_a_group_nobody_waits(tmp_path: Path) -> None:
     assert end_of(START + OURS + EXIT, tmp_path / "group") == ""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("tree", ["lightning.pytorch", "pytorch_lightning"])
 def test_labelling_on_several_processes_waits(tmp_path: Path, tree: str) -> None:
     assert end_of(START + TRAINER + LABEL, tmp_path / "targets", tree=tree).endswith("waited")
 
 
-@pytest.mark.slow
 def test_training_with_the_callback_waits(tmp_path: Path, targets64: Path) -> None:
     assert end_of(START + TRAINER + TRAIN, tmp_path, tree="lightning.pytorch", targets=targets64).endswith("waited")
 
 
-@pytest.mark.slow
 def test_rela_fit_waits(tmp_path: Path) -> None:
     words = "fit --model SimCLR --model.backbone lightly:resnet-9 --data DigitsData --trainer.fast_dev_run true"
     words += " --trainer.devices 1"

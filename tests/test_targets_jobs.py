@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import textwrap
 import threading
 from pathlib import Path
 
@@ -87,48 +88,58 @@ SCRIPT = """
     from rela_lightning import build_targets
     from rela_lightning.errors import TargetError
     from tests.test_targets import Digits, pixel_prior
-    prior = pixel_prior()
-    sys.stdout.write("ready\\n"); sys.stdout.flush(); sys.stdin.readline()
-    try:
-        store = build_targets(
-            prior, Digits(400), sys.argv[1], batch_size=4, target_dim=int(sys.argv[2]), overwrite=sys.argv[3] == "1"
-        )
-        sys.stdout.write(f"built {store.dim} {prior.network.calls}\\n")
-    except TargetError as error:
-        sys.stdout.write(f"refused {str(error).splitlines()[0]}\\n")
+    sys.stdout.write("ready\\n"); sys.stdout.flush()
+    for line in sys.stdin:
+        path, dim, overwrite = line.rstrip("\\n").split("\\t")
+        prior = pixel_prior()
+        try:
+            store = build_targets(
+                prior, Digits(400), path, batch_size=4, target_dim=int(dim), overwrite=overwrite == "1"
+            )
+            sys.stdout.write(f"built {store.dim} {prior.network.calls}\\n")
+        except TargetError as error:
+            sys.stdout.write(f"refused {str(error).splitlines()[0]}\\n")
+        sys.stdout.flush()
 """
 
 
-def together(path, *options):
-    """Build in several processes that begin at the same moment; what each says."""
+@pytest.fixture(scope="module")
+def jobs():
+    """Three processes that build what they are told to."""
     root = Path(__file__).parents[1]
-    script = "\n".join(line.removeprefix("    ") for line in SCRIPT.splitlines())
-    jobs = [
+    started = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(path), *words], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+            [sys.executable, "-c", textwrap.dedent(SCRIPT)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            text=True, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
         )
-        for words in options
+        for _ in range(3)
     ]  # fmt: skip
-    for job in jobs:
-        assert job.stdout.readline() == "ready\n", job.stderr.read()
-    for job in jobs:
-        job.stdin.write("\n")
+    assert [job.stdout.readline() for job in started] == ["ready\n"] * 3
+    yield started
+    for job in started:
+        job.communicate(timeout=60)
+
+
+def together(jobs, path, *options):
+    """Build in several processes that begin at the same moment; what each says."""
+    asked = [(job, "\t".join((str(path), *words)) + "\n") for job, words in zip(jobs, options, strict=False)]
+    for job, words in asked:
+        job.stdin.write(words)
         job.stdin.flush()
-    return sorted(job.communicate(timeout=300)[0].strip() for job in jobs)
+    return sorted(job.stdout.readline().strip() for job, _ in asked)
 
 
 @pytest.mark.slow
-def test_processes_with_the_same_settings_label_once(tmp_path):
-    said = together(tmp_path / "t", *[("3", "0")] * 3)
+def test_processes_with_the_same_settings_label_once(jobs, tmp_path):
+    said = together(jobs, tmp_path / "t", *[("3", "0")] * 3)
     assert said == ["built 3 0", "built 3 0", "built 3 450"] and names(tmp_path) == ["t"]
 
 
 @pytest.mark.slow
-def test_processes_with_other_settings_refuse_or_replace_and_leave_a_whole_store(tmp_path):
-    said = together(tmp_path / "t", ("3", "0"), ("4", "0"))
+def test_processes_with_other_settings_refuse_or_replace_and_leave_a_whole_store(jobs, tmp_path):
+    said = together(jobs, tmp_path / "t", ("3", "0"), ("4", "0"))
     assert said[0].startswith("built") and "another target_dim" in said[1] and names(tmp_path) == ["t"]
-    said = together(tmp_path / "t", ("5", "1"), ("6", "1"))
+    said = together(jobs, tmp_path / "t", ("5", "1"), ("6", "1"))
     assert said == ["built 5 450", "built 6 450"] and names(tmp_path) == ["t"]
     dim = TargetStore(tmp_path / "t").dim
     alone = build_targets(pixel_prior(), Digits(400), tmp_path / "alone", target_dim=dim, batch_size=4)

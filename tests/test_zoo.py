@@ -45,18 +45,24 @@ def result(name: str, schedule: str, targets: Path) -> Result:
     return try_case(CASES[name], schedule, targets)
 
 
+def quick(name: str) -> Any:
+    return pytest.param(name, marks=() if name in IN_THE_OTHER_NAMESPACE else pytest.mark.slow)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", map(quick, CASES))
 def test_module(name: str, schedule: str, targets: Path) -> None:
     assert result(name, schedule, targets).works != (schedule in CASES[name].refused)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", IN_THE_OTHER_NAMESPACE)
 def test_module_of_pytorch_lightning(name: str, schedule: str, targets: Path) -> None:
     assert try_case(CASES[name], schedule, targets, "pytorch_lightning") == result(name, schedule, targets)
 
 
+@pytest.mark.slow
 def test_the_page_is_what_the_zoo_gives(targets: Path) -> None:
     results = {(name, schedule): result(name, schedule, targets) for name in CASES for schedule in SCHEDULES}
     assert PAGE.read_text(encoding="utf-8") == render(results), "run python -m tests.zoo.table docs/compatibility.md"

@@ -118,6 +118,7 @@ def train_for(convergence: Any, data_root: Any, variant: str, seconds: float) ->
     return clock, rates
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "seconds", "steps"),
     [
@@ -140,6 +141,7 @@ def test_a_budget_of_seconds_is_spent_at_the_calibrated_cost(convergence, data_r
         assert clock.switched_at is None and len(clock.transport_loss) == steps
 
 
+@pytest.mark.slow
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine_of_the_seconds(convergence, data_root):
     clock, rates = train_for(convergence, data_root, "switch", 40.2)
     begun = np.cumsum([0.0] + [COSTS["transport1"] if phase == 0 else COSTS["ssl"] for phase in rates.phases[:-1]])
@@ -150,6 +152,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine_of_the_seconds(converg
     assert clock.steps == len(begun)
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_cost_and_is_repeatable(convergence, data_root, monkeypatch):
     for _ in range(2):
         for file in convergence.RESULTS.glob("*.jsonl"):
@@ -183,6 +186,7 @@ def test_online_distillation_aims_at_what_the_store_holds(convergence, data_root
     assert torch.cosine_similarity(online, stored.roll(1, 0)).mean() < 0.5
 
 
+@pytest.mark.slow
 def test_calibration_times_every_kind_of_step(convergence, data_root, monkeypatch):
     more = ("--methods", "byol", "supervised", "--batch-sizes", 32, "--steps", 6, "--rounds", 1)
     call(convergence, monkeypatch, *arguments("calibrate", data_root, *more))

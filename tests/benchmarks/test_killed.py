@@ -54,6 +54,7 @@ def test_a_result_that_is_not_the_undisturbed_one_is_told(known, tmp_path, monke
     assert (calls, len(wrong)) == (called, complaints) and kills == min(2, len(calls))
 
 
+@pytest.mark.slow
 def test_labelling_that_is_killed_ends_as_if_nothing_had_been(script, monkeypatch, tmp_path):
     call(script("killed"), monkeypatch, "--kills", 1, "--jobs", "targets", "--out", tmp_path / "killed.json")
     found = json.loads((tmp_path / "killed.json").read_text())["result"]

@@ -14,6 +14,7 @@ import torch
 from tests.benchmarks.calls import call, lines_of, refused
 
 
+@pytest.mark.slow
 def test_methods_runs_once_and_goes_on_where_it_stopped(script, data_root, tmp_path, monkeypatch):
     methods, results = script("methods"), tmp_path / "results.jsonl"
     arguments = ("run", "--data-root", data_root, "--images", 128, "--methods", "byol", "swav", "--steps", 2, "--seeds",
@@ -69,7 +70,9 @@ def test_training_moves_the_backbone_and_rela_moves_it_elsewhere(script, data_ro
 @pytest.mark.slow
 def test_every_method_runs_in_every_variant(script, data_root, tmp_path, monkeypatch):
     methods, results = script("methods"), tmp_path / "results.jsonl"
-    call(methods, monkeypatch, "run", "--data-root", data_root, "--images", 64, "--steps", 3, "--seeds", 0, "--prior",
+    monkeypatch.setattr(methods, "BATCH_SIZE", 8)
+    monkeypatch.setattr(methods, "accuracy", lambda module, train, test: {})  # probes: `test_methods_runs_once` above
+    call(methods, monkeypatch, "run", "--data-root", data_root, "--images", 24, "--steps", 3, "--seeds", 0, "--prior",
          "random", "--results", results)  # fmt: skip
     assert {(r["method"], r["variant"]) for r in lines_of(results)} == {
         (method, variant) for method in methods.METHODS for variant in ("start", "plain", "rela")

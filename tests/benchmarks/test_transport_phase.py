@@ -140,6 +140,7 @@ def test_the_learning_rate_rises_and_falls(script):
     assert math.isfinite(rate(0, 1))
 
 
+@pytest.mark.slow
 def test_runs_are_made_once_and_probed_again(phase, data_root, monkeypatch, capsys):
     call(phase, monkeypatch, *arguments("run", data_root, "--views", "k0", "k2", "online", "--losses", "cosine"))
     results = phase.RESULTS / "transport_phase.jsonl"
@@ -176,6 +177,7 @@ def test_the_plan_has_no_run_twice(phase, script):
     assert len(jobs) == len(set(jobs))
 
 
+@pytest.mark.slow
 def test_calibration_times_every_kind_of_step(phase, data_root, monkeypatch):
     monkeypatch.setitem(phase.calibrate.__globals__, "TIMED", ("k0", "k8"))
     call(phase, monkeypatch, *arguments("calibrate", data_root))
