@@ -11,6 +11,7 @@ from typing import Any
 
 from rela_lightning._version import __version__
 from rela_lightning.commands.messages import ReadableParser, message_of, missing_package, own_errors
+from rela_lightning.commands.system import Output, System, system_error
 from rela_lightning.errors import ReLAError
 from rela_lightning.process_group import wait_at_exit
 
@@ -93,19 +94,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With code 2 after the message of the parser, with 0 after `--help` and `--print_config`.
     """
+    output = Output() if argv is None else None  # the process is ours
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
     try:
-        if command in TRAINER:
-            wait_at_exit()
-            _function(command)(words[words.index(command) + 1 :])
-        else:
+        try:
             _run(command, words)
+        finally:
+            if output is not None:
+                output.check()
     except ReLAError as error:
         sys.stderr.write(f"rela: {message_of(error)}\n")
         return 2
     except ImportError as error:
         sys.stderr.write(f"rela: {missing_package(error)}\n")
+        return 2
+    except System as error:
+        readable = system_error(error, words)
+        if readable is None:
+            raise
+        sys.stderr.write(f"rela: {readable}\n")
         return 2
     except KeyboardInterrupt:
         return _stopped(command)
@@ -130,6 +138,10 @@ def _stopped(command: str | None, code: int = 130) -> int:
 
 def _run(command: str | None, words: list[str]) -> None:
     """Parse the options of a command and call its function."""
+    if command in TRAINER:
+        wait_at_exit()
+        _function(command)(words[words.index(command) + 1 :])
+        return
     if command not in COMMANDS:
         build_parser().parse_args(words)  # ends with help, version or a message
         return

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from rela_lightning.callback import ReLACallback
 from rela_lightning.compat import picklable_default
 from rela_lightning.errors import InjectionError
-from rela_lightning.networks.pooling import Pooling, pool
+from rela_lightning.networks.encode import pooled
+from rela_lightning.networks.pooling import Pooling
 from rela_lightning.schedules import TransportOnly
 from rela_lightning.targets import TargetStore
 
@@ -131,7 +132,7 @@ class ReLAModule(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features `[B, F]` of images `[B, C, H, W]`."""
-        return pool(self.backbone(images), self._pooling)
+        return pooled(self.backbone, self.backbone(images), images, self._pooling)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Replaced by the transport step; reached only if the callback is missing."""

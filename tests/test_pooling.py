@@ -17,7 +17,7 @@ from torchvision.ops import FeaturePyramidNetwork
 
 from rela_lightning import load_prior
 from rela_lightning.errors import ConfigError
-from rela_lightning.networks.pooling import pool, select
+from rela_lightning.networks.pooling import channel_axis, pool, select
 
 LARGE, SMALL, TOKENS, FEWER = torch.rand(2, 8, 4, 4), torch.rand(2, 16, 2, 2), torch.rand(2, 9, 8), torch.rand(2, 3, 16)
 LATER, VECTOR, OTHER = torch.rand(2, 9, 8), torch.rand(2, 8), torch.rand(2, 4)
@@ -107,3 +107,63 @@ def test_a_usual_key_is_no_question(recwarn: Any) -> None:
 
 def test_pooling_of_the_chosen_map() -> None:
     torch.testing.assert_close(pool([LARGE, SMALL]), SMALL.mean(dim=(2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "image_size", "axis"),
+    [
+        ((512, 7, 7), (224, 224), 1),
+        ((7, 7, 768), (224, 224), 3),
+        ((7, 7, 768), None, 3),
+        ((8, 7, 7), (224, 224), 1),
+        ((7, 7, 8), (224, 224), 3),
+        ((4, 4, 2), (32, 32), 3),
+        ((512, 1, 1), (32, 32), 1),
+        ((1, 1, 512), (32, 32), 3),
+        ((1, 1, 1), (32, 32), 1),
+        ((96, 7, 5), (224, 160), 1),
+        ((7, 5, 96), (224, 160), 3),
+        ((4, 3, 96), (100, 90), 3),  # 100 / 32 and 90 / 32, rounded up
+        ((96, 3, 2), (100, 90), 1),  # rounded down
+        ((7, 5, 7), (224, 160), 3),
+        ((7, 7, 5), (224, 160), 1),
+        ((64, 4, 8), (32, 32), 1),  # other strides along the height than along the width
+        ((4, 8, 64), (32, 32), 3),
+        ((8, 8, 8), (32, 32), None),
+        ((16, 8, 4), (64, 32), None),
+        ((16, 8, 4), (8, 4), 1),
+    ],
+)
+def test_which_axis_holds_the_channels(shape: Any, image_size: Any, axis: Any) -> None:
+    assert channel_axis(shape, image_size) == axis
+
+
+def test_a_map_that_could_be_either_is_refused() -> None:
+    cube = torch.rand(2, 8, 8, 8)
+    for mode in ("auto", "avg", "cls"):
+        with pytest.raises(ConfigError, match='pooling="channels_first" or pooling="channels_last"'):
+            pool(cube, mode)
+    torch.testing.assert_close(pool(cube, "channels_first"), cube.mean(dim=(2, 3)))
+    torch.testing.assert_close(pool(cube, "channels_last"), cube.mean(dim=(1, 2)))
+    torch.testing.assert_close(pool(TOKENS, "channels_first"), TOKENS.mean(dim=2))
+    torch.testing.assert_close(pool(TOKENS, "channels_last"), TOKENS.mean(dim=1))
+
+
+class PerPosition(nn.Sequential):
+    """Layers on maps with their channels last."""
+
+    def forward(self, maps: Tensor) -> Tensor:
+        found: Tensor = super().forward(maps.movedim(1, 3))
+        return found
+
+
+@pytest.mark.parametrize("last", [nn.Linear(8, 8), nn.LayerNorm(8), nn.RMSNorm(8)])
+def test_where_the_shape_does_not_tell_the_layers_are_asked(last: nn.Module) -> None:
+    body, images = nn.Conv2d(3, 8, 4, 4), torch.rand(2, 3, 32, 32)
+    prior = load_prior(body, image_size=32, mean=0.5, std=0.5)
+    torch.testing.assert_close(prior(images), body(images).mean(dim=(2, 3)))
+    network = nn.Sequential(body, PerPosition(last))
+    with pytest.raises(ConfigError, match="which axis of this map"):
+        load_prior(network, image_size=32, mean=0.5, std=0.5)
+    prior = load_prior(network, image_size=32, mean=0.5, std=0.5, pooling="channels_last")
+    torch.testing.assert_close(prior(images), network(images).mean(dim=(1, 2)))

@@ -27,6 +27,7 @@ from rela_lightning.commands.peek import class_of, peek
 from rela_lightning.commands.resume import check_belongs, checkpoint_file
 from rela_lightning.commands.runs import RunRecord, choose_folder, run_of
 from rela_lightning.commands.speed import ChannelsLast, compile_backbone
+from rela_lightning.commands.system import check_writable
 from rela_lightning.compat import uncompiled
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.source import read_run
@@ -284,6 +285,12 @@ class RelaCLI(LightningCLI):
         if options.get("logger") in (None, True):
             own["logger"] = CSVLogger(folder, name="logs")
         return own
+
+    def before_fit(self) -> None:
+        """Refuse folders that cannot be written, before anything is trained."""
+        if self._folder is not None and getattr(rank_zero_only, "rank", 0) == 0:
+            kept = (getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks)
+            check_writable([self._folder, *(Path(place) for place in kept if place is not None and "://" not in place)])
 
     def after_fit(self) -> None:
         """Say where the run is; by its record, as processes that were spawned share no memory with this one."""

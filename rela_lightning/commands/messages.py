@@ -112,9 +112,9 @@ def _raised_by(error: BaseException) -> str:
     return str(name).partition(".")[0]
 
 
-def message_of(error: ReLAError) -> str:
+def message_of(error: Exception) -> str:
     """What an error says, without the traceback that torch wraps around those of a loader's worker processes."""
-    return re.split(r"(?m)^(?:\w+\.)+\w*Error: ", str(error))[-1].rstrip() if _WRAPPED in str(error) else str(error)
+    return re.split(r"(?m)^(?:\w+\.)*\w*Error: ", str(error))[-1].rstrip() if _WRAPPED in str(error) else str(error)
 
 
 def explain(message: str, options: Iterable[str] = ()) -> ConfigError:

@@ -36,7 +36,7 @@ def checkpoint_file(given: Any) -> Path | None:
 
 
 def check_belongs(module: LightningModule, file: Path) -> None:
-    """Refuse a checkpoint whose tensors are not those of the module.
+    """Refuse a checkpoint whose tensors are not those of the module, or that holds objects.
 
     Modules that build themselves later (`configure_model`), rewrite checkpoints (`on_load_checkpoint`) or are not
     strict are left to Lightning.
@@ -44,16 +44,16 @@ def check_belongs(module: LightningModule, file: Path) -> None:
     Raises:
         ConfigError: Naming the method that wrote it, and what differs.
     """
+    content = read_checkpoint(  # also of modules that are not checked: before 2.6, Lightning would build any object
+        file,
+        do="start afresh without --ckpt_path; `save_hyperparameters(ignore=[...])` keeps objects out of the next one",
+    )
     later = any(
         getattr(type(module), hook) is not getattr(LightningModule, hook)
         for hook in ("configure_model", "on_load_checkpoint")
     )
     if later or not module.strict_loading:
         return
-    content = read_checkpoint(
-        file,
-        do="start afresh without --ckpt_path; `save_hyperparameters(ignore=[...])` keeps objects out of the next one",
-    )
     saved, own = content.get("state_dict"), module.state_dict()
     if not isinstance(saved, dict):
         raise ConfigError("This is no checkpoint of a training run.", expected="one of Lightning's", found=file)

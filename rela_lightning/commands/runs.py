@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from rela_lightning.callback import ReLACallback
 from rela_lightning.commands.names import RECORD
+from rela_lightning.commands.random_state import random_state, restore
 from rela_lightning.compat import timers
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.source import find_run, read_run
@@ -42,6 +43,8 @@ class RunRecord(Callback):
         self._labelling = 0.0
         self._switched: float | None = None
         self._history: list[dict[str, Any]] = []
+        self._alone = False  # one process: others would draw the same views as the first
+        self._random: dict[str, Any] | None = None
 
     @property
     def seconds(self) -> float:
@@ -61,7 +64,14 @@ class RunRecord(Callback):
         """Start the clock; the labelling of the targets comes before it."""
         store = _store(trainer)
         self._labelling = float(store.manifest["labelling_seconds"]) if store is not None else 0.0
+        self._alone = trainer.world_size == 1
         self._go()
+
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Draw, after a resumption, as the run would have gone on to draw."""
+        if self._random is not None and self._alone:
+            restore(self._random)
+        self._random = None
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Stop the clock: probing is no part of a run's cost."""
@@ -96,12 +106,13 @@ class RunRecord(Callback):
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
         seconds = self.seconds - self._labelling
-        return {"seconds": seconds, "switch_seconds": self._switched, "history": list(self._history)}
+        drawn = {"random": random_state()} if self._alone else {}
+        return {"seconds": seconds, "switch_seconds": self._switched, "history": list(self._history), **drawn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._spent, self._history = float(state_dict["seconds"]), list(state_dict["history"])
-        self._switched = state_dict["switch_seconds"]
+        self._switched, self._random = state_dict["switch_seconds"], state_dict.get("random")
 
     def _write(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:

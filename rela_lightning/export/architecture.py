@@ -198,6 +198,6 @@ def timm_name(plain: Plain, state: State) -> str | None:
             return None
         fill(twin, state)
         image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-        theirs, ours = pooled(twin, twin(image)), pooled(network, network(image))
+        theirs, ours = pooled(twin, twin(image), image), pooled(network, network(image), image)
     same = theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-3, atol=1e-4)
     return recipe.model if same else None

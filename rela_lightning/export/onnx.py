@@ -29,7 +29,7 @@ class _Features(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features `[N, F]`."""
-        return pooled(self.network, self.network(images))
+        return pooled(self.network, self.network(images), images)
 
 
 def require_onnx() -> None:

@@ -25,7 +25,6 @@ from torch.overrides import TorchFunctionMode
 
 from rela_lightning.compat import COMPILED, tensor_version, uncompiled
 from rela_lightning.errors import PriorError
-from rela_lightning.networks.pooling import pool
 
 if TYPE_CHECKING:
     from rela_lightning.priors.base import Prior
@@ -215,7 +214,7 @@ def _in_double(prior: Prior, inputs: Tensor) -> tuple[Tensor, bool]:
         memo[id(value)] = _double(value)
     with _Lower() as lower:
         output = _eager(copy.deepcopy(network, memo))(inputs)
-        features = pool(output, prior.pooling, has_cls_token=prior.has_cls_token)
+        features = prior.pool(output, inputs)
     return features.double(), not lower.found
 
 

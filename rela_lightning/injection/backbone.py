@@ -75,8 +75,9 @@ class Backbone:
         self._taken: set[tuple[int, ...]] = set()  # shapes of images that a call of ours has taken
         self._takes_list = False
         self._patches = Patches()
+        self._reads_from = self.network if feature_layer is None else find_layer(module, feature_layer)
         if feature_layer is not None:
-            find_layer(module, feature_layer).register_forward_hook(_Hook(self._on_layer))
+            self._reads_from.register_forward_hook(_Hook(self._on_layer))
         if isinstance(self._call, nn.Module):
             self._call.register_forward_hook(_Hook(self._on_forward), with_kwargs=True)
         else:
@@ -125,7 +126,16 @@ class Backbone:
     def features(self, call: Call) -> Tensor:
         """Pooled features `[R, F]` of a call; of one on a list, of its images one after the other."""
         outputs = self._of_each(call)
-        pooled = [pool(output, self._pooling, has_cls_token=self._has_cls_token) for output in outputs]
+        pooled = [
+            pool(
+                output,
+                self._pooling,
+                has_cls_token=self._has_cls_token,
+                image_size=images.shape[-2:],
+                made_by=self._reads_from,
+            )
+            for output, images in zip(outputs, call.inputs, strict=False)  # of one output, the first of several sizes
+        ]
         if not self.reads:
             self.reads = self._describe(outputs[0], pooled[0].shape[1])
         return torch.cat(pooled) if len(pooled) > 1 else pooled[0]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError, InjectionError
+from rela_lightning.networks.names import Trains, trainable
 from rela_lightning.networks.pooling import first_tensor
 
 _MOST_NAMED = 5
@@ -38,22 +39,34 @@ class Discovery:
         module: The user's module.
         channels: Numbers of channels that images have.
         layer: The layer that is read instead of what a call returns; None for the latter.
+        trains: Tells which submodules an optimizer moves: no others count, such as the network of a loss.
     """
 
-    def __init__(self, module: nn.Module, channels: Collection[int], layer: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        channels: Collection[int],
+        layer: nn.Module | None = None,
+        trains: Trains = trainable,
+    ) -> None:
         self._module, self._channels, self._layer = module, {1, 3, *channels}, layer
+        self._trains = trains
         self._calls: dict[str, list[Call]] = {}
         self._afterwards: dict[str, None] = {}  # called on maps or tokens
-        self._sizes: dict[str, int] = {}
+        self._sizes: dict[str, int] = {}  # parameters that are trained
         self._layer_output: Any = None
 
     @contextmanager
     def listening(self) -> Iterator[None]:
         """Listen to every submodule that holds parameters."""
         handles = [] if self._layer is None else [self._layer.register_forward_hook(self._on_layer)]
+        own = {
+            part: sum(p.numel() for p in part.parameters(recurse=False)) if self._trains(part) else 0
+            for part in self._module.modules()
+        }
         for name, sub in self._module.named_modules():
-            self._sizes[name] = sum(p.numel() for p in sub.parameters())
-            if name and self._sizes[name]:
+            self._sizes[name] = sum(own[part] for part in sub.modules())
+            if name and any(True for _ in sub.parameters()):
                 handles.append(sub.register_forward_hook(self._hook(name), with_kwargs=True))
         try:
             yield
@@ -79,11 +92,12 @@ class Discovery:
         return hook
 
     def network(self) -> tuple[str, list[Call]] | None:
-        """Name and calls of the largest submodule called on images.
+        """Name and calls of the submodule called on images of which most is trained.
 
         Returns:
             None where there is none, or where it is only the beginning: more parameters than it has were called
-            afterwards, on maps or tokens, as in a step that calls the parts of a network one by one.
+            afterwards, on maps or tokens, as in a step that calls the parts of a network one by one. Where nothing that
+            is trained was called, the outermost of what was.
         """
         if not self._calls:
             return None
@@ -97,6 +111,7 @@ class Discovery:
     def called(self) -> list[str]:
         """What was called with gradients: on images, then on what was made of them; the largest first, a few."""
         names = _outermost([*self._calls, *self._afterwards])
+        names = [name for name in names if self._sizes[name]] or names
         return sorted(names, key=lambda name: (name not in self._calls, -self._sizes[name]))[:_MOST_NAMED]
 
 

@@ -58,6 +58,7 @@ class RowTracker:
         self._check, self._transform, self._num_views = check, transform, num_views
         self._data_ratio, self._seed, self._epoch = data_ratio, seed, 0
         self._wanted = Wanted.shared()
+        self._asked: tuple[bool, bool] | None = None
         self._current: BatchRows | None = None
         self._replaced: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.in_flight = 1
@@ -75,6 +76,9 @@ class RowTracker:
 
     def request(self, transport_views: bool, targets: bool) -> None:
         """Which views to make from now on, and whether targets; batches already prefetched keep theirs and say so."""
+        if self._asked == (transport_views, targets):  # shared memory is slow to write, beside a step of a millisecond
+            return
+        self._asked = (transport_views, targets)
         self._wanted.transport_views[0] = TRANSPORT_VIEWS if transport_views else USER_VIEWS
         self._wanted.targets[0] = targets
 

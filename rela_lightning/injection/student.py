@@ -156,7 +156,7 @@ class Student:
                 own = stack.enter_context(self.backbone.listening(detach=detach))
             if not self._heard:
                 layer = None if self._feature_layer is None else find_layer(self._module, self._feature_layer)
-                discovery = Discovery(self._module, {view.shape[1] for view in views}, layer)
+                discovery = Discovery(self._module, {view.shape[1] for view in views}, layer, self.trains)
                 stack.enter_context(discovery.listening())
             yield Reading(
                 lambda: bool(own) or (not known and discovery is not None and discovery.network() is not None),
@@ -205,7 +205,7 @@ class Student:
         if self.backbone is not None:
             self.backbone.remove()
         self.backbone = Backbone(self._module, name, feature_layer=self._feature_layer, pooling=self._pooling)
-        if trainable(self.backbone.network) and not self.trains(self.backbone.network):
+        if (self._guesses or trainable(self.backbone.network)) and not self.trains(self.backbone.network):
             raise untrained(name)
 
     @property

@@ -69,7 +69,7 @@ class Method(LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """Features `[B, F]` of images `[B, C, H, W]`."""
-        return pooled(self.backbone, self.backbone(images))
+        return pooled(self.backbone, self.backbone(images), images)
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Nothing of its own: validation batches are for the probes."""

@@ -72,7 +72,7 @@ class MomentumMethod(Method):
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
         """The teacher's projections `[B, D]` of images `[B, C, H, W]`, without gradient."""
-        projected: Tensor = self.teacher_projector(pooled(self.teacher_backbone, self.teacher_backbone(images)))
+        projected: Tensor = self.teacher_projector(pooled(self.teacher_backbone, self.teacher_backbone(images), images))
         return projected
 
     def _momentum_now(self) -> float:

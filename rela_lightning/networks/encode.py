@@ -70,12 +70,11 @@ def evaluation(network: nn.Module, device: torch.device) -> Iterator[None]:
                 sub.training = mode
 
 
-def pooled(network: nn.Module, output: Any, pooling: Pooling = "auto") -> Tensor:
-    """Features `[B, F]` from a network's output; a class token is read only where the network has one."""
+def pooled(network: nn.Module, output: Any, images: Tensor, pooling: Pooling = "auto") -> Tensor:
+    """Features `[B, F]` from what a network made of images; a class token is read only where the network has one."""
     features = first_tensor(output)
-    sequence = features.ndim == 3
-    has_token = sequence and has_cls_token(network)
-    return pool(features, pooling, has_cls_token=has_token)
+    has_token = features.ndim == 3 and has_cls_token(network)
+    return pool(features, pooling, has_cls_token=has_token, image_size=images.shape[-2:], made_by=network)
 
 
 def encode(backbone: Encoder | nn.Module, images: Tensor, pooling: Pooling = "auto") -> Tensor:
@@ -92,7 +91,7 @@ def encode(backbone: Encoder | nn.Module, images: Tensor, pooling: Pooling = "au
     call, network = (backbone, backbone) if isinstance(backbone, nn.Module) else backbone
     with evaluation(network, images.device):
         output = first_tensor(call(images)).detach()
-    return pooled(network, output, pooling)
+    return pooled(network, output, images, pooling)
 
 
 def measure_feature_dim(backbone: nn.Module, pooling: Pooling = "auto") -> int:

@@ -52,7 +52,7 @@ def guess_backbone(module: nn.Module, trains: Trains = trainable) -> str | None:
             continue
         student = name if trains(candidate) else _student_of(module, candidate, trains)
         if student is not None:
-            return _inside(student, module.get_submodule(student))
+            return _inside(student, module.get_submodule(student), trains)
     return None
 
 
@@ -68,10 +68,10 @@ def _student_of(module: nn.Module, teacher: nn.Module, trains: Trains) -> str | 
     return None
 
 
-def _inside(name: str, network: nn.Module) -> str:
+def _inside(name: str, network: nn.Module, trains: Trains) -> str:
     """The student inside a network that wraps it beside its teacher, the backbone inside one that adds a projector."""
     parts = dict(network.named_children())
     for part in ("student", *(["backbone"] if name.rpartition(".")[2] in _HOLDERS else [])):
-        if part in parts and _has_parameters(parts[part]):
-            return _inside(f"{name}.{part}", parts[part])
+        if part in parts and trains(parts[part]):
+            return _inside(f"{name}.{part}", parts[part], trains)
     return name

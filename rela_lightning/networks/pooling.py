@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
 from rela_lightning.batches import leaves
 from rela_lightning.errors import ConfigError
 
-Pooling = Literal["auto", "avg", "cls", "none"]
-POOLINGS: tuple[str, ...] = ("auto", "avg", "cls", "none")
+Pooling = Literal["auto", "avg", "cls", "none", "channels_first", "channels_last"]
+POOLINGS: tuple[str, ...] = get_args(Pooling)
 _CLASS_TOKENS = ("cls_token", "class_token", "class_embedding", "cls_embedding")
 _KEYS = ("pooler_output", "x_norm_clstoken", "features", "last_hidden_state", "out")
 
@@ -59,7 +59,10 @@ def select(output: Any) -> tuple[Tensor, str]:
 
 
 def _positions(features: Tensor) -> int:
-    return features.shape[1] if features.ndim == 3 else features.shape[2] * features.shape[3]
+    if features.ndim == 3:
+        return features.shape[1]
+    channels = channel_axis(features.shape[1:]) or 1
+    return features[0].numel() // features.shape[channels]
 
 
 def check_pooling(mode: str) -> None:
@@ -72,21 +75,33 @@ def check_pooling(mode: str) -> None:
         raise ConfigError("Unknown pooling.", expected="one of the names below", found=mode, exists=POOLINGS)
 
 
-def pool(output: Any, mode: Pooling = "auto", *, has_cls_token: bool = True) -> Tensor:
+def pool(
+    output: Any,
+    mode: Pooling = "auto",
+    *,
+    has_cls_token: bool = True,
+    image_size: Sequence[int] | None = None,
+    made_by: nn.Module | None = None,
+) -> Tensor:
     """Reduce a network's output to one feature vector per image.
 
     Args:
-        output: Tensor `[B, F]` (kept), feature map `[B, F, H, W]` or token sequence `[B, N, F]`,
+        output: Tensor `[B, F]` (kept), feature map `[B, F, H, W]` or `[B, H, W, F]`, token sequence `[B, N, F]`,
             or a tuple, list or dict that holds some, see `select`.
         mode: `auto` averages maps and takes the class token of sequences (their mean without one);
-            `avg` averages maps and sequences; `cls` takes the first token; `none` flattens.
+            `avg` averages maps and sequences; `cls` takes the first token of sequences; `channels_first` and
+            `channels_last` are `avg` of `[B, F, ...]` and of `[B, ..., F]`, whatever the shape looks like;
+            `none` flattens.
         has_cls_token: Whether the first token of a sequence is a class token; read by `auto`.
+        image_size: Height and width of the images, by which maps are told apart, see `channel_axis`; None for squares.
+        made_by: What returned the output. Where the shape of a map does not tell, its channels come first unless
+            this has a layer that works on the last axis (a linear layer, a layer norm) of that width.
 
     Returns:
         Float tensor `[B, F]`.
 
     Raises:
-        ConfigError: For an unknown mode, or an output of any other rank.
+        ConfigError: For an unknown mode, an output of any other rank, or a map whose channels cannot be told.
     """
     check_pooling(mode)
     features = first_tensor(output)
@@ -94,18 +109,65 @@ def pool(output: Any, mode: Pooling = "auto", *, has_cls_token: bool = True) -> 
         return features
     if mode == "none" and features.ndim > 2:
         return features.flatten(1)
-    if features.ndim == 4:
-        return features.mean(dim=(2, 3))
-    if features.ndim == 3:
-        if mode == "cls" or (mode == "auto" and has_cls_token):
-            return features[:, 0]
-        return features.mean(dim=1)
-    raise ConfigError(
-        "Features of this shape cannot be pooled.",
-        expected="[B, F], [B, F, H, W] or [B, N, F]",
-        found=list(features.shape),
-        do="choose another layer with `feature_layer`",
-    )
+    if features.ndim == 3 and (mode == "cls" or (mode == "auto" and has_cls_token)):
+        return features[:, 0]
+    if features.ndim not in (3, 4):
+        raise ConfigError(
+            "Features of this shape cannot be pooled.",
+            expected="[B, F], [B, F, H, W], [B, H, W, F] or [B, N, F]",
+            found=list(features.shape),
+            do="choose another layer with `feature_layer`",
+        )
+    if mode in ("channels_first", "channels_last"):
+        channels: int | None = 1 if mode == "channels_first" else features.ndim - 1
+    else:
+        channels = 2 if features.ndim == 3 else channel_axis(features.shape[1:], image_size)
+        if channels is None and made_by is not None and not _on_last_axis(made_by, features.shape[1:]):
+            channels = 1
+    if channels is None:
+        raise ConfigError(
+            "It cannot be told which axis of this map holds the channels.",
+            expected="[B, F, H, W] or [B, H, W, F], where H and W are to each other as the sides of the images",
+            found=list(features.shape),
+            do='say which: pooling="channels_first" or pooling="channels_last"',
+        )
+    return features.mean(dim=[axis for axis in range(1, features.ndim) if axis != channels])
+
+
+def channel_axis(shape: Sequence[int], image_size: Sequence[int] | None = None) -> int | None:
+    """Which axis of a map `[B, *shape]` holds the channels, as its other two shrink with the image.
+
+    Height and width of a map are to each other as those of the image, up to rounding, and not larger than they.
+
+    Args:
+        shape: The three sizes after that of the batch.
+        image_size: Height and width of the images; None for squares of any size.
+
+    Returns:
+        1 for `[B, F, H, W]`, 3 for `[B, H, W, F]`; None where both could be.
+    """
+    height, width = image_size or (1, 1)
+    places = {1: (shape[1], shape[2]), 3: (shape[0], shape[1])}
+
+    def same_ratio(h: int, w: int) -> bool:
+        return h * width == w * height
+
+    def near_ratio(h: int, w: int) -> bool:
+        return (h - 1) * width <= (w + 1) * height and (w - 1) * height <= (h + 1) * width
+
+    def within(h: int, w: int) -> bool:
+        return image_size is None or (h <= height and w <= width)
+
+    for fits in (same_ratio, near_ratio, within):
+        places = {axis: place for axis, place in places.items() if fits(*place)} or places
+    return next(iter(places)) if len(places) == 1 or max(shape) == 1 else None
+
+
+def _on_last_axis(network: nn.Module, widths: Collection[int]) -> bool:
+    """Whether a layer that works on the last axis gives one of some widths."""
+    stated = (getattr(layer, "out_features", None) or getattr(layer, "normalized_shape", None)
+              for layer in network.modules())  # fmt: skip
+    return any((width if isinstance(width, int) else width[-1]) in widths for width in stated if width)
 
 
 def has_cls_token(network: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from rela_lightning.errors import PriorError
+from rela_lightning.errors import PriorError, ReLAError
 from rela_lightning.fingerprint.prior import Observed, describe, joined, observe, observe_pixels, version_of
 from rela_lightning.networks.pooling import Pooling, has_cls_token, pool, select
 from rela_lightning.networks.preprocess import EachPreprocess, Preprocess
@@ -126,8 +126,13 @@ class Prior(nn.Module):
         """Name, width and preprocessing for `print(prior)`."""
         return f"{self.name}, feature_dim={self.feature_dim}, preprocess={describe(self.preprocess)}"
 
+    def pool(self, output: Any, images: Tensor) -> Tensor:
+        """Features `[B, feature_dim]` from what the network made of images `[B, C, H, W]`."""
+        size = images.shape[-2:]
+        return pool(output, self.pooling, has_cls_token=self.has_cls_token, image_size=size, made_by=self.network)
+
     def _encode(self, images: Tensor) -> Tensor:
-        return pool(self._output(images), self.pooling, has_cls_token=self.has_cls_token).float()
+        return self.pool(self._output(images), images).float()
 
     def _output(self, images: Tensor) -> Any:
         dtype = next((p.dtype for p in self.network.parameters() if p.is_floating_point()), images.dtype)
@@ -155,7 +160,7 @@ class Prior(nn.Module):
             except RuntimeError:  # a network may take views of its input that only this order of channels allows
                 self._memory_format = torch.contiguous_format
                 return self._width(blank)
-        except PriorError:
+        except ReLAError:
             raise
         except Exception as error:  # whatever the network raises for images it was not made for
             raise PriorError(
@@ -169,7 +174,7 @@ class Prior(nn.Module):
         """Width of the features; says which of several outputs they are read from."""
         with torch.no_grad():
             output = self._output(blank)
-        width = int(pool(output, self.pooling, has_cls_token=self.has_cls_token).shape[1])
+        width = int(self.pool(output, blank).shape[1])
         which = select(output)[1]
         if which:
             warnings.warn(
