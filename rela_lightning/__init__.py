@@ -9,9 +9,9 @@ Names are imported when first used, so that `import rela_lightning` and `rela --
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rela_lightning._lazy import lazy
 from rela_lightning._version import __version__
 
 if TYPE_CHECKING:
@@ -25,23 +25,32 @@ if TYPE_CHECKING:
     from rela_lightning.transport import LinearTransport, transport_loss
 
 _EXPORTS = {
-    "BudgetSampler": "rela_lightning.data.sampler",
-    "KNNProbe": "rela_lightning.probe",
-    "LinearProbe": "rela_lightning.probe",
-    "LinearTransport": "rela_lightning.transport",
-    "OnlineLinearProbe": "rela_lightning.probe",
-    "Prior": "rela_lightning.priors",
-    "ReLACallback": "rela_lightning.callback",
-    "ReLAMixin": "rela_lightning.module",
-    "ReLAModule": "rela_lightning.module",
-    "TargetStore": "rela_lightning.targets",
-    "accelerate": "rela_lightning.module",
-    "build_targets": "rela_lightning.targets",
-    "export_backbone": "rela_lightning.export",
-    "load_prior": "rela_lightning.priors",
-    "transport_loss": "rela_lightning.transport",
+    "BudgetSampler": ".data.sampler",
+    "KNNProbe": ".probe",
+    "LinearProbe": ".probe",
+    "LinearTransport": ".transport",
+    "OnlineLinearProbe": ".probe",
+    "Prior": ".priors",
+    "ReLACallback": ".callback",
+    "ReLAMixin": ".module",
+    "ReLAModule": ".module",
+    "TargetStore": ".targets",
+    "accelerate": ".module",
+    "build_targets": ".targets",
+    "export_backbone": ".export",
+    "load_prior": ".priors",
+    "transport_loss": ".transport",
+    "data": ".data",
+    "errors": ".errors",
+    "export": ".export",
+    "methods": ".methods",
+    "priors": ".priors",
+    "probe": ".probe",
+    "schedules": ".schedules",
+    "targets": ".targets",
+    "transport": ".transport",
 }
-_SUBMODULES = ("data", "errors", "export", "methods", "priors", "probe", "schedules", "targets", "transport")
+__getattr__, __dir__ = lazy(__name__, _EXPORTS)
 
 __all__ = [
     "BudgetSampler",
@@ -61,15 +70,3 @@ __all__ = [
     "load_prior",
     "transport_loss",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    if name in _SUBMODULES:
-        return importlib.import_module(f"rela_lightning.{name}")
-    raise AttributeError(f"module 'rela_lightning' has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, *_SUBMODULES})

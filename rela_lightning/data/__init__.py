@@ -5,8 +5,9 @@ Names are imported when first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rela_lightning._lazy import lazy
 
 if TYPE_CHECKING:
     from rela_lightning.data.digits import Digits
@@ -27,22 +28,23 @@ if TYPE_CHECKING:
     from rela_lightning.data.views import build_views, probe_view
 
 _EXPORTS = {
-    "BudgetSampler": "sampler",
-    "CIFAR10Data": "modules",
-    "CIFAR100Data": "modules",
-    "Digits": "digits",
-    "DigitsData": "modules",
-    "FashionMNISTData": "modules",
-    "FolderImages": "folder",
-    "ImageData": "modules",
-    "ImageFolderData": "modules",
-    "ImageNetData": "modules",
-    "RGBImages": "rgb",
-    "STL10Data": "modules",
-    "TinyImageNetData": "modules",
-    "build_views": "views",
-    "probe_view": "views",
+    "BudgetSampler": ".sampler",
+    "CIFAR10Data": ".modules",
+    "CIFAR100Data": ".modules",
+    "Digits": ".digits",
+    "DigitsData": ".modules",
+    "FashionMNISTData": ".modules",
+    "FolderImages": ".folder",
+    "ImageData": ".modules",
+    "ImageFolderData": ".modules",
+    "ImageNetData": ".modules",
+    "RGBImages": ".rgb",
+    "STL10Data": ".modules",
+    "TinyImageNetData": ".modules",
+    "build_views": ".views",
+    "probe_view": ".views",
 }
+__getattr__, __dir__ = lazy(__name__, _EXPORTS)
 
 __all__ = [
     "BudgetSampler",
@@ -61,13 +63,3 @@ __all__ = [
     "build_views",
     "probe_view",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(f"rela_lightning.data.{_EXPORTS[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

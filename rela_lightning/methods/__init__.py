@@ -5,8 +5,9 @@ Names are imported when first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rela_lightning._lazy import lazy
 
 if TYPE_CHECKING:
     from rela_lightning.methods.barlow_twins import BarlowTwins
@@ -24,20 +25,21 @@ if TYPE_CHECKING:
     from rela_lightning.networks.backbones import build_backbone
 
 _EXPORTS = {
-    "BYOL": "rela_lightning.methods.byol",
-    "DINO": "rela_lightning.methods.dino",
-    "BarlowTwins": "rela_lightning.methods.barlow_twins",
-    "Method": "rela_lightning.methods.base",
-    "MoCoV2": "rela_lightning.methods.moco_v2",
-    "MoCoV3": "rela_lightning.methods.moco_v3",
-    "MomentumMethod": "rela_lightning.methods.momentum",
-    "SimCLR": "rela_lightning.methods.simclr",
-    "SimSiam": "rela_lightning.methods.simsiam",
-    "Supervised": "rela_lightning.methods.supervised",
-    "SwAV": "rela_lightning.methods.swav",
-    "VICReg": "rela_lightning.methods.vicreg",
+    "BYOL": ".byol",
+    "DINO": ".dino",
+    "BarlowTwins": ".barlow_twins",
+    "Method": ".base",
+    "MoCoV2": ".moco_v2",
+    "MoCoV3": ".moco_v3",
+    "MomentumMethod": ".momentum",
+    "SimCLR": ".simclr",
+    "SimSiam": ".simsiam",
+    "Supervised": ".supervised",
+    "SwAV": ".swav",
+    "VICReg": ".vicreg",
     "build_backbone": "rela_lightning.networks.backbones",
 }
+__getattr__, __dir__ = lazy(__name__, _EXPORTS)
 
 __all__ = [
     "BYOL",
@@ -54,13 +56,3 @@ __all__ = [
     "VICReg",
     "build_backbone",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _EXPORTS:
-        return getattr(importlib.import_module(_EXPORTS[name]), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)

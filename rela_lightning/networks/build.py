@@ -12,8 +12,15 @@ from torch import nn
 from rela_lightning.errors import NetworkError, ReLAError, nearest_names
 from rela_lightning.networks.preprocess import Preprocess
 
-LIBRARIES: tuple[str, ...] = ("open_clip", "timm", "torchvision", "lightly")
-"""Where architectures come from. One file each in this folder, which offers `build`."""
+LIBRARIES: dict[str, str] = {
+    "open_clip": "<arch>/<tag>",
+    "timm": "<model>",
+    "torchvision": "<model>/<weights>",
+    "lightly": "<resnet>",
+}
+"""Where architectures come from, and how each names them. One file each in this folder, which offers `build`."""
+UNTRAINED = ("lightly",)
+"""Those of them that publish no weights."""
 SOURCES: tuple[str, ...] = (*LIBRARIES, "checkpoint", "random")
 """What may stand before the colon."""
 

@@ -9,19 +9,17 @@ from typing import Any
 from torch import nn
 
 from rela_lightning.errors import PriorError
-from rela_lightning.networks.build import build_network
+from rela_lightning.networks.build import LIBRARIES, UNTRAINED, build_network
 from rela_lightning.networks.pooling import Pooling
 from rela_lightning.networks.preprocess import Preprocess, customised
 from rela_lightning.priors.base import FusedPrior, Prior
 
 SCHEMES: tuple[str, ...] = (
-    "open_clip:<arch>/<tag>",
-    "timm:<model>",
-    "torchvision:<model>/<weights>",
+    *(f"{library}:{form}" for library, form in LIBRARIES.items() if library not in UNTRAINED),
     "checkpoint:<file> with arch=",
-    "random:<open_clip:..., timm:..., torchvision:... or lightly:...> with seed=",
+    f"random:<{', '.join(f'{library}:...' for library in LIBRARIES)}> with seed=",
 )
-_TRAINED = ("open_clip", "timm", "torchvision", "checkpoint", "random")  # lightly has no weights of its own
+"""What a spec looks like."""
 
 
 def load_prior(
@@ -86,7 +84,7 @@ def _network(spec: object, image_size: int | None, kwargs: dict[str, Any]) -> tu
         _no_more(kwargs)
         return type(spec).__name__, copy.deepcopy(spec), None
     source, _, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
-    if source not in _TRAINED or not rest:
+    if not rest or not any(form.startswith(f"{source}:") for form in SCHEMES):
         raise PriorError(
             "There is no such prior.",
             expected="a string of one of the forms below, an nn.Module, or a list of these",

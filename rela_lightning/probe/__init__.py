@@ -5,8 +5,9 @@ Names are imported when first used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from rela_lightning._lazy import lazy
 
 if TYPE_CHECKING:
     from rela_lightning.probe.extract import extract_features
@@ -17,14 +18,15 @@ if TYPE_CHECKING:
     from rela_lightning.probe.online import OnlineLinearProbe
 
 _EXPORTS = {
-    "KNNProbe": "knn_online",
-    "LinearProbe": "linear",
-    "OnlineLinearProbe": "online",
-    "extract_features": "extract",
-    "few_label_evaluation": "offline",
-    "knn_predict": "knn",
-    "linear_evaluation": "offline",
+    "KNNProbe": ".knn_online",
+    "LinearProbe": ".linear",
+    "OnlineLinearProbe": ".online",
+    "extract_features": ".extract",
+    "few_label_evaluation": ".offline",
+    "knn_predict": ".knn",
+    "linear_evaluation": ".offline",
 }
+__getattr__, __dir__ = lazy(__name__, _EXPORTS)
 
 __all__ = [
     "KNNProbe",
@@ -35,9 +37,3 @@ __all__ = [
     "knn_predict",
     "linear_evaluation",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)
