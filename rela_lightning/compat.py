@@ -28,6 +28,7 @@ __all__ = [
     "SAVE_BEST",
     "DualCallback",
     "copied_loader",
+    "forget_hyper_parameters",
     "keep_module_versions",
     "lerp_together",
     "module_versions",
@@ -124,6 +125,14 @@ def copied_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     copied = copy.copy(loader)
     vars(copied).update(changes, _iterator=None)
     return copied
+
+
+def forget_hyper_parameters(module: Any, names: Iterable[str]) -> None:
+    """Take options out of what `save_hyperparameters` has kept, where it was called."""
+    for kept in (getattr(module, "_hparams", None), getattr(module, "_hparams_initial", None)):
+        for name in names:
+            if kept is not None and name in kept:
+                del kept[name]
 
 
 def remove_forward_hooks(module: nn.Module, kind: type) -> None:

@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCa
 from torch import Tensor, nn
 
 from rela_lightning.callback import ReLACallback
-from rela_lightning.compat import picklable_default
+from rela_lightning.compat import forget_hyper_parameters, picklable_default
 from rela_lightning.errors import InjectionError
 from rela_lightning.networks.encode import pooled
 from rela_lightning.networks.pooling import Pooling
@@ -78,10 +78,8 @@ class ReLAMixin:
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        for saved in (getattr(self, "_hparams", None), getattr(self, "_hparams_initial", None)):
-            for name in ("targets", "rela"):  # objects: the plain class could not load a checkpoint that holds them
-                if saved is not None and name in saved:
-                    del saved[name]
+        # objects: the plain class could not load a checkpoint that holds them
+        forget_hyper_parameters(self, ("targets", "rela"))
         self._rela: Any = functools.partial(ReLACallback, targets, **(rela or {}))
 
     def configure_callbacks(self) -> list[Any]:

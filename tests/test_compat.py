@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import re
 from collections import OrderedDict
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +21,7 @@ from rela_lightning import compat
 from rela_lightning.errors import ReLAError
 
 TREES = [import_module(name) for name in compat.NAMESPACES]
+_OURS, _HUGGING_FACE = "rela_lightning/compat.py", "fingerprint/leaves.py"  # data sets, read if they have them
 both = pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.__name__)
 
 
@@ -146,6 +148,19 @@ def test_a_parser_tells_its_options() -> None:
     assert compat.option_strings(parser) == ["-h", "--help", "--size"]
 
 
+@both
+def test_hyper_parameters_are_forgotten(tree: Any) -> None:
+    class Net(tree.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self, size: int = 1, targets: Any = None) -> None:
+            super().__init__()
+            self.save_hyperparameters()
+
+    net = Net(targets=object())
+    compat.forget_hyper_parameters(net, ["targets", "rela"])
+    assert dict(net.hparams) == dict(net.hparams_initial) == {"size": 1}
+    compat.forget_hyper_parameters(tree.LightningModule(), ["targets"])
+
+
 def test_versions_of_modules_are_read_from_a_state_dict_and_by_load() -> None:
     class Versioned(nn.Linear):
         _version = 7
@@ -179,6 +194,10 @@ def test_no_other_file_reads_private_names_of_others() -> None:
         tree = ast.parse(path.read_text(encoding="utf-8"))
         names = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
         for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id.endswith("attr"):
+                named = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
+                if re.match("_[a-z]", named) and f"{path.parent.name}/{path.name}" not in (_HUGGING_FACE, _OURS):
+                    found.append(f"{path.relative_to(root)}:{node.lineno} {ast.unparse(node)}")
             if not isinstance(node, ast.Attribute) or not node.attr.startswith("_") or node.attr.startswith("__"):
                 continue
             own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 from pathlib import Path
 
 import lightning.pytorch as L
@@ -305,3 +306,30 @@ def test_a_run_is_not_followed_out_of_its_folder(tmp_path: Path) -> None:
     for wanted in ("checkpoints/last.ckpt", str(tmp_path / "run/checkpoints/last.ckpt"), "gone.ckpt"):
         (tmp_path / "run" / "run.json").write_text(json.dumps({"checkpoint": wanted}))
         assert find_checkpoint(tmp_path / "run").read_bytes() in (b"ours", b"theirs")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "kwargs", "head"),
+    [
+        ("torchvision:resnet18/IMAGENET1K_V1", {}, "fc.weight, fc.bias"),
+        ("random:lightly:resnet-9", {"width": 0.125, "seed": 1}, ""),
+    ],
+)
+def test_backbones_of_every_spelling_are_exported(tmp_path, backbone, kwargs, head):
+    module = BYOL(backbone, backbone_kwargs=kwargs)
+    file = export_backbone(module, tmp_path / "b.safetensors", architecture=backbone, backbone_kwargs=kwargs)
+    state = load_file(file)
+    assert {name: tensor.shape for name, tensor in state.items()} == {
+        name: tensor.shape for name, tensor in module.backbone.state_dict().items()
+    }
+    with safe_open(file, "pt") as opened:
+        assert opened.metadata()["absent"] == head
+
+
+def test_the_random_state_is_kept_where_a_network_cannot_be_built(tmp_path):
+    module = BYOL("lightly:resnet-9", backbone_kwargs={"width": 0.125})
+    before = torch.get_rng_state(), random.getstate()
+    with pytest.raises(ConfigError, match="no ResNet stem"):
+        export_backbone(module, tmp_path / "b.pt", architecture="mobilenet_v3_small", cifar_stem=True)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1] == random.getstate()

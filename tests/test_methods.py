@@ -265,6 +265,7 @@ def test_a_classifier_that_is_a_convolution_gives_way_to_the_mean_over_the_map()
         ("timm:mobilenetv3_small_050", {}, 1024),
         ("timm:vit_tiny_patch16_224", {"img_size": 32, "depth": 2}, 192),
         ("lightly:resnet-9", {"width": 0.25}, 128),
+        ("timm:vit_tiny_patch16_224", {"img_size": 160, "depth": 1}, 192),
         ("torchvision:resnet18", {}, 512),
         ("torchvision:resnet18/IMAGENET1K_V1", {}, 512),
         ("open_clip:RN50", {"image_size": 32}, 1024),
@@ -274,7 +275,8 @@ def test_a_classifier_that_is_a_convolution_gives_way_to_the_mean_over_the_map()
 def test_other_sources_give_pooled_features(name, options, width):
     network, found = build_backbone(name, **options)
     assert found == width
-    assert network.eval()(torch.rand(2, 3, 32, 32)).shape == (2, width)
+    size = options.get("img_size", 32)
+    assert network.eval()(torch.rand(2, 3, size, size)).shape == (2, width)
 
 
 def test_lightlys_net_is_its_own_at_32_pixels_and_pools_at_any_other():

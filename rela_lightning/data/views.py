@@ -41,7 +41,7 @@ def build_views(
 
     lightly's own defaults hold, except for images of up to 64 px: no blur; jitter of strength 0.5 in `simclr`, `two`
     and `swav`; crops of `one` from a quarter of the image; local crops of `dino` from 10% to 40% and of `swav` from
-    10% to 30% of it, `swav`'s large ones from 30%. Small crops measure 96 px at 224 px, else as much in proportion,
+    10% to 30% of it, `swav`'s global ones from 30%. Local crops measure 96 px at 224 px, else as much in proportion,
     to the next multiple of 8.
 
     Args:

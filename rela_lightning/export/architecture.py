@@ -8,13 +8,13 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.source import Source, unwrapped
-from rela_lightning.networks.backbones import build_backbone
+from rela_lightning.networks.backbones import build_plain
 from rela_lightning.networks.encode import pooled
+from rela_lightning.rng import preserved_rng
 from rela_lightning.weights import State, fill
 
 _WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "progress")
@@ -29,13 +29,14 @@ class Recipe(NamedTuple):
 
     @property
     def source(self) -> str:
-        """`torchvision`, `timm` or `lightly`."""
+        """`torchvision`, `timm`, `lightly` or another that `build_network` knows."""
         return self.name.rpartition(":")[0] or "torchvision"
 
     @property
     def model(self) -> str:
-        """The network's name in its library."""
-        return self.name.rpartition(":")[2]
+        """The network's name in its library, without a tag of torchvision's weights."""
+        name = self.name.rpartition(":")[2]
+        return name.partition("/")[0] if self.source == "torchvision" else name
 
     def build(self) -> nn.Module:
         """An untrained network; the random state stays as it was.
@@ -44,8 +45,8 @@ class Recipe(NamedTuple):
             ConfigError: If there is no such network, or the options are not its own.
         """
         try:
-            with isolate_rng(include_cuda=False):
-                return build_backbone(self.name, cifar_stem=self.cifar_stem, **self.kwargs)[0]
+            with preserved_rng():
+                return build_plain(self.name, cifar_stem=self.cifar_stem, **self.kwargs)
         except (TypeError, RuntimeError, AssertionError, KeyError) as error:
             raise ConfigError(
                 f"{self.name} cannot be built.",
@@ -161,11 +162,11 @@ def misfit(network: nn.Module, state: State) -> str | None:
 def absent_keys(recipe: Recipe, state: State) -> list[str]:
     """Names in the state dict of the library's own network that are not exported: its classifier's.
 
-    For timm none: its networks are built without one, `num_classes=0`.
+    None but for torchvision and lightly: other networks are built without one, as timm's with `num_classes=0`.
     """
-    if recipe.source == "timm":
+    if recipe.source not in ("torchvision", "lightly"):
         return []
-    with isolate_rng(include_cuda=False):
+    with preserved_rng():
         if recipe.source == "lightly":
             from lightly.models import ResNetGenerator
 
@@ -192,7 +193,7 @@ def timm_name(plain: Plain, state: State) -> str | None:
 
     if recipe.kwargs or not timm.is_model(recipe.model):
         return None
-    with isolate_rng(include_cuda=False), torch.no_grad():
+    with preserved_rng(), torch.no_grad():
         twin = timm.create_model(recipe.model, num_classes=0).eval()
         if misfit(twin, state) is not None:
             return None

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rela_lightning.compat import COMPILED, tensor_version, uncompiled
 from rela_lightning.errors import PriorError
+from rela_lightning.rng import preserved_rng
 
 if TYPE_CHECKING:
     from rela_lightning.priors.base import Prior
@@ -67,7 +67,7 @@ def observe(prior: Prior) -> Observed:
     Raises:
         PriorError: If preprocessing gives other pixels each time.
     """
-    with isolate_rng(include_cuda=False):
+    with preserved_rng():
         features, exact = observe_features(prior)
         return Observed(hash_state(prior.network), features, exact, observe_pixels(prior.preprocess))
 

@@ -167,7 +167,7 @@ class Run:
             return original(*args, **kwargs)
         rows = self.rows.take()
         phase = self.phases.for_batch(rows.transport_views)
-        module = self._trainer.lightning_module
+        module = self._module
         wrapped = self._trainer.strategy.model is not module  # DDP wraps at one process too
         self._step = step = Step(self.parts, rows, phase, distributed=wrapped)
         output = step.run(original, args, kwargs)
@@ -175,10 +175,10 @@ class Run:
             module.log("rela/loss", step.loss, batch_size=step.samples)
             following = [] if self._teachers is None else [pair.teacher for pair in self._teachers.pairs]
             self.parts.student.say_once(following)
-        self._log_phase(module, phase, step.samples)
+        self._log_phase(phase, step.samples)
         return output
 
-    def _log_phase(self, module: Any, phase: Phase, samples: int) -> None:
+    def _log_phase(self, phase: Phase, samples: int) -> None:
         """Log the weights where they changed, once an epoch until transport is over, and no more from then on."""
         ssl = 1.0 if phase.warm_heads else phase.weights.ssl
         values = {"rela/weight": phase.weights.transport, "rela/ssl_weight": ssl, "rela/phase": phase.number}
@@ -188,7 +188,7 @@ class Run:
             return
         for name, value in values.items():
             # filled on the device: a Python number would be copied there, and that waits
-            module.log(name, torch.full((), value, device=module.device), batch_size=samples)
+            self._module.log(name, torch.full((), value, device=self._module.device), batch_size=samples)
         if self._logged is None or self._logged[0][2] != phase.number:  # loggers hear of each phase, at any interval
             for logger in self._trainer.loggers:
                 logger.log_metrics(values, step=self._trainer.global_step)

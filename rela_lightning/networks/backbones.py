@@ -34,11 +34,18 @@ def build_backbone(
     Raises:
         NetworkError: For an unknown name or a network without such a stem or classifier.
     """
+    network = build_plain(name, cifar_stem=cifar_stem, pretrained=pretrained, **kwargs)
+    stated: int | None = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)  # timm's
+    return network, stated or measure_feature_dim(network)
+
+
+def build_plain(name: str, *, cifar_stem: bool = False, pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """The network of `build_backbone` alone; its width is not asked for."""
     spec = name if name.partition(":")[0] in SOURCES else f"torchvision:{name}"
     network = build_network(spec, pretrained=pretrained, **kwargs).network
     if cifar_stem:
         _shrink_stem(network, name)
-    return network, measure_feature_dim(network)
+    return network
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:

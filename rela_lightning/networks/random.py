@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from rela_lightning.networks.build import Built, build_network
+from rela_lightning.rng import preserved_rng
 
 
 def build(name: str, *, pretrained: bool = False, image_size: int | None = None, seed: int = 0, **kwargs: Any) -> Built:
@@ -20,6 +20,6 @@ def build(name: str, *, pretrained: bool = False, image_size: int | None = None,
         seed: Seed of its weights; the global random state is left as it was.
         kwargs: Passed on to the library's factory.
     """
-    with isolate_rng(include_cuda=False):
+    with preserved_rng():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         return build_network(name, pretrained=False, image_size=image_size, **kwargs)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -15,6 +14,7 @@ from rela_lightning.errors import PriorError, ReLAError
 from rela_lightning.fingerprint.prior import Observed, describe, joined, observe, observe_pixels, version_of
 from rela_lightning.networks.pooling import Pooling, has_cls_token, pool, select
 from rela_lightning.networks.preprocess import EachPreprocess, Preprocess
+from rela_lightning.rng import preserved_rng
 
 
 class Prior(nn.Module):
@@ -114,7 +114,7 @@ class Prior(nn.Module):
         if self._observed is None or self._observed[0] != version:
             self._observed = (version, observe(self))
             return self._observed[1]
-        with isolate_rng(include_cuda=False):
+        with preserved_rng():
             return self._observed[1]._replace(pixels=observe_pixels(self.preprocess))
 
     @property

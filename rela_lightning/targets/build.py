@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 
 from rela_lightning.compat import NAMESPACES
 from rela_lightning.data.find_image import image_at
@@ -24,6 +23,7 @@ from rela_lightning.fingerprint.dataset import Sample, take_sample
 from rela_lightning.fingerprint.settings import feature_fields, fields_of, fingerprint, refuse_difference
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
+from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.assemble import assemble, in_words
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.disk import refuse_full, writing
@@ -120,7 +120,7 @@ def build_targets(
             num_workers=num_workers,
             trainer=trainer,
         )
-        with isolate_rng(include_cuda=False):
+        with preserved_rng():
             length = check_length(dataset)
             dataset = image_at(dataset, image)
             sample = take_sample(dataset, length)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -16,6 +15,7 @@ from rela_lightning.data.eight_bit import eight_bit
 from rela_lightning.data.find_image import find_image
 from rela_lightning.data.swap import has_rows, swapped_transform
 from rela_lightning.errors import DataError
+from rela_lightning.rng import preserved_rng
 
 CropsOf = Callable[[Any, int], Sequence[Crop]]
 """Crops of an image, from the image and its row in the data set."""
@@ -159,7 +159,7 @@ def drawn_crops(image: Any, row: int, *, views: int) -> list[Crop]:
     """The whole image and `views` random crops of it, the same ones at each call; the random state is kept."""
     if not views:
         return [whole(image)]
-    with isolate_rng(include_cuda=False):
+    with preserved_rng():
         torch.manual_seed(row)
         return [whole(image), *(draw_crop(image) for _ in range(views))]
 

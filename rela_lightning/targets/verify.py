@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.seed import isolate_rng
 from torch.utils.data import default_collate
 
 from rela_lightning.data.find_image import image_at
@@ -17,6 +16,7 @@ from rela_lightning.fingerprint.dataset import changing_rows, compare_samples, r
 from rela_lightning.fingerprint.order import IN_MEMORY, compare_order, order_of
 from rela_lightning.fingerprint.settings import other_prior
 from rela_lightning.priors.base import Prior
+from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.images import LabelView, embed
 from rela_lightning.targets.reduce import project
 from rela_lightning.targets.rounding import exactly
@@ -43,7 +43,7 @@ def verify(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: i
         _verify_prior(store, prior)
     if num_samples < 1:
         return ""
-    with isolate_rng(include_cuda=False):
+    with preserved_rng():
         labelled = store.manifest["sample"]["rows"]
         rows = [labelled[i] for i in sampled_rows(len(labelled), num_samples)]
         order = order_of(dataset, rows[:: max(1, len(rows) // 8)])
