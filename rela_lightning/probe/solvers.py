@@ -10,11 +10,11 @@ from torch import Tensor
 def fit_logistic(
     features: Tensor, labels: Tensor, num_classes: int, *, l2: float = 1.0, max_iter: int = 1000
 ) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression, solved to its one optimum by full-batch L-BFGS in float64.
+    """Multinomial logistic regression, solved by full-batch L-BFGS in float64.
 
     Minimises `sum_i CE(W x_i + b, y_i) + l2 / 2 ||W||²`: scikit-learn's `LogisticRegression(C=1 / l2)`, the
-    bias free of penalty. No learning rate, no randomness. It is solved on centred features,
-    which moves no optimum and is far better conditioned. Takes about `N * F * 16` bytes.
+    bias free of penalty. No learning rate, no randomness. It is solved on centred features, which moves no optimum
+    and is far better conditioned, until no slope is above 1e-8 (scikit-learn: 1e-4). Takes about `N * F * 16` bytes.
 
     Args:
         features: `[N, F]`.
@@ -36,7 +36,7 @@ def fit_logistic(
         [weight, bias],
         max_iter=max_iter,
         max_eval=2 * max_iter,
-        tolerance_grad=1e-9,
+        tolerance_grad=1e-8,
         tolerance_change=1e-15,
         history_size=20,
         line_search_fn="strong_wolfe",
