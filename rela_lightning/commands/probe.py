@@ -84,8 +84,12 @@ def probe(
     train, validation = (_images(data, split, subject) for split in ("train", "val"))
     images = _fingerprint(train, validation)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
-    x, labels = labelled_rows(*extract_features(subject.network, train, **options), "training")
-    test_x, test_labels = labelled_rows(*extract_features(subject.network, validation, **options), "validation")
+    x, labels = labelled_rows(
+        *extract_features(subject.network, train, progress="training images", **options), "training"
+    )
+    test_x, test_labels = labelled_rows(
+        *extract_features(subject.network, validation, progress="validation images", **options), "validation"
+    )
     classes = int(getattr(data, "num_classes", None) or labels.max() + 1)
     linear = linear_evaluation(
         x, labels, test_x, test_labels,

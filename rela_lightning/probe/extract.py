@@ -13,6 +13,7 @@ from rela_lightning.batches import describe, find_images, find_labels, leaves
 from rela_lightning.errors import DataError
 from rela_lightning.networks.encode import encode
 from rela_lightning.networks.pooling import Pooling
+from rela_lightning.progress import Progress
 
 
 def extract_features(
@@ -24,6 +25,7 @@ def extract_features(
     device: str | torch.device = "auto",
     pooling: Pooling = "auto",
     labels: int | str = "auto",
+    progress: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Features and labels of a whole data set, in its order.
 
@@ -40,6 +42,7 @@ def extract_features(
             is on the CPU and there is one.
         pooling: See `rela_lightning.networks.pooling.pool`.
         labels: Where the labels are in a batch: a position, a key, a dotted path, or `auto`.
+        progress: Name under which stderr is told how far it is, for a data set; None says nothing.
 
     Returns:
         Float32 features `[N, F]` and int64 labels `[N]`, both on the CPU.
@@ -53,6 +56,9 @@ def extract_features(
     features: list[Tensor] = []
     found: list[Tensor] = []
     move = homes != {target} and len(homes) == 1
+    told = (
+        Progress(progress, len(dataset_or_loader)) if progress and hasattr(dataset_or_loader, "__getitem__") else None
+    )
     try:
         if move:
             backbone.to(target)
@@ -61,7 +67,11 @@ def extract_features(
             labels, rows = find_labels(batch, len(images), labels)
             features.append(encode(backbone, images.to(target), pooling).float().cpu())
             found.append(rows.cpu())
+            if told is not None:
+                told.add(len(images))
     finally:
+        if told is not None:
+            told.close()
         if move:
             backbone.to(home)
     if not features:

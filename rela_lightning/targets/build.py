@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import sys
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from rela_lightning.compat import NAMESPACES
 from rela_lightning.data.find_image import image_at
 from rela_lightning.errors import ConfigError, TargetError
 from rela_lightning.fingerprint.dataset import Sample, take_sample
@@ -28,6 +24,7 @@ from rela_lightning.targets.assemble import assemble, in_words
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.disk import refuse_full, writing
 from rela_lightning.targets.images import LabelView, check_length, drawn_crops
+from rela_lightning.targets.labelling import label
 from rela_lightning.targets.manifest import write_manifest
 from rela_lightning.targets.partial import clear, partial_folder, place_of, read_seconds
 from rela_lightning.targets.place import new_folder, publish, settle
@@ -36,7 +33,7 @@ from rela_lightning.targets.reduce import STANDARDISATIONS, Standardise
 from rela_lightning.targets.rounding import embed_exactly, sampled
 from rela_lightning.targets.shards import Shape, missing_rows, where_bytes
 from rela_lightning.targets.store import TargetStore
-from rela_lightning.targets.writer import LabellingPlan, on_rank_zero, steps_for
+from rela_lightning.targets.writer import LabellingPlan
 
 log = logging.getLogger("rela_lightning")
 
@@ -143,7 +140,7 @@ def build_targets(
             if not done:
                 needed = feature_fields(fields)
                 plan = LabellingPlan(dataset, length, claim, needed, batch_size, num_workers, started, job.shape)
-                _label(prior, plan, trainer, functools.partial(job.finish, dataset))
+                label(prior, plan, trainer, functools.partial(job.finish, dataset))
     return TargetStore(path)
 
 
@@ -213,57 +210,6 @@ class _Job:
             publish(folder, self.place)
         for line in in_words(made, length * self.shape.views):
             log.warning("%s: %s", self.place, line)
-
-
-def _label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[torch.device, float], None]) -> None:
-    """Run the pass on the trainer, then `finish` on its rank 0."""
-    with _quiet(own=trainer is None):
-        trainer = _own_trainer() if trainer is None else trainer
-        module_class, writer_class = steps_for(trainer)
-        module, writer = module_class(prior, plan), writer_class(plan)
-        callbacks, home = trainer.callbacks, next((p.device for p in prior.parameters()), None)
-        bar = trainer.progress_bar_callback
-        trainer.callbacks = [writer] if bar is None else [bar, writer]
-        try:
-            trainer.predict(module, return_predictions=False)
-            ended = time.time()
-            on_rank_zero(trainer, functools.partial(finish, trainer.strategy.root_device, ended))
-        finally:
-            trainer.callbacks = callbacks
-            prior.to(home)
-
-
-def _own_trainer() -> Any:
-    import lightning.pytorch as L
-
-    return L.Trainer(
-        accelerator="auto",
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        enable_progress_bar=sys.stderr.isatty(),
-    )
-
-
-@contextmanager
-def _quiet(*, own: bool) -> Iterator[None]:
-    """Keep Lightning's advice on loaders away, and its banner where the trainer is ours."""
-    from lightning.fabric.utilities.warnings import PossibleUserWarning
-
-    chatter = [logging.getLogger(name) for name in NAMESPACES]  # the trees share one of their loggers
-    levels = [logger.level for logger in chatter]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*across ranks is zero.*")
-        try:
-            for logger in chatter if own else ():
-                logger.setLevel(max(logger.level, logging.WARNING))
-            yield
-        finally:
-            for logger, level in zip(chatter, levels, strict=True):
-                logger.setLevel(level)
 
 
 def _checked(
