@@ -84,6 +84,15 @@ class Schedule:
             return 0.0
         return next((p / 1000 for p in range(1001) if not self.weights(p / 1000).transport_only), 1.0)
 
+    def is_over(self, progress: float) -> bool:
+        """Whether the transport loss is off from `progress` to the end of the budget, whatever happens.
+
+        All that ReLA has attached to the step is taken off then. An adaptive schedule of your own whose switch is for
+        good says so here; by default nobody can know.
+        """
+        left = 1.0 - progress
+        return not self.adaptive and all(self.weights(progress + left * p / 1000).transport == 0.0 for p in range(1001))
+
     def state_dict(self) -> dict[str, Tensor]:
         """State as tensors; empty for schedules that depend on progress alone."""
         return {}
@@ -186,6 +195,10 @@ class AuthorsRule(Schedule):
         """`(0, 1)` until the rule has fired, `(1, 0)` from the next step on."""
         return SSL_ONLY if self.fired else TRANSPORT_ONLY
 
+    def is_over(self, progress: float) -> bool:
+        """Whether the rule has fired."""
+        return self.fired
+
     def update(self, loss: Tensor, progress: float) -> None:
         """Advance both averages by one step."""
         self._unread.append(loss.detach().reshape(()))
@@ -262,6 +275,10 @@ class Plateau(Schedule):
     def weights(self, progress: float) -> Weights:
         """`(0, 1)` until the loss has levelled off, `(1, 0)` from then on."""
         return SSL_ONLY if self.fired or progress >= self.at_most < 1.0 else TRANSPORT_ONLY
+
+    def is_over(self, progress: float) -> bool:
+        """Whether the switch has come."""
+        return self.weights(progress) == SSL_ONLY
 
     def update(self, loss: Tensor, progress: float) -> None:
         """Add a step's loss to the window, on its device; the device is waited for once a window."""

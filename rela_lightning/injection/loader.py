@@ -58,7 +58,7 @@ class RowTracker:
         self._check, self._transform, self._num_views = check, transform, num_views
         self._data_ratio, self._seed, self._epoch = data_ratio, seed, 0
         self._wanted = Wanted.shared()
-        self._asked: tuple[bool, bool] | None = None
+        self._asked: tuple[bool, bool, bool] | None = None
         self._current: BatchRows | None = None
         self._replaced: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.in_flight = 1
@@ -66,21 +66,22 @@ class RowTracker:
         self._trainer: Any = None
         self._many = False
 
-    def attach(self, patches: Patches, trainer: Any, module: Any) -> None:
-        """Wrap the strategy's `process_dataloader` and the transfer hooks of module and data module."""
+    def attach(self, loading: Patches, stepping: Patches, trainer: Any, module: Any) -> None:
+        """Wrap the strategy's `process_dataloader`, and the transfer hooks of module and data module."""
         self._trainer = trainer
-        patches.wrap(trainer.strategy, "process_dataloader", self._process)
+        loading.wrap(trainer.strategy, "process_dataloader", self._process)
         for owner in (module, getattr(trainer, "datamodule", None)):
             if owner is not None:
-                patches.wrap(owner, "on_before_batch_transfer", self._unwrap)
+                stepping.wrap(owner, "on_before_batch_transfer", self._unwrap)
 
-    def request(self, transport_views: bool, targets: bool) -> None:
-        """Which views to make from now on, and whether targets; batches already prefetched keep theirs and say so."""
-        if self._asked == (transport_views, targets):  # shared memory is slow to write, beside a step of a millisecond
+    def request(self, transport_views: bool, targets: bool, rows: bool) -> None:
+        """Which views to make from now on, and whether targets and rows ride along; prefetched batches keep theirs."""
+        asked = (transport_views, targets, rows)
+        if self._asked == asked:  # shared memory is slow to write, beside a step of a millisecond
             return
-        self._asked = (transport_views, targets)
+        self._asked = asked
         self._wanted.transport_views[0] = TRANSPORT_VIEWS if transport_views else USER_VIEWS
-        self._wanted.targets[0] = targets
+        self._wanted.targets[0], self._wanted.rows[0] = targets, rows
 
     def start_epoch(self, epoch: int) -> None:
         """Number of the epoch that begins, before its first batch is fetched."""
@@ -121,7 +122,7 @@ class RowTracker:
             self._current = BatchRows(batch.indices, bool(batch.views.any()), self._on_device(batch.targets))
             batch = batch.batch
         elif self._trainer.training:
-            self._current = None if self._lookup is not None else BatchRows(None, False)
+            self._current = None if self._lookup is not None and self._wanted.rows[0] else BatchRows(None, False)
             _refuse_several(batch)
         return original(batch, *args, **kwargs)
 

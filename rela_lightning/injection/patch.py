@@ -36,7 +36,7 @@ class Patches:
     """Instance-level wrappers, undone in reverse order."""
 
     def __init__(self) -> None:
-        self._done: list[tuple[Any, str, Any]] = []
+        self._done: list[tuple[Any, str, Any, _Wrapped]] = []
 
     def wrap(self, owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
         """Replace `owner.name` by `wrapper(original, *args, **kwargs)`, on this instance alone.
@@ -45,14 +45,23 @@ class Patches:
         arguments and to see whether a hook is overridden.
         """
         original = getattr(owner, name)
-        self._done.append((owner, name, vars(owner).get(name, _ABSENT)))
-        setattr(owner, name, _Wrapped(original, wrapper))
+        wrapped = _Wrapped(original, wrapper)
+        self._done.append((owner, name, vars(owner).get(name, _ABSENT), wrapped))
+        setattr(owner, name, wrapped)
 
-    def undo(self) -> None:
-        """Put everything back as it was; safe to call twice."""
+    def undo(self, *, covered: bool = True) -> None:
+        """Put everything back as it was; safe to call twice.
+
+        Args:
+            covered: Whether to take off wrappers, too, that somebody has wrapped since: at the end, not in between.
+        """
+        kept = []
         while self._done:
-            owner, name, before = self._done.pop()
-            if before is _ABSENT:
+            owner, name, before, wrapped = self._done.pop()
+            if not covered and vars(owner).get(name) is not wrapped:
+                kept.append((owner, name, before, wrapped))
+            elif before is _ABSENT:
                 vars(owner).pop(name, None)
             else:
                 setattr(owner, name, before)
+        self._done = kept[::-1]

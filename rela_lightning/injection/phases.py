@@ -34,7 +34,8 @@ class Phases:
         head_warmup: Share of the budget before the end of the transport phase in which heads are warmed.
         trainer: The Trainer.
         may_replace: Whether a transport-only step leaves the user's step out.
-        request: Called with whether the gentler views are wanted from now on, and whether targets are.
+        request: Called with whether the gentler views are wanted from now on, whether targets are, and whether a batch
+            shall say which rows it holds.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Phases:
         head_warmup: float,
         trainer: Any,
         may_replace: Callable[[], bool],
-        request: Callable[[bool, bool], None],
+        request: Callable[[bool, bool, bool], None],
     ) -> None:
         self._schedule, self._head_warmup, self._trainer = schedule, head_warmup, trainer
         self._may_replace, self._request = may_replace, request
@@ -52,6 +53,8 @@ class Phases:
         self.progress = 0.0
         """Share of the budget spent, as far as it has ever been: a longer plan does not take it back."""
         self.now = Phase(schedule.weights(0.0))
+        self.over = False
+        """Whether the transport loss is off for good."""
         self._due = True
         self._in_flight = 0
 
@@ -63,6 +66,7 @@ class Phases:
         """
         self._budget = Budget(self._trainer)
         self._least_transport = self._schedule.least_transport
+        self.over = self.now.weights == SSL_ONLY and self._schedule.is_over(self.progress)
 
     @property
     def skips_step(self) -> bool:
@@ -84,7 +88,7 @@ class Phases:
 
     def request(self, attached: bool = True) -> None:
         """Ask for the views and targets of the current phase; for the user's own while the callback is set aside."""
-        self._request(attached and self.skips_step, attached and self.now.weights.transport > 0.0)
+        self._request(attached and self.skips_step, attached and self.now.weights.transport > 0.0, not self.over)
 
     def decide(self, in_flight: int = 0, *, again: bool = False) -> None:
         """Go by the budget spent, unless nothing was stepped since.
@@ -103,7 +107,9 @@ class Phases:
         if self._head_warmup and weights.transport_only:
             warm = not self._schedule.weights(min(progress + self._head_warmup, 1.0)).transport_only
         low = progress < _LOW_RESOLUTION * self._least_transport
-        self.now = Phase(SSL_ONLY if weights.transport == 0.0 else weights, warm, low)
+        before, self.now = self.now, Phase(SSL_ONLY if weights.transport == 0.0 else weights, warm, low)
+        if before.weights != SSL_ONLY == self.now.weights:
+            self.over = self._schedule.is_over(progress)
         if was_skipped and not self.skips_step:
             self._in_flight = in_flight
         self.request()

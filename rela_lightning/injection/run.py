@@ -51,8 +51,9 @@ class Run:
         checks.check_step(module)
         replace = checks.replaces_step(module, callback.step, callback.transport_resolution)
         self._callback, self._trainer, self._module, self._schedule = callback, trainer, module, callback.schedule
-        self._patches, self._patience = Patches(), Patience()
+        self._patches, self._stepping, self._patience = Patches(), Patches(), Patience()
         self._step: Step | None = None
+        self._passing: int | None = None  # batches still to come that were made before transport was over
         self._logged: tuple[tuple[float, ...], int | None] | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
@@ -98,10 +99,10 @@ class Run:
 
     def attach(self) -> None:
         """Stand between the trainer and the module."""
-        self.rows.attach(self._patches, self._trainer, self._module)
+        self.rows.attach(self._patches, self._stepping, self._trainer, self._module)
         self.monitors.attach(self._patches)
-        self._patches.wrap(self._module, "training_step", self._training_step)
-        self._patches.wrap(self._module, "manual_backward", self._manual_backward)
+        self._stepping.wrap(self._module, "training_step", self._training_step)
+        self._stepping.wrap(self._module, "manual_backward", self._manual_backward)
 
     def detach(self) -> None:
         """Take everything off again."""
@@ -109,6 +110,7 @@ class Run:
         self.rows.detach()
         self.monitors.detach()
         self._source.release()
+        self._stepping.undo()
         self._patches.undo()
 
     def _before_loading(self, dataset: Any) -> None:
@@ -143,17 +145,37 @@ class Run:
         if self._schedule.adaptive and self.phases.now.weights.transport_only:
             checks.warn_still_falling(self._schedule)
 
+    @property
+    def _gone(self) -> bool:
+        """Whether transport is over and nothing of it is left in the step."""
+        return self._passing == 0
+
     def start_epoch(self) -> None:
         """Decide before the epoch's first batch is fetched."""
+        if self._gone:
+            return
         self.rows.start_epoch(self._trainer.current_epoch)
         self.phases.decide(self.rows.in_flight, again=True)
 
     def start_batch(self) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
+        if self._gone:
+            return
         self.phases.decide(self.rows.in_flight)
         self.monitors.update()
         if self.phases.skips_step:
             self._find_teachers().before_step()
+        if self.phases.over:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Take everything off the step, when the last batch has passed that was made before transport was over."""
+        self._passing = self.rows.in_flight + 1 if self._passing is None else self._passing - 1
+        if self._gone:
+            self.parts.check_deferred()
+            self.parts.student.remove()
+            self._stepping.undo(covered=False)
+            self._step = None
 
     def _find_teachers(self) -> Teachers:
         if self._teachers is None:
@@ -163,7 +185,7 @@ class Run:
         return self._teachers
 
     def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self._in_use:
+        if not self._in_use or self._gone:
             return original(*args, **kwargs)
         rows = self.rows.take()
         phase = self.phases.for_batch(rows.transport_views)

@@ -50,11 +50,12 @@ class Wanted(NamedTuple):
     transport_views: Tensor  # int64 [1], USER_VIEWS or TRANSPORT_VIEWS
     targets: Tensor  # int64 [1], whether targets are looked up
     epoch: Tensor  # int64 [1], number of the epoch; -1 where an epoch may see an image many times
+    rows: Tensor  # int64 [1], whether batches say what they hold; if not, they are the user's own and nothing else
 
     @classmethod
     def shared(cls) -> Wanted:
         """The user's views and no targets, in shared memory, so that a change reaches persistent workers too."""
-        return cls(*(torch.zeros(1, dtype=torch.int64).share_memory_() for _ in range(3)))  # type: ignore[no-untyped-call]
+        return cls(*(torch.tensor([start]).share_memory_() for start in (USER_VIEWS, 0, 0, 1)))  # type: ignore[no-untyped-call]
 
 
 class _Tagged(NamedTuple):
@@ -99,18 +100,22 @@ class IndexedDataset(Dataset[_Tagged]):
     def _views(self) -> int:
         return int(self.wanted.transport_views[0]) if self.transport_transform is not None else USER_VIEWS
 
-    def __getitem__(self, index: Any) -> _Tagged:
+    def __getitem__(self, index: Any) -> Any:
         if isinstance(index, (int, np.integer)):
             return self.__getitems__([int(index)])[0]
+        if not self.wanted.rows[0]:
+            return self.dataset[index]
         views = self._views()  # the sampler yields whole batches, and the data set takes them
         return _Tagged(self._read(views, lambda: self.dataset[index]), index, views, self._of_images(index))
 
-    def __getitems__(self, indices: Sequence[int]) -> list[_Tagged]:
+    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+        inner = getattr(self.dataset, "__getitems__", None)
+        if not self.wanted.rows[0]:
+            return inner(indices) if inner else [self.dataset[i] for i in indices]
         views = self._views()  # once a batch: a batch never mixes two kinds of views
         if views == TRANSPORT_VIEWS and self.lookup is not None and self.lookup.plans and self._takes_crops:
             epoch = int(self.wanted.epoch[0])
             return self._planned(indices, self.lookup.plan(np.asarray(indices), epoch if epoch >= 0 else None))
-        inner = getattr(self.dataset, "__getitems__", None)
         samples = self._read(views, lambda: inner(indices) if inner else [self.dataset[i] for i in indices])
         targets = self._of_images(indices)
         each = [None] * len(samples) if targets is None else targets
@@ -151,12 +156,14 @@ class IndexedCollate:
     def __init__(self, collate: Callable[[Any], Any], checks: int = 2) -> None:
         self.collate, self.checks = collate, checks
 
-    def __call__(self, tagged: Any) -> IndexedBatch:
-        """Collate tagged samples: a list of them, or one that holds a whole batch."""
+    def __call__(self, tagged: Any) -> Any:
+        """Collate tagged samples: a list of them, or one that holds a whole batch; others as the user does."""
         if isinstance(tagged, _Tagged):  # batch_size=None: the sampler yields whole batches
             index = torch.as_tensor(tagged.index, dtype=torch.int64).reshape(-1)
             views = torch.full_like(index, tagged.views)
             return IndexedBatch(self.collate(tagged.sample), index, views, _bits(tagged.targets))
+        if not isinstance(tagged[0], _Tagged):
+            return self.collate(tagged)
         index = torch.tensor([int(item.index) for item in tagged], dtype=torch.int64)
         views = torch.tensor([item.views for item in tagged], dtype=torch.int64)
         samples = [item.sample for item in tagged]
