@@ -137,7 +137,7 @@ def test_a_logger_hears_of_each_phase_at_any_interval(targets64: Any, tmp_path: 
 
 def test_late_transport_views_never_reach_the_users_step() -> None:
     run = counters(max_steps=10, global_step=9)
-    phases = Phases(Switch(0.5), 0.0, run, lambda: True, lambda light, targets: None)
+    phases = Phases(Switch(0.5), 0.0, run, lambda: True, lambda views, targets, rows: None)
     phases.start()
     phases.decide(in_flight=6)
     order = [phases.for_batch(views).number for views in (True, False, True, False, False)]
