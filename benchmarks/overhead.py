@@ -7,12 +7,15 @@ the machine's mood decides. A step is the whole Lightning loop: hooks, logging, 
     python benchmarks/overhead.py --methods Tiny --steps 600 --rounds 15 --size 8 --batch-size 2 --batches 300 \
         --variants "after the switch" --out benchmarks/results/overhead_tiny.json
 
-`Tiny` is a module whose whole step takes about a millisecond: what a step costs besides its arithmetic shows there.
+`Tiny` is a module whose whole step takes a few milliseconds: what a step costs besides its arithmetic shows there. On a
+busy machine times of so short steps scatter more than they differ; Python's function calls a step do not scatter.
 """
 
 from __future__ import annotations
 
 import argparse
+import cProfile
+import pstats
 import statistics
 import tempfile
 import time
@@ -61,6 +64,7 @@ class Tiny(L.LightningModule):
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "alone": None,
+    "alone, with a callback that does nothing": None,
     "mixed": {"schedule": Mix()},
     "transport, two views": {"schedule": TransportOnly()},
     "transport, one view": {"schedule": TransportOnly(), "num_views": 1},
@@ -99,10 +103,10 @@ class Raw(Dataset):
 
 
 class Clock(L.Callback):
-    """Median seconds from the end of a step to the end of the next, the first ones left out."""
+    """Seconds from the end of a step to the end of the next, and Python's calls meanwhile; the first ones left out."""
 
-    def __init__(self, skip: int) -> None:
-        self.skip, self.times, self.last = skip, [], 0.0
+    def __init__(self, skip: int, profile: cProfile.Profile | None = None) -> None:
+        self.skip, self.times, self.last, self.profile = skip, [], 0.0, profile
 
     def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
         """Note the step's end."""
@@ -111,17 +115,29 @@ class Clock(L.Callback):
         now = time.perf_counter()
         if trainer.global_step > self.skip:
             self.times.append(now - self.last)
+        elif trainer.global_step == self.skip and self.profile is not None:
+            self.profile.enable()
         self.last = now
 
+    def on_train_end(self, trainer: Any, module: Any) -> None:
+        """The last step is over."""
+        if self.profile is not None:
+            self.profile.disable()
 
-def run(options: argparse.Namespace, method: str, variant: str, views: Views, targets: Path) -> dict[str, float]:
-    """Seconds a step, and the bytes of the map and its optimizer."""
+
+def run(
+    options: argparse.Namespace, method: str, variant: str, views: Views, targets: Path, *, counted: bool = False
+) -> dict[str, float]:
+    """Seconds a step, and the bytes of the map and its optimizer; calls a step, if they are counted."""
     torch.manual_seed(0)
-    clock, callback = Clock(3), None
+    clock, callback, extra = Clock(options.skip, cProfile.Profile() if counted else None), None, []
     if VARIANTS[variant] is not None:
         callback = ReLACallback(targets, transform=None, verify_targets=0, **VARIANTS[variant])
+        extra = [callback]
+    elif "callback" in variant:
+        extra = [L.Callback()]
     trainer = L.Trainer(
-        max_steps=options.steps + 3, max_epochs=-1, callbacks=[clock, *([callback] if callback else [])], logger=False,
+        max_steps=options.steps + options.skip, max_epochs=-1, callbacks=[clock, *extra], logger=False,
         devices=1, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     kind = Tiny if method == "Tiny" else getattr(methods, method)
@@ -129,7 +145,8 @@ def run(options: argparse.Namespace, method: str, variant: str, views: Views, ta
     state = callback.state_dict()["transport"] if callback else {}
     tensors = [*state.get("map", {}).values()]
     tensors += [t for s in state.get("optimizer", {}).get("state", {}).values() for t in s.values()]
-    return {"seconds": statistics.median(clock.times), "bytes": float(sum(t.nbytes for t in tensors))}
+    calls = pstats.Stats(clock.profile).total_calls / options.steps if clock.profile is not None else 0.0  # type: ignore[attr-defined]
+    return {"seconds": statistics.median(clock.times), "bytes": float(sum(t.nbytes for t in tensors)), "calls": calls}
 
 
 def main() -> None:
@@ -138,6 +155,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS)[1:], default=list(VARIANTS)[1:])
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--skip", type=int, default=5, help="first steps that are not timed")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--batches", type=int, default=4, help="an epoch")
     parser.add_argument("--size", type=int, default=64, help="pixels")
@@ -156,18 +174,27 @@ def main() -> None:
             for number in range(options.rounds):
                 for name in runs if number % 2 else reversed(runs):  # neither is always the first
                     runs[name].append(run(options, method, name, views, Path(folder) / "targets"))
+            calls = {
+                name: run(options, method, name, views, Path(folder) / "targets", counted=True)["calls"]
+                for name in runs
+            }
             alone = [row["seconds"] for row in runs["alone"]]
             table[method] = {
                 name: {
                     "seconds_per_step": statistics.median(row["seconds"] for row in rows),
                     "ratio": statistics.median(row["seconds"] / a for row, a in zip(rows, alone, strict=True)),
                     "ratio_of_each_round": [round(r["seconds"] / a, 4) for r, a in zip(rows, alone, strict=True)],
+                    "python_calls_per_step": round(calls[name], 1),
+                    "ratio_of_calls": round(calls[name] / calls["alone"], 4),
                     "bytes_of_map_and_optimizer": rows[0]["bytes"],
                 }
                 for name, rows in runs.items()
             }
             for name, row in table[method].items():
-                print(f"{method:6s} {name:22s} {row['seconds_per_step'] * 1e3:8.1f} ms  {row['ratio']:.3f} of alone")
+                print(
+                    f"{method:6s} {name:41s} {row['seconds_per_step'] * 1e3:8.1f} ms  {row['ratio']:.3f} of alone"
+                    f"  {row['python_calls_per_step']:8.0f} calls  {row['ratio_of_calls']:.3f}"
+                )
     settings = {key: str(value) for key, value in vars(options).items() if key != "out"}
     write_result(options.out, header(seeds=[0]), {"settings": settings, "methods": table})
 

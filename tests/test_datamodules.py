@@ -168,6 +168,7 @@ def test_bank_by_hand() -> None:
 
 def test_supervised_training_learns_and_so_does_the_online_probe() -> None:
     data = DigitsData(batch_size=32, views_kwargs={"min_scale": 0.6})
+    torch.manual_seed(0)
     backbone, _ = methods.build_backbone("lightly:resnet-9", width=0.125)
     module = build(
         "Supervised", backbone, num_classes=data.num_classes, optimizer=lambda p: torch.optim.Adam(p, lr=0.01)
