@@ -19,10 +19,10 @@ from lightning.pytorch.utilities import rank_zero_only
 
 import rela_lightning
 from rela_lightning.cli import COMMANDS, main, with_names
-from rela_lightning.commands.compare import compare
-from rela_lightning.commands.peek import peek
-from rela_lightning.commands.rebuild import build, find_subject
-from rela_lightning.commands.runs import choose_folder
+from rela_lightning.cli.compare import compare
+from rela_lightning.cli.peek import peek
+from rela_lightning.runs.folder import choose_folder
+from rela_lightning.runs.rebuild import build, find_subject
 
 SMALL = [
     "--model.backbone=lightly:resnet-9",

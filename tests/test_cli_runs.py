@@ -146,7 +146,7 @@ def test_other_exits_keep_their_code(monkeypatch):
     def leave(runs: list[str]) -> None:
         raise SystemExit(143)
 
-    monkeypatch.setattr("rela_lightning.commands.compare.compare", leave)
+    monkeypatch.setattr("rela_lightning.cli.compare.compare", leave)
     with pytest.raises(SystemExit) as stop:
         main(["compare", "a", "b"])
     assert stop.value.code == 143

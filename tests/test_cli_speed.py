@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from rela_lightning.cli import main
-from rela_lightning.commands.speed import ChannelsLast, compile_backbone
+from rela_lightning.cli.speed import ChannelsLast, compile_backbone
 from rela_lightning.data import DigitsData
 from rela_lightning.methods import BYOL
 

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback
 
 from rela_lightning.cli import main
-from rela_lightning.commands.system import check_writable, system_error
+from rela_lightning.cli.system import check_writable, system_error
 
 CONFIG = """
 model: {class_path: BYOL, init_args: {backbone: "lightly:resnet-9", backbone_kwargs: {width: 0.125}}}

@@ -82,7 +82,7 @@ STEPS: dict[
     ],
     "A schedule": [("schedules.py", SCHEDULE)],
     "A loss": [("losses.py", LOSS)],
-    "A command": [("commands/NAME.py", COMMAND), ("cli.py+COMMANDS", '"squares": ("PLACE:squares", "a square"), ')],
+    "A command": [("cli/NAME.py", COMMAND), ("cli/command.py+COMMANDS", '"squares": ("PLACE:squares", "a square"), ')],
 }
 FOLLOWED = """
 import contextlib, io, json

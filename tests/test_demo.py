@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 SHORTER = (
-    "import sys; from rela_lightning import demo_training; demo_training.SNAPSHOTS, demo_training.FOLDS = 2, 2;"
+    "import sys; from rela_lightning.demo import training; training.SNAPSHOTS, training.FOLDS = 2, 2;"
     "from rela_lightning.cli import main; sys.exit(main())"
 )
 """The command with fewer probes."""
@@ -64,8 +64,8 @@ def test_the_shipped_prior_is_small_complete_and_says_where_it_is_from(caplog):
 
 @pytest.mark.slow
 def test_the_shipped_prior_knows_more_of_digits_than_random_weights():
-    from rela_lightning.demo_compare import RANDOM, RELA, demo_prior
-    from rela_lightning.demo_training import Evaluation
+    from rela_lightning.demo.compare import RANDOM, RELA, demo_prior
+    from rela_lightning.demo.training import Evaluation
 
     evaluation = Evaluation()
     shipped, random = demo_prior(RELA, 0), demo_prior(RANDOM, 0)
@@ -75,8 +75,8 @@ def test_the_shipped_prior_knows_more_of_digits_than_random_weights():
 
 
 def test_the_random_prior_is_not_the_students_own_start():
-    from rela_lightning.demo_compare import RANDOM, demo_prior
-    from rela_lightning.demo_training import build_byol
+    from rela_lightning.demo.compare import RANDOM, demo_prior
+    from rela_lightning.demo.training import build_byol
 
     start = build_byol(0).backbone.conv1.weight
     again = build_byol(0).backbone.conv1.weight
@@ -92,7 +92,7 @@ def test_the_random_prior_is_not_the_students_own_start():
 def test_views_differ_but_never_flip_a_digit():
     from PIL import Image
 
-    from rela_lightning.demo_training import TwoViews
+    from rela_lightning.demo.training import TwoViews
 
     left = Image.new("RGB", (32, 32))
     left.paste((255, 255, 255), (0, 0, 16, 32))  # bright on the left
@@ -105,7 +105,7 @@ def test_views_differ_but_never_flip_a_digit():
 
 
 def test_the_recorder_copies_at_its_moments_and_notes_the_switch():
-    from rela_lightning.demo_training import Recorder
+    from rela_lightning.demo.training import Recorder
 
     class Fake:
         global_step = 0
@@ -135,7 +135,7 @@ def test_the_recorder_copies_at_its_moments_and_notes_the_switch():
 def test_the_probes_agree_with_scikit_learn():
     from sklearn.linear_model import LogisticRegression
 
-    from rela_lightning.demo_training import Evaluation, build_byol
+    from rela_lightning.demo.training import Evaluation, build_byol
 
     evaluation = Evaluation()
     backbone = build_byol(0).backbone.eval()
@@ -196,7 +196,7 @@ def test_unknown_commands_and_options_exit_with_code_2(capsys):
 
 
 def test_a_budget_that_labelling_uses_up_is_refused():
-    from rela_lightning.demo_training import train
+    from rela_lightning.demo.training import train
 
     with pytest.raises(ConfigError, match="labelling the images alone"):
         train("x", None, labelling=6.0, seconds=10.0, seed=0, tick=lambda _: None)
@@ -241,7 +241,7 @@ def test_the_whole_demo_compares_like_with_like(tmp_path):
 
 
 def test_the_readme_quotes_the_committed_result():
-    from rela_lightning.report import check_runs
+    from rela_lightning.runs.report import check_runs
 
     report = json.loads((ROOT / "benchmarks" / "results" / "demo" / "report.json").read_text())
     check_runs(report["runs"])

@@ -20,8 +20,8 @@ from torchvision import models
 from rela_lightning import export_backbone
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.keys import find_key, tidy
-from rela_lightning.export.source import find_checkpoint
 from rela_lightning.methods import BYOL, Supervised
+from rela_lightning.runs.read import find_checkpoint
 from tests.exports import SMALL, Pair, real_images, resnet18_run, same, small_run, train
 from tests.parts import TinyBackbone
 

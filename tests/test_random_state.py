@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 
 from rela_lightning.cli import main
-from rela_lightning.commands.random_state import random_state, restore
-from rela_lightning.commands.resume import check_belongs
 from rela_lightning.errors import ConfigError
+from rela_lightning.runs.random_state import random_state, restore
+from rela_lightning.runs.resume import check_belongs
 
 RUN = [
     "fit", "--model=BYOL", "--model.backbone=lightly:resnet-9", "--model.backbone_kwargs={width: 0.125}",

@@ -13,8 +13,8 @@ from PIL import Image
 from rich.console import Console
 
 from rela_lightning.errors import ConfigError, ReLAError
-from rela_lightning.plots import draw_curves, value_at
-from rela_lightning.report import check_runs, to_dict, to_markdown, to_table, write_report
+from rela_lightning.runs.plots import draw_curves, value_at
+from rela_lightning.runs.report import check_runs, to_dict, to_markdown, to_table, write_report
 
 
 def point(seconds: float, top1: float) -> dict:

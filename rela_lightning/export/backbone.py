@@ -20,7 +20,7 @@ from rela_lightning.export.inputs import Inputs, inputs_of
 from rela_lightning.export.keys import cut, find_key
 from rela_lightning.export.onnx import require_onnx, write_onnx
 from rela_lightning.export.source import Source, read_source
-from rela_lightning.report import versions
+from rela_lightning.runs.report import versions
 from rela_lightning.weights import State
 
 log = logging.getLogger("rela_lightning")

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from rela_lightning.compat import uncompiled
-from rela_lightning.errors import ConfigError
 from rela_lightning.export.keys import tidy
 from rela_lightning.networks.checkpoint import read_state
-from rela_lightning.weights import State, refused_object, tensors_in
-
-_RUN = "run.json"
+from rela_lightning.runs.read import find_checkpoint, find_run, read_checkpoint, read_run
+from rela_lightning.weights import State, tensors_in
 
 
 class Source(NamedTuple):
@@ -58,100 +54,6 @@ def read_source(checkpoint: str | Path | nn.Module, run: str | Path | Mapping[st
     facts = read_run(beside if run is None else run)
     facts["method"] = facts.get("method") or source.facts.get("method")
     return source._replace(facts={**source.facts, **facts})
-
-
-def find_checkpoint(path: Path) -> Path:
-    """The file itself, or the last checkpoint of a run folder.
-
-    That is the one its `run.json` names; else, in the folder with the newest `*.ckpt`, the newest `last*.ckpt` or
-    the newest of all.
-
-    Raises:
-        ConfigError: If there is none.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        near = sorted(p.name for p in path.parent.glob("[!.]*"))[:20] if path.parent.is_dir() else []
-        raise ConfigError(
-            "There is no such checkpoint.", expected="a checkpoint file or a run folder", found=path, exists=near
-        )
-    named = find_run(path)
-    wanted = read_run(named).get("checkpoint") if named is not None else None
-    if named is not None and wanted:
-        file = _named_in(named, str(wanted))
-        if file is not None:
-            return file
-    files = sorted((file for file in path.rglob("*.ckpt") if file.is_file()), key=_age)
-    if not files:
-        raise _no_checkpoint(path)
-    beside = [file for file in files if file.parent == files[-1].parent]
-    return ([file for file in beside if file.name.startswith("last")] or beside)[-1]
-
-
-def _named_in(run: Path, wanted: str) -> Path | None:
-    """The checkpoint that a `run.json` names, if it lies in the run's folder.
-
-    Raises:
-        ConfigError: If it lies elsewhere.
-    """
-    folder = run.parent.resolve()
-    places = (run.parent / wanted, run.parent / Path(wanted).name)
-    file = next((place for place in places if place.is_file() and place.resolve().is_relative_to(folder)), None)
-    if file is None and places[0].is_file():
-        raise ConfigError(
-            f"{_RUN} names a checkpoint outside the run's folder, and is not followed there.",
-            expected=f"a checkpoint below {run.parent}",
-            found=wanted,
-            do="pass that checkpoint itself, if you trust it",
-        )
-    return file
-
-
-def _age(file: Path) -> tuple[float, str]:
-    return file.stat().st_mtime, file.name
-
-
-def _no_checkpoint(path: Path) -> ConfigError:
-    sharded = [folder.name for folder in (path, *path.rglob("*.ckpt")) if folder.suffix == ".ckpt"]
-    return ConfigError(
-        "The folder holds no checkpoint.",
-        expected="a file *.ckpt, as Lightning's ModelCheckpoint writes it",
-        found=f"{path}, with the sharded checkpoint {sharded[0]}" if sharded else path,
-        exists=sorted(file.name for file in path.iterdir())[:20],
-        do="consolidate the shards into one file first (`lightning consolidate`)"
-        if sharded
-        else "give the folder of a run, or the checkpoint file itself",
-    )
-
-
-def find_run(folder: Path) -> Path | None:
-    """`run.json` of a run folder, or of the folder of its checkpoints; None without one."""
-    folder = folder.absolute()
-    around = [folder, folder / "checkpoints", *([folder.parent] if folder.name == "checkpoints" else [])]
-    return next((place / _RUN for place in around if (place / _RUN).is_file()), None)
-
-
-def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
-    """The content of a `run.json`; nothing of None.
-
-    Args:
-        run: The file, a folder with it, or its content.
-
-    Raises:
-        ConfigError: If it is not there, or no JSON object.
-    """
-    if run is None or isinstance(run, Mapping):
-        return dict(run or {})
-    path = Path(run).expanduser()
-    file = (find_run(path) or path / _RUN) if path.is_dir() else path
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError("The run's facts cannot be read.", expected=_RUN, found=f"{file}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError("The run's facts are no JSON object.", found=f"{file}: {type(content).__name__}")
-    return content
 
 
 def _of_module(module: nn.Module) -> Source:
@@ -197,35 +99,3 @@ def _of_file(path: Path) -> Source:
         "steps_of_weights": content.get("global_step"),
     }
     return Source(tidy(tensors_in(state)), hyper, facts)
-
-
-def read_checkpoint(path: Path, *, do: str | None = None) -> dict[str, Any]:
-    """The content of a file of tensors and plain values, by name; nothing if it is of another shape.
-
-    Args:
-        path: The file.
-        do: What to do about one that holds objects; None for the advice that suits an export.
-
-    Raises:
-        ConfigError: If it is no such file, or holds objects.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch's reader of pickles lets errors of every kind through
-        named = refused_object(error)
-        if named is None:
-            reason = str(error).partition("\n")[0][:200]
-            raise ConfigError(
-                "The checkpoint cannot be read.",
-                expected="a file written by Lightning or torch.save",
-                found=f"{path}: {type(error).__name__}" + (f": {reason}" if "weights_only" not in reason else ""),
-            ) from error
-        raise ConfigError(
-            "The checkpoint holds pickled objects, which could run code when loaded.",
-            expected="tensors, numbers, strings, lists and dicts",
-            found=f"{path}: {named}",
-            do=do
-            or "where you trust it, load the module yourself and pass it to rela_lightning.export_backbone; "
-            "`save_hyperparameters(ignore=[...])` keeps objects out of the next one",
-        ) from error
-    return {str(key): value for key, value in content.items()} if isinstance(content, Mapping) else {}

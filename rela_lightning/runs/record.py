@@ -1,27 +1,22 @@
-"""A run on disk: one folder with `config.yaml`, `run.json`, `checkpoints/` and `logs/`."""
+"""`run.json`: what a run was, written while it goes on."""
 
 from __future__ import annotations
 
 import json
-import re
 import time
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback
-from lightning.pytorch.utilities import rank_zero_only
 
 from rela_lightning.callback import ReLACallback
-from rela_lightning.commands.names import RECORD
-from rela_lightning.commands.random_state import random_state, restore
 from rela_lightning.compat import timers
-from rela_lightning.errors import ConfigError
-from rela_lightning.export.source import find_run, read_run
-from rela_lightning.report import versions
+from rela_lightning.runs.names import RECORD
+from rela_lightning.runs.random_state import random_state, restore
+from rela_lightning.runs.report import versions
 from rela_lightning.schedules import SSL_ONLY
 
 _LOGGED = {"probe/top1": "linear_top1", "knn/top1": "knn_top1"}
-_NO_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # what some file system refuses, and what leads elsewhere
 _KEPT = ("last_model_path", "best_model_path")
 
 
@@ -194,64 +189,3 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
     fresh = folder / f".{RECORD}"
     fresh.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     fresh.replace(folder / RECORD)
-
-
-def run_of(checkpoint: Path) -> Path | None:
-    """The run's folder that a checkpoint lies in; None if it lies in none."""
-    record = find_run(checkpoint.absolute().parent)
-    return record.parent if record is not None else None
-
-
-def choose_folder(given: str | None, name: str, resumed: Path | None, asked: str | None = None) -> Path:
-    """The folder of a new run, or of the one that is resumed.
-
-    A folder below `runs` is made at once, on the first process: of runs started together, each has its own.
-
-    Args:
-        given: Folder the user named, or None.
-        name: Name of the run: `runs/<name>`, or where that is taken `runs/<name>-2` and so on.
-        resumed: Checkpoint to go on from, or None.
-        asked: Name the user asked for, or None.
-
-    Raises:
-        ConfigError: If the folder holds another run, the name is none for a folder, or not that of a resumed run.
-    """
-    before = run_of(resumed) if resumed is not None else None
-    if given is not None:
-        folder = Path(given)
-        if (folder / RECORD).is_file() and (before is None or before != folder.absolute()):
-            raise ConfigError(
-                "The folder holds a run already.",
-                expected="a new folder as trainer.default_root_dir",
-                found=folder / RECORD,
-                do=f"go on with that run by --ckpt_path {folder}, or name another folder",
-            )
-        return folder
-    if before is not None:
-        known = (before.name, read_run(before).get("name"))
-        if asked is not None and asked not in known:
-            raise ConfigError(
-                "A run that is resumed keeps its name and its folder.",
-                expected=f"--name {known[1]}, or --name null",
-                found=asked,
-                do="leave --ckpt_path out to start a run of that name, or name a new folder, to go on there from the "
-                f"weights of this one, by --trainer.default_root_dir runs/{asked}",
-            )
-        return before
-    if not name.strip(". ") or _NO_NAME.search(name):
-        raise ConfigError(
-            "The run's name is none for a folder.", expected="letters, digits, `-`, `+`, `_`, `.`, blanks", found=name
-        )
-    names = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 100_000))
-    return next(folder for folder in names if _claim(folder))
-
-
-def _claim(folder: Path) -> bool:
-    """Whether the folder is ours now."""
-    if getattr(rank_zero_only, "rank", 0) != 0:  # the first process decides; others write nothing
-        return True
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        return False
-    return True

@@ -10,21 +10,22 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rela_lightning._version import __version__
-from rela_lightning.commands.messages import ReadableParser, message_of, missing_package, own_errors
-from rela_lightning.commands.system import Output, System, system_error
+from rela_lightning.cli.messages import ReadableParser, message_of
+from rela_lightning.cli.system import Output, System, system_error
+from rela_lightning.config import missing_package, own_errors
 from rela_lightning.errors import ReLAError
 from rela_lightning.process_group import wait_at_exit
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("rela_lightning.commands.fit:fit", "train a module, with or without ReLA"),
-    "validate": ("rela_lightning.commands.fit:validate", "run a module's validation"),
-    "test": ("rela_lightning.commands.fit:test", "run a module's test"),
-    "predict": ("rela_lightning.commands.fit:predict", "run a module's prediction"),
-    "targets": ("rela_lightning.commands.targets:targets", "embed the training images once with a prior"),
-    "probe": ("rela_lightning.commands.probe:probe", "linear and kNN accuracy of a run, a checkpoint or a prior"),
-    "compare": ("rela_lightning.commands.compare:compare", "two or more runs as a table, a plot and JSON"),
+    "fit": ("rela_lightning.cli.fit:fit", "train a module, with or without ReLA"),
+    "validate": ("rela_lightning.cli.fit:validate", "run a module's validation"),
+    "test": ("rela_lightning.cli.fit:test", "run a module's test"),
+    "predict": ("rela_lightning.cli.fit:predict", "run a module's prediction"),
+    "targets": ("rela_lightning.cli.targets:targets", "embed the training images once with a prior"),
+    "probe": ("rela_lightning.cli.probe:probe", "linear and kNN accuracy of a run, a checkpoint or a prior"),
+    "compare": ("rela_lightning.cli.compare:compare", "two or more runs as a table, a plot and JSON"),
     "export": (
-        "rela_lightning.commands.export:export",
+        "rela_lightning.cli.export:export",
         "the backbone alone: weights, ONNX or a hub folder",
     ),
     "demo": ("rela_lightning.demo:demo", "plain BYOL against BYOL with ReLA on real images, in minutes"),

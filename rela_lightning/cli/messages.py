@@ -7,13 +7,12 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from rela_lightning.errors import ConfigError, ReLAError
+from rela_lightning.errors import ConfigError
 
 _CHOICES = {
     "model": "methods",
@@ -38,7 +37,6 @@ _REASONS = re.compile(
 
 
 _ANY = "the name of a class below, or a dotted path to your own"
-_LIBRARIES = ("lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning")
 _WRAPPED = "\nOriginal Traceback (most recent call last):\n"  # torch's, of an error in a worker process
 
 
@@ -63,53 +61,6 @@ class Readable:
 
 class ReadableParser(Readable, ArgumentParser):
     """jsonargparse's parser with such messages."""
-
-
-@contextmanager
-def own_errors() -> Iterator[None]:
-    """Turn what stops classes under construction into a short error.
-
-    The innermost cause counts: a ReLAError, a missing package, or what Lightning says of a value. Mistakes in other
-    code keep their traceback.
-    """
-    try:
-        yield
-    except ReLAError:
-        raise
-    except (ValueError, TypeError, ImportError) as error:
-        inner: BaseException = error
-        while inner.__cause__ is not None and not isinstance(inner, ReLAError):
-            inner = inner.__cause__
-        if isinstance(inner, ReLAError):
-            raise inner from None
-        if isinstance(inner, TypeError) and "unexpected keyword argument" in str(inner):
-            raise ConfigError(
-                "An option is handed on to something that does not know it.", found=str(inner), do="see *_kwargs"
-            ) from error
-        if isinstance(inner, ImportError):
-            raise missing_package(inner) from error
-        if _raised_by(inner) in _LIBRARIES:
-            raise ConfigError(str(inner)) from error
-        raise
-
-
-def missing_package(error: ImportError) -> ConfigError:
-    """The error for a package that is asked for and not installed."""
-    return ConfigError(
-        "A package that this needs cannot be imported.",
-        expected=f"what {_raised_by(error)} asks for" if _raised_by(error) else None,
-        found=" ".join(str(error).split()),
-        do="install it, or leave out the option that needs it",
-    )
-
-
-def _raised_by(error: BaseException) -> str:
-    """Name of the package whose code raised an error."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    name = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
-    return str(name).partition(".")[0]
 
 
 def message_of(error: Exception) -> str:

@@ -28,7 +28,7 @@ def draw_curves(runs: Sequence[Run], path: str | Path, *, title: str = "ReLA") -
     diamond marks the switch from transport to SSL.
 
     Args:
-        runs: Runs as described in `rela_lightning.report`.
+        runs: Runs as described in `rela_lightning.runs.report`.
         path: PNG file to write.
         title: Heading of the picture.
 

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rela_lightning.commands.names import RECORD
 from rela_lightning.errors import ConfigError
+from rela_lightning.runs.names import RECORD
 
 REPORT = "report.json"
 
@@ -30,7 +30,7 @@ def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overw
     """
     from rich.console import Console
 
-    from rela_lightning.report import to_table, write_report
+    from rela_lightning.runs.report import to_table, write_report
 
     if (Path(out) / REPORT).exists() and not overwrite:
         raise ConfigError(

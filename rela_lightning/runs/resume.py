@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.export.source import find_checkpoint, find_run, read_checkpoint, read_run
+from rela_lightning.runs.read import find_checkpoint, find_run, read_checkpoint, read_run
 
 _SOUGHT = ("best", "last")  # Lightning's words for a checkpoint of the same process
 _SHOWN = 3

@@ -13,18 +13,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rela_lightning.errors import ConfigError
 
-PRIOR_FILE = Path(__file__).parent / "assets" / "fashion_mnist_resnet9.safetensors"
-PRIOR_SETTINGS: dict[str, Any] = {
-    "arch": "lightly:resnet-9",
-    "width": 0.25,
-    "image_size": 32,
-    "mean": (0.286, 0.286, 0.286),  # of Fashion-MNIST
-    "std": (0.353, 0.353, 0.353),
-}
 _LOGGERS = ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "rela_lightning")
 
 
@@ -51,14 +42,14 @@ def demo(out: str = "rela_demo", seconds: float = 36.0, seed: int = 0) -> None:
         raise ConfigError("`out` is a file.", expected="a folder, or a name that is free", found=out)
     from rich.console import Console
 
-    from rela_lightning.report import to_table, write_report
+    from rela_lightning.runs.report import to_table, write_report
 
     console = Console()
     console.print(f"BYOL on handwritten digits, plain and with ReLA, {seconds:g} s each. Loading the libraries ...")
     title = f"Digits: {seconds:g} s of BYOL, plain and with ReLA"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from rela_lightning.demo_compare import compare  # before quiet(): libraries set their own levels here
+        from rela_lightning.demo.compare import compare  # before quiet(): libraries set their own levels here
     with quiet():
         runs, protocol = compare(folder, seconds, seed, console)
         files = write_report(runs, protocol, folder, title=title)

@@ -196,7 +196,7 @@ def write_report(
     Raises:
         ConfigError: For runs that `check_runs` refuses; nothing is written then.
     """
-    from rela_lightning.plots import draw_curves
+    from rela_lightning.runs.plots import draw_curves
 
     text = json.dumps(to_dict(runs, protocol), indent=2, allow_nan=False)
     folder = Path(folder)

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from safetensors import safe_open
 
-from rela_lightning import demo_training as parts
 from rela_lightning.data import Digits
-from rela_lightning.demo import PRIOR_FILE, PRIOR_SETTINGS
+from rela_lightning.demo import training as parts
+from rela_lightning.demo.prior import PRIOR_FILE, PRIOR_SETTINGS
 from rela_lightning.priors import Prior, load_prior
 from rela_lightning.targets import TargetStore, build_targets
 
@@ -27,7 +27,7 @@ def compare(folder: Path, seconds: float, seed: int, console: Console) -> tuple[
     """Label, train and probe the demo's runs under a progress bar.
 
     Returns:
-        Runs and protocol, as `rela_lightning.report` takes them.
+        Runs and protocol, as `rela_lightning.runs.report` takes them.
     """
     evaluation = parts.Evaluation()
     columns = TextColumn("{task.description:<25}"), BarColumn(), TimeElapsedColumn()

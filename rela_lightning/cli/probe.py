@@ -11,15 +11,15 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
-from rela_lightning.commands.names import RECORD
-from rela_lightning.commands.rebuild import Subject, find_subject
-from rela_lightning.commands.runs import write_record
 from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.export.source import find_checkpoint, read_run
 from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
 from rela_lightning.probe import extract_features, knn_predict, linear_evaluation
 from rela_lightning.probe.checks import labelled_rows
-from rela_lightning.report import versions
+from rela_lightning.runs.names import RECORD
+from rela_lightning.runs.read import find_checkpoint, read_run
+from rela_lightning.runs.rebuild import Subject, find_subject
+from rela_lightning.runs.record import write_record
+from rela_lightning.runs.report import versions
 
 PROBED = "probe.json"
 

@@ -11,16 +11,15 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
 
-from rela_lightning.commands.fit import register_names
-from rela_lightning.commands.messages import own_errors
-from rela_lightning.commands.names import CONFIG
-from rela_lightning.commands.resume import check_belongs
-from rela_lightning.commands.runs import run_of
+from rela_lightning.config import own_errors, register_names
 from rela_lightning.errors import ConfigError
-from rela_lightning.export.source import find_checkpoint
 from rela_lightning.networks.encode import find_backbone
 from rela_lightning.priors import Prior, load_prior
 from rela_lightning.priors.load import SCHEMES
+from rela_lightning.runs.folder import run_of
+from rela_lightning.runs.names import CONFIG
+from rela_lightning.runs.read import find_checkpoint
+from rela_lightning.runs.resume import check_belongs
 
 
 class Subject(NamedTuple):

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from rela_lightning.commands.messages import message_of
+from rela_lightning.cli.messages import message_of
 from rela_lightning.errors import ConfigError, ReLAError
 
 _GO_ON = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 from collections.abc import Sequence
@@ -21,18 +20,20 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rela_lightning._version import __version__
 from rela_lightning.callback import ReLACallback
-from rela_lightning.commands.messages import Readable, own_errors
-from rela_lightning.commands.names import CHECKPOINTS, CONFIG, RECORD
-from rela_lightning.commands.peek import class_of, peek
-from rela_lightning.commands.resume import check_belongs, checkpoint_file
-from rela_lightning.commands.runs import RunRecord, choose_folder, run_of
-from rela_lightning.commands.speed import ChannelsLast, compile_backbone
-from rela_lightning.commands.system import check_writable
+from rela_lightning.cli.messages import Readable
+from rela_lightning.cli.peek import class_of, peek
+from rela_lightning.cli.speed import ChannelsLast, compile_backbone
+from rela_lightning.cli.system import check_writable
 from rela_lightning.compat import uncompiled
+from rela_lightning.config import own_errors, register_names
 from rela_lightning.errors import ConfigError, ReLAError
-from rela_lightning.export.source import read_run
 from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
 from rela_lightning.probe import OnlineLinearProbe
+from rela_lightning.runs.folder import choose_folder, run_of
+from rela_lightning.runs.names import CHECKPOINTS, CONFIG, RECORD
+from rela_lightning.runs.read import read_run
+from rela_lightning.runs.record import RunRecord
+from rela_lightning.runs.resume import check_belongs, checkpoint_file
 
 _OF_A_START = (CONFIG, "hparams.yaml")  # files that a run has before its first step
 _MODELS = ("model", "model.method")
@@ -57,16 +58,6 @@ def test(words: Sequence[str]) -> None:
 def predict(words: Sequence[str]) -> None:
     """Run a module's prediction."""
     _run("predict", words)
-
-
-def register_names() -> None:
-    """Import our classes, so that their short names work: methods, data modules, callbacks, schedules."""
-    for module in ("methods", "data"):
-        package = importlib.import_module(f"rela_lightning.{module}")
-        for name in package.__all__:
-            getattr(package, name)
-    for module in ("callback", "probe.online", "probe.knn_online", "schedules"):
-        importlib.import_module(f"rela_lightning.{module}")
 
 
 def _run(command: str, words: Sequence[str]) -> None:

@@ -1,4 +1,0 @@
-"""The commands of `rela`, one file each; a command's signature and docstring are its options.
-
-Nothing is imported here, so that `rela --help` is quick.
-"""

@@ -1,0 +1,1 @@
+"""A run's folder: what a run leaves, and how it is read back."""
