@@ -143,6 +143,7 @@ def rela(*words: str, before: str = "", **environment: str) -> subprocess.Comple
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_reader_who_leaves_stops_nothing(place: Path) -> None:
     bar = "--trainer.enable_progress_bar=true"
     done = rela("fit", "--config=c.yaml", "--name=r", bar, after="| true")
@@ -157,6 +158,7 @@ def test_an_answer_that_could_not_be_written_is_a_failure() -> None:
     assert done.returncode == 2 and "No space left on device" in done.stderr and "standard output" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_locale_without_letters(place: Path) -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     done = rela("fit", "--config=c.yaml", "--name=caf\u00e9", **plain)
