@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST, ImageFolder
 
-from rela_lightning.targets.images import LabelView, drawn_crops, embed
+from rela_lightning.targets.label_view import LabelView, drawn_crops, embed
 from rela_lightning.targets.reduce import (
     STANDARDISATIONS,
     Projection,

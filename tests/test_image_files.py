@@ -20,7 +20,7 @@ from rela_lightning.data.label_map import mapped_labels, read_label_map
 from rela_lightning.data.views import probe_view
 from rela_lightning.errors import DataError
 from rela_lightning.networks.preprocess import Preprocess
-from rela_lightning.targets.images import pixels
+from rela_lightning.targets.label_view import pixels
 from tests.image_files import crop, write_classes
 from tests.test_targets import pixel_prior
 

@@ -12,6 +12,7 @@ from rela_lightning._lazy import lazy
 if TYPE_CHECKING:
     from rela_lightning.data.digits import Digits
     from rela_lightning.data.folder import FolderImages
+    from rela_lightning.data.images import RGBImages
     from rela_lightning.data.modules import (
         CIFAR10Data,
         CIFAR100Data,
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
         STL10Data,
         TinyImageNetData,
     )
-    from rela_lightning.data.rgb import RGBImages
     from rela_lightning.data.sampler import BudgetSampler
     from rela_lightning.data.views import build_views, probe_view
 
@@ -38,7 +38,7 @@ _EXPORTS = {
     "ImageData": ".modules",
     "ImageFolderData": ".modules",
     "ImageNetData": ".modules",
-    "RGBImages": ".rgb",
+    "RGBImages": ".images",
     "STL10Data": ".modules",
     "TinyImageNetData": ".modules",
     "build_views": ".views",

@@ -23,7 +23,7 @@ from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.assemble import assemble, in_words
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.disk import refuse_full, writing
-from rela_lightning.targets.images import LabelView, check_length, drawn_crops
+from rela_lightning.targets.label_view import LabelView, check_length, drawn_crops
 from rela_lightning.targets.labelling import label
 from rela_lightning.targets.manifest import write_manifest
 from rela_lightning.targets.partial import clear, partial_folder, place_of, read_seconds

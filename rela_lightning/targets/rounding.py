@@ -18,7 +18,7 @@ from torch.utils.data import default_collate
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.priors.base import Prior
-from rela_lightning.targets.images import LabelView, embed
+from rela_lightning.targets.label_view import LabelView, embed
 from rela_lightning.targets.reduce import PCA, Moments
 
 MAX_ROUNDING = 0.02

@@ -17,7 +17,7 @@ from rela_lightning.fingerprint.order import IN_MEMORY, compare_order, order_of
 from rela_lightning.fingerprint.settings import other_prior
 from rela_lightning.priors.base import Prior
 from rela_lightning.rng import preserved_rng
-from rela_lightning.targets.images import LabelView, embed
+from rela_lightning.targets.label_view import LabelView, embed
 from rela_lightning.targets.reduce import project
 from rela_lightning.targets.rounding import exactly
 

@@ -24,7 +24,7 @@ from rela_lightning.priors.base import Prior
 from rela_lightning.process_group import wait_at_exit
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.disk import writing
-from rela_lightning.targets.images import LabelItem, LabelView, drawn_crops, embed
+from rela_lightning.targets.label_view import LabelItem, LabelView, drawn_crops, embed
 from rela_lightning.targets.partial import prepare, read_seconds, write_seconds
 from rela_lightning.targets.records import Geometry
 from rela_lightning.targets.shards import Shape, ShardWriter, missing_rows, pass_bytes

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Subset
 
 from rela_lightning.compat import NAMESPACES
+from rela_lightning.data.images import RGBImages
 from rela_lightning.data.modules.ranked import RankedBudget
-from rela_lightning.data.rgb import RGBImages
 from rela_lightning.data.views import VIEWS, build_views, probe_view
 from rela_lightning.errors import ConfigError, DataError
 
