@@ -20,7 +20,6 @@ from lightning.pytorch.utilities import rank_zero_only
 import rela_lightning
 from rela_lightning.cli import COMMANDS, main, with_names
 from rela_lightning.cli.compare import compare
-from rela_lightning.cli.peek import peek
 from rela_lightning.runs.folder import choose_folder
 from rela_lightning.runs.rebuild import build, find_subject
 
@@ -138,7 +137,7 @@ def test_probes_log_beside_each_other_and_a_second_loader():
         "--trainer.max_epochs=1", "--name=s", "--trainer.callbacks+=KNNProbe", "--trainer.callbacks.max_bank=600",
         "--trainer.callbacks+=OnlineLinearProbe", "--trainer.callbacks.num_classes=10",
     ]  # fmt: skip
-    assert main(["fit", "--model=rela_lightning.methods.Supervised", *SMALL, *words]) == 0
+    assert main(["fit", "--model=rela_lightning.methods.Supervised", "--model.num_classes=10", *SMALL, *words]) == 0
     [point] = record("runs/s")["history"]
     saved = torch.load("runs/s/checkpoints/last.ckpt", weights_only=True)
     config = yaml.safe_load(Path("runs/s/config.yaml").read_text())
@@ -161,7 +160,7 @@ def test_probes_log_beside_each_other_and_a_second_loader():
 
 
 def test_validate_reads_the_checkpoint_and_leaves_nothing_behind(capsys):
-    supervised = ["--model=rela_lightning.methods.Supervised", *SMALL]
+    supervised = ["--model=rela_lightning.methods.Supervised", "--model.num_classes=10", *SMALL]
     assert main(["fit", *supervised, "--trainer.max_epochs=1", "--name=s"]) == 0
     assert main(["validate", *supervised, "--ckpt_path=runs/s", "--trainer.limit_val_batches=1"]) == 0
     assert "val_top1" in capsys.readouterr().out
@@ -301,32 +300,6 @@ def test_later_values_win_and_the_environment_counts(capsys, monkeypatch):
     assert fit["model"]["init_args"]["optimizer"]["class_path"] == "torch.optim.AdamW"
 
 
-def test_the_number_of_classes_comes_from_the_data_unless_given(capsys):
-    words = ["fit", "--model=rela_lightning.methods.Supervised", DIGITS, "--print_config"]
-    assert printed(words, capsys)["model"]["init_args"]["num_classes"] == 10
-    assert printed([*words, "--model.num_classes=4"], capsys)["model"]["init_args"]["num_classes"] == 4
-
-
-def test_the_number_of_classes_reaches_a_method_inside_accelerate(capsys):
-    words = ["fit", "--model=rela_lightning.accelerate", "--model.method=rela_lightning.methods.Supervised"]
-    config = printed([*words, "--model.targets=t", DIGITS, "--print_config"], capsys)
-    assert config["model"]["init_args"]["method"]["init_args"]["num_classes"] == 10
-
-
-def test_peek_sees_what_was_given():
-    Path("c.yaml").write_text(
-        "model: {class_path: Supervised, init_args: {num_classes: 3, lr: 1}}\ntrainer: {max_epochs: 2}\n"
-    )
-    assert peek(["--config", "c.yaml", "--trainer.max_epochs=4", "--data", "DigitsData"]) == {
-        "model.class_path": "Supervised",
-        "model.num_classes": 3,
-        "model.lr": 1,
-        "trainer.max_epochs": 4,
-        "data.class_path": "DigitsData",
-    }
-    assert "model.num_classes" not in peek(["--config=c.yaml", "--model=BYOL"])  # of another class
-
-
 def test_bare_words_go_to_the_options_in_order():
     assert with_names(["a", "b", "--out", "c"], compare) == ['--runs=["a", "b"]', "--out", "c"]
 
@@ -365,7 +338,7 @@ def test_help_needs_no_torch_and_short_names_work_in_a_fresh_process():
     assert done.stdout.rstrip().endswith("[]")
     assert all(command in done.stdout for command in COMMANDS)
     assert all(option in done.stdout for option in ("--out", "--seconds", "--seed"))
-    words = ["fit", "--model", "Supervised", "--data", "DigitsData", "--print_config"]
+    words = ["fit", "--model", "Supervised", "--model.num_classes", "10", "--data", "DigitsData", "--print_config"]
     done = subprocess.run(
         [sys.executable, "-m", "rela_lightning", *words],
         env=environment, capture_output=True, text=True, timeout=120, check=False,

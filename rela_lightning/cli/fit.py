@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
@@ -20,8 +18,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rela_lightning._version import __version__
 from rela_lightning.callback import ReLACallback
-from rela_lightning.cli.messages import Readable
-from rela_lightning.cli.peek import class_of, peek
+from rela_lightning.cli.messages import Readable, class_at
 from rela_lightning.cli.speed import ChannelsLast, compile_backbone
 from rela_lightning.cli.system import check_writable
 from rela_lightning.compat import uncompiled
@@ -36,8 +33,6 @@ from rela_lightning.runs.record import RunRecord
 from rela_lightning.runs.resume import check_belongs, checkpoint_file
 
 _OF_A_START = (CONFIG, "hparams.yaml")  # files that a run has before its first step
-_MODELS = ("model", "model.method")
-"""Options that name a training module: the model itself, and the one that `accelerate` is given."""
 
 
 def fit(words: Sequence[str]) -> None:
@@ -168,35 +163,11 @@ class RelaCLI(LightningCLI):
         parser.prog = f"rela {subcommand}"
         return parser
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse, with the number of classes of the data where the module needs one and none was given."""
-        self.config = parser.parse_args([*args, *self._num_classes(parser, args)])
-
-    def _num_classes(self, parser: LightningArgumentParser, args: Sequence[str]) -> list[str]:
-        given = peek(args[1:])
-        missing = [f"--{option}.num_classes" for option in _MODELS if _needs_classes(given, option)]
-        if not missing:
-            return []
-        plain = [word for word in args if not word.startswith("--print_config")]
-        tried = parser.parse_args([*plain, *(f"{option}=2" for option in missing)])
-        found = getattr(self._get_data(tried[self.command].get("data")), "num_classes", None)
-        return [] if found is None else [f"{option}={found}" for option in missing]
-
-    @staticmethod
-    def _get_data(config: Any) -> Any:
-        """The data module of a config, by itself."""
-        if config is None:
-            return None
-        alone = ArgumentParser(exit_on_error=False)
-        alone.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False)
-        with own_errors():
-            return alone.instantiate_classes(alone.parse_object({"data": config.clone()})).data
-
     def _dump_config(self) -> None:
         """What a module saves as its hyper-parameters: inside `accelerate` its own, not those of ReLA."""
         super()._dump_config()
         model = self.config_dump.get("model")
-        if isinstance(model, dict) and class_of({"model.class_path": model.get("class_path")}) is accelerate:
+        if isinstance(model, dict) and class_at(str(model.get("class_path"))) is accelerate:
             self.config_dump["model"] = model["init_args"]["method"]
 
     def _parse_ckpt_path(self) -> None:
@@ -226,8 +197,7 @@ class RelaCLI(LightningCLI):
 
     def _check_classes(self) -> None:
         probes = [c for c in self.trainer.callbacks if isinstance(c, OnlineLinearProbe) and c.labels == "auto"]  # type: ignore[attr-defined]
-        follow = "leave model.num_classes out: it follows the data"
-        for part, do in ((self.model, follow), *((probe, "give the probe the number of the data") for probe in probes)):
+        for part in (self.model, *probes):
             wanted = getattr(part, "num_classes", None)
             found = _num_classes(self.datamodule) if isinstance(wanted, int) else None
             if found is not None and wanted != found:
@@ -235,7 +205,7 @@ class RelaCLI(LightningCLI):
                     f"The data have another number of classes than {type(part).__name__}.",
                     expected=f"{found}, as in {type(self.datamodule).__name__}",
                     found=f"num_classes = {wanted}",
-                    do=do,
+                    do="give it the number of the data",
                 )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -291,13 +261,6 @@ class RelaCLI(LightningCLI):
         if (folder / RECORD).is_file():
             record = read_run(folder)
             sys.stdout.write(f"{record['steps']} steps, {record['seconds']:.1f} s: {folder}\n")
-
-
-def _needs_classes(given: dict[str, Any], option: str) -> bool:
-    """Whether a class that an option names has a required `num_classes` that was not given."""
-    named = class_of(given, option)
-    wanted = inspect.signature(named).parameters.get("num_classes") if named is not None else None
-    return wanted is not None and wanted.default is wanted.empty and f"{option}.num_classes" not in given
 
 
 def _num_classes(data: Any) -> int | None:

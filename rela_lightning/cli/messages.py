@@ -179,9 +179,7 @@ def _missing(problem: str, names: str, of: str) -> ConfigError:
         "data": f"pass for example --data {_names('data')[0]}",
     }.get(of)
     if "num_classes" in names:
-        do = (
-            "pass --model.num_classes N (of a method inside another, --model.method.num_classes), or --data with labels"
-        )
+        do = "pass --model.num_classes N (of a method inside another, --model.method.num_classes)"
     return ConfigError(f"{problem}.", expected=names, do=do)
 
 
@@ -206,11 +204,12 @@ def _no_class(key: str, name: str, reason: re.Match[str]) -> ConfigError:
 
 def _trees(path: str) -> str:
     """Modules of the bases of a class."""
-    found = _load(path)
+    found = class_at(path)
     return " ".join(base.__module__ for base in inspect.getmro(found)) if inspect.isclass(found) else ""
 
 
-def _load(path: str) -> Any:
+def class_at(path: str) -> Any:
+    """The class or function of a dotted path; None if there is none."""
     module, _, name = path.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)
@@ -220,7 +219,7 @@ def _load(path: str) -> Any:
 
 def options_of(path: str) -> list[str]:
     """Names of the options of a class or function by its dotted path; empty if they cannot be told."""
-    found = _load(path)
+    found = class_at(path)
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(found) else parser.add_function_arguments
     try:
