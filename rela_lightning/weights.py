@@ -58,3 +58,24 @@ def refused_object(error: Exception) -> str | None:
     """The class that `torch.load(weights_only=True)` refused to build; None if the file is broken in another way."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     return named and named.group(1)
+
+
+def mismatch(own: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """What keeps tensors from loading strictly, in a few words; None if they load.
+
+    Args:
+        own: The state dict of the network.
+        given: The tensors, by name.
+    """
+    shapes = [
+        f"{name} {list(given[name].shape)}, here {list(value.shape)}"
+        for name, value in own.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    kinds = (
+        ("missing", [name for name in own if name not in given]),
+        ("not of this module", [name for name in given if name not in own]),
+        ("of another shape", shapes),
+    )
+    found = [f"{len(names)} tensors {kind}, as {', '.join(names[:3])}" for kind, names in kinds if names]
+    return "; ".join(found) or None

@@ -103,7 +103,7 @@ def explain(message: str, options: Iterable[str] = ()) -> ConfigError:
     if keys and values:
         wanted = re.findall(r"Expected an? (?!path but)([^.\n]+(?:\.\w[^.\n]*)*)", _about(keys[-1], message))
         return ConfigError(
-            f"`--{'.'.join(keys).replace('.init_args.', '.')}` has a value that cannot be.",
+            f"`--{'.'.join(keys).replace('.init_args.', '.')}` is out of range.",
             expected=" or ".join(dict.fromkeys(_plain(want) for want in wanted)) or None,
             found=values[0][:200],
         )

@@ -15,7 +15,7 @@ from rela_lightning.export.source import Source, unwrapped
 from rela_lightning.networks.backbones import build_plain
 from rela_lightning.networks.encode import pooled
 from rela_lightning.rng import preserved_rng
-from rela_lightning.weights import State, fill
+from rela_lightning.weights import State, fill, mismatch
 
 _WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "progress")
 
@@ -126,7 +126,7 @@ def _inside(module: nn.Module, key: str) -> nn.Module:
 
 
 def _filled(network: nn.Module, state: State, name: str) -> nn.Module:
-    problem = misfit(network, state)
+    problem = mismatch(network.state_dict(), state)
     if problem is not None:
         raise ConfigError(
             f"The weights are not those of {name or 'the network'}.",
@@ -140,26 +140,7 @@ def _filled(network: nn.Module, state: State, name: str) -> nn.Module:
     return network
 
 
-def misfit(network: nn.Module, state: State) -> str | None:
-    """What keeps a state dict from loading strictly; None if it loads."""
-    own = network.state_dict()
-    wrong = [
-        f"{k} {list(v.shape)} for {list(own[k].shape)}"
-        for k, v in state.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    parts = (
-        ("missing", [name for name in own if name not in state]),
-        ("left over", [name for name in state if name not in own]),
-        ("of another shape", wrong),
-    )
-    found = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if names[3:] else ''})" for kind, names in parts if names
-    ]
-    return "; ".join(found) or None
-
-
-def absent_keys(recipe: Recipe, state: State) -> list[str]:
+def missing_keys(recipe: Recipe, state: State) -> list[str]:
     """Names in the state dict of the library's own network that are not exported: its classifier's.
 
     None but for torchvision and lightly: other networks are built without one, as timm's with `num_classes=0`.
@@ -195,7 +176,7 @@ def timm_name(plain: Plain, state: State) -> str | None:
         return None
     with preserved_rng(), torch.no_grad():
         twin = timm.create_model(recipe.model, num_classes=0).eval()
-        if misfit(twin, state) is not None:
+        if mismatch(twin.state_dict(), state) is not None:
             return None
         fill(twin, state)
         image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))

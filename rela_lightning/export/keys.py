@@ -48,7 +48,7 @@ def cut(state: State, key: str) -> State:
             "There is no such submodule to export.",
             expected="the name of one with parameters",
             found=key,
-            exists=submodule_names(skeleton(state)),
+            exists=submodule_names(module_tree(state)),
             do="pass one of the names listed as `key`",
         )
     return changed(tidy(found), lambda value: value.detach().cpu().clone().contiguous())
@@ -69,7 +69,7 @@ def find_key(state: State, key: str = "auto", *, frozen: Collection[str] | None 
     """
     if key != "auto":
         return ".".join(part for part in key.split(".") if part and part != COMPILED)
-    found = guess_backbone(skeleton(state, teacher_names(state) if frozen is None else frozen))
+    found = guess_backbone(module_tree(state, teacher_names(state) if frozen is None else frozen))
     if whole and (found or "").split(".")[0] not in _CERTAIN:
         return ""
     if found is None:
@@ -77,7 +77,7 @@ def find_key(state: State, key: str = "auto", *, frozen: Collection[str] | None 
             "The backbone to export was not found.",
             expected=f"one of the usual names ({', '.join(BACKBONE_NAMES)})",
             found="none of them" if state else "no tensors at all",
-            exists=submodule_names(skeleton(state)),
+            exists=submodule_names(module_tree(state)),
             do='name it: key="my_encoder"; key="" exports everything',
         )
     return found
@@ -99,7 +99,7 @@ def teacher_names(state: State) -> set[str]:
     return {name for name in state if name.partition(".")[0] in teachers}
 
 
-def skeleton(state: State, frozen: Collection[str] = ()) -> nn.Module:
+def module_tree(state: State, frozen: Collection[str] = ()) -> nn.Module:
     """Empty modules nested as the names say, holding the tensors: enough to look submodules up.
 
     Args:

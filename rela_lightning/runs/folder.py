@@ -32,7 +32,7 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, asked: str
         asked: Name the user asked for, or None.
 
     Raises:
-        ConfigError: If the folder holds another run, the name is none for a folder, or not that of a resumed run.
+        ConfigError: If the folder holds another run, the name is not valid for a folder, or not that of a resumed run.
     """
     before = run_of(resumed) if resumed is not None else None
     if given is not None:
@@ -58,7 +58,9 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, asked: str
         return before
     if not name.strip(". ") or _NO_NAME.search(name):
         raise ConfigError(
-            "The run's name is none for a folder.", expected="letters, digits, `-`, `+`, `_`, `.`, blanks", found=name
+            "The run's name is not valid for a folder.",
+            expected="letters, digits, `-`, `+`, `_`, `.`, blanks",
+            found=name,
         )
     names = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 100_000))
     return next(folder for folder in names if _claim(folder))
