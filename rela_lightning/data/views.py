@@ -30,14 +30,12 @@ def build_views(
 ) -> Callable[[Any], Any]:
     """The views of a method: lightly's transform for it, at a size and normalisation.
 
-    | name | transform | views |
-    |---|---|---|
-    | `byol`, `barlow_twins` | BYOL's, which differ between the views | 2 |
-    | `simclr`, `two` | SimCLR's | 2 |
-    | `moco` | MoCo v2's | 2 |
-    | `simsiam`, `vicreg` | their own | 2 |
-    | `dino`, `swav` | multi-crop | 2, and 6 local crops |
-    | `one` | crop and flip, for supervised training | 1, a tensor and not a list |
+    - `byol`, `barlow_twins`: BYOL's two views, which differ.
+    - `simclr`, `two`: SimCLR's two views.
+    - `moco`: MoCo v2's two views.
+    - `simsiam`, `vicreg`: two views of their own.
+    - `dino`, `swav`: multi-crop, two global views and six local crops.
+    - `one`: crop and flip, for supervised training; one view, a tensor and not a list.
 
     lightly's own defaults hold, except for images of up to 64 px: no blur; jitter of strength 0.5 in `simclr`, `two`
     and `swav`; crops of `one` from a quarter of the image; local crops of `dino` from 10% to 40% and of `swav` from
