@@ -53,7 +53,7 @@ class Run:
         self._callback, self._trainer, self._module, self._schedule = callback, trainer, module, callback.schedule
         self._patches, self._stepping, self._patience = Patches(), Patches(), Patience()
         self._step: Step | None = None
-        self._passing: int | None = None  # batches still to come that were made before transport was over
+        self._gone = False  # whether transport is over and nothing of it is left in the step
         self._logged: tuple[tuple[float, ...], int | None] | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
@@ -145,11 +145,6 @@ class Run:
         if self._schedule.adaptive and self.phases.now.weights.transport_only:
             checks.warn_still_falling(self._schedule)
 
-    @property
-    def _gone(self) -> bool:
-        """Whether transport is over and nothing of it is left in the step."""
-        return self._passing == 0
-
     def start_epoch(self) -> None:
         """Decide before the epoch's first batch is fetched."""
         if self._gone:
@@ -165,17 +160,13 @@ class Run:
         self.monitors.update()
         if self.phases.skips_step:
             self._find_teachers().before_step()
-        if self.phases.over:
-            self._leave()
 
     def _leave(self) -> None:
-        """Take everything off the step, when the last batch has passed that was made before transport was over."""
-        self._passing = self.rows.in_flight + 1 if self._passing is None else self._passing - 1
-        if self._gone:
-            self.parts.check_deferred()
-            self.parts.student.remove()
-            self._stepping.undo(covered=False)
-            self._step = None
+        """Take everything off the step: transport is over, and the last batch has passed that was made for it."""
+        self.parts.check_deferred()
+        self.parts.student.remove()
+        self._stepping.undo(covered=False)
+        self._step, self._gone = None, True
 
     def _find_teachers(self) -> Teachers:
         if self._teachers is None:
@@ -233,13 +224,15 @@ class Run:
         self.phases.after_step()
 
     def end_batch(self) -> None:
-        """Move the teachers in the transport phase."""
+        """Move the teachers in the transport phase; leave, once it is over for good."""
         if self._step is None:
             return
         stepped = self.phases.stepped
         if self._step.replaced and stepped and self._teachers is not None:
             self._teachers.update()
         self._patience.update(self._step, stepped=stepped, accumulate=self._trainer.accumulate_grad_batches)
+        if self.phases.over and self.phases.settled and self.rows.passed:
+            self._leave()
 
     # ---- state ---------------------------------------------------------------------------------------
 
@@ -274,5 +267,4 @@ class Run:
         self._pairs = state["teachers"]
         self._source.load_state_dict(state["source"])
         self._schedule.load_state_dict(state["schedule"])
-        self.phases.now = Phase(Weights(*state["weights"]))
-        self.phases.progress = state["progress"]
+        self.phases.restore(Weights(*state["weights"]), state["progress"])
