@@ -30,6 +30,9 @@ class TransportViews:
         std: Per-channel standard deviation divided by.
     """
 
+    takes_crops = True
+    """It can be told which crops to show."""
+
     def __init__(
         self,
         size: Sequence[int],
