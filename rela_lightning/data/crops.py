@@ -26,8 +26,8 @@ Crop = tuple[int, int, int, int, int]
 
 
 def size_of(image: Any) -> tuple[int, int]:
-    """Height and width of an image (PIL or tensor `[C, H, W]`), pixels."""
-    height, width = F.get_size(image)
+    """Height and width of an image (PIL or tensor `[C, H, W]`), pixels; of one kept smaller, as it was before."""
+    height, width = getattr(image, "original_size", None) or F.get_size(image)
     return height, width
 
 
