@@ -27,7 +27,8 @@ Crop = tuple[int, int, int, int, int]
 
 def size_of(image: Any) -> tuple[int, int]:
     """Height and width of an image (PIL or tensor `[C, H, W]`), pixels; of one kept smaller, as it was before."""
-    height, width = getattr(image, "original_size", None) or F.get_size(image)
+    origin = getattr(image, "origin", None)
+    height, width = F.get_size(image) if origin is None else origin.size
     return height, width
 
 

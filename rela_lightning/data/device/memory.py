@@ -21,6 +21,18 @@ _SHARE = 0.8  # of the free memory that images may take: training needs some too
 _BATCH = 64
 
 
+class Origin(NamedTuple):
+    """What an image in memory says of itself, in its attribute `origin`.
+
+    Attributes:
+        row: Its row in the data set.
+        size: Height and width that it had before it was resized.
+    """
+
+    row: int
+    size: tuple[int, int]
+
+
 class InMemory(Dataset[tuple[Tensor, int]]):
     """The images of another data set, decoded: `dataset[i] -> (uint8 [3, h, w], label)`.
 
@@ -57,10 +69,10 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         return len(self.pixels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        """Pixels, which say their `original_size` where that is another, and label."""
+        """Pixels, which know their `Origin`, and label."""
         image = self.pixels[index]
-        if self._resized:
-            image.original_size = self.sizes[index].tolist()  # type: ignore[attr-defined]
+        size = self.sizes[index].tolist() if self._resized else image.shape[1:]
+        image.origin = Origin(int(index), tuple(size))  # type: ignore[attr-defined]
         return image, int(self.labels[index])
 
 

@@ -1,7 +1,7 @@
 """The parts of a view for a whole batch: each image its own random parameters.
 
-A step first draws, on the host and from a generator it is given, then acts, on the device and without chance. What it
-drew travels with the batch, so that the device is never waited for. The pixel work is kornia's.
+A step first draws, on the host, then acts, on the device and without chance. What it drew travels with the batch, so
+that the device is never waited for. The pixel work is kornia's.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rela_lightning.data.device.chance import Draws
 from rela_lightning.data.device.resample import resample
 
 _TRIES = 10  # as torchvision's RandomResizedCrop
@@ -22,8 +23,8 @@ _TRIES = 10  # as torchvision's RandomResizedCrop
 class Step(Protocol):
     """One part of a view."""
 
-    def draw(self, rows: int, generator: torch.Generator) -> Any:
-        """Random parameters of some images: tensors in tuples and lists."""
+    def draw(self, draws: Draws) -> Any:
+        """Random parameters of some images: tensors and integers in tuples and lists."""
 
     def __call__(self, images: Tensor, drawn: Any) -> Tensor:
         """The images `[B, C, H, W]`, float in `[0, 1]`, under these parameters; may write into them."""
@@ -49,24 +50,23 @@ class Crop:
     mirror: float = 0.0
     turn: float = 0.0
 
-    def draw(self, sizes: Tensor, generator: torch.Generator) -> Tensor:
+    def draw(self, sizes: Tensor, draws: Draws) -> Tensor:
         """Boxes, see `resample`, int64 `[B, 6]`, of images of some heights and widths, int `[B, 2]`."""
-        flips = [torch.rand(len(sizes), generator=generator) < p for p in (self.mirror, self.turn)]
-        boxes = (
-            torch.cat([torch.zeros_like(sizes), sizes], dim=1) if self.scale is None else self._boxes(sizes, generator)
-        )
+        flips = [draws.happens(p) for p in (self.mirror, self.turn)]
+        whole = torch.cat([torch.zeros_like(sizes), sizes], dim=1)
+        boxes = whole if self.scale is None else self._boxes(sizes, draws)
         return torch.cat([boxes.long(), torch.stack(flips, dim=1).long()], dim=1)
 
-    def _boxes(self, sizes: Tensor, generator: torch.Generator) -> Tensor:
+    def _boxes(self, sizes: Tensor, draws: Draws) -> Tensor:
         """Top, left, height, width: the first try that fits; where none does, the most of the middle."""
         scale, ratio = self.scale or (1.0, 1.0), self.ratio
-        tries = torch.rand(2, len(sizes), _TRIES, generator=generator)
+        tries = draws.uniform(_TRIES), draws.uniform(_TRIES)
         area = (scale[0] + (scale[1] - scale[0]) * tries[0]) * sizes.float().prod(dim=1, keepdim=True)
         aspect = (math.log(ratio[0]) + math.log(ratio[1] / ratio[0]) * tries[1]).exp()
         drawn = torch.stack([(area / aspect).sqrt(), (area * aspect).sqrt()], dim=2).round().long()
         fits = ((drawn > 0) & (drawn <= sizes[:, None])).all(dim=2)
         chosen = drawn[torch.arange(len(sizes)), fits.long().argmax(dim=1)]
-        corner = torch.rand(len(sizes), 2, generator=generator)
+        corner = draws.uniform(2)
         none = ~fits.any(dim=1)
         chosen[none] = self._middle(sizes[none].long())
         room = sizes - chosen
@@ -92,10 +92,11 @@ class Sometimes:
     probability: float
     steps: Sequence[Step]
 
-    def draw(self, rows: int, generator: torch.Generator) -> Any:
+    def draw(self, draws: Draws) -> Any:
         """Which images, and what their steps drew."""
-        chosen = (torch.rand(rows, generator=generator) < self.probability).nonzero().flatten()
-        return chosen, [step.draw(len(chosen), generator) for step in self.steps]
+        chosen = draws.happens(self.probability).nonzero().flatten()
+        some = draws.fork(chosen)
+        return chosen, [step.draw(some) for step in self.steps]
 
     def __call__(self, images: Tensor, drawn: Any) -> Tensor:
         """Apply them."""
@@ -110,7 +111,9 @@ class Sometimes:
 
 @dataclass(frozen=True)
 class Jitter:
-    """Brightness, contrast, saturation and hue as torchvision's `ColorJitter`; their order is drawn once a batch.
+    """Brightness, contrast, saturation and hue as torchvision's `ColorJitter`, in an order of each image's own.
+
+    Images are sorted by the part whose turn it is, so that each part is called on neighbours.
 
     Attributes:
         ranges: Of the four factors, from and to; None leaves a part out. Hue is a share of the circle.
@@ -118,27 +121,46 @@ class Jitter:
 
     ranges: tuple[tuple[float, float] | None, ...]
 
-    def draw(self, rows: int, generator: torch.Generator) -> Any:
-        """The order, and a factor for each image and part."""
-        order = torch.randperm(4, generator=generator).tolist()
-        factors = [None if r is None else torch.empty(rows).uniform_(*r, generator=generator) for r in self.ranges]
-        return order, factors
+    def draw(self, draws: Draws) -> Any:
+        """For each of four turns, how images are sorted, how many go to each part, and their factors `[4, B]`.
+
+        A last sorting, `[5, B]` in all, brings back the order at the start.
+        """
+        order = draws.uniform(4).argsort(dim=1)
+        factors = torch.stack([draws.between(*(r or (1.0, 1.0))) for r in self.ranges], dim=1)
+        before, sortings, counts, sorted_factors = torch.arange(len(draws)), [], [], []
+        for turn in range(4):
+            part, now = order[:, turn].sort(stable=True)
+            counts.append(torch.bincount(part, minlength=4).tolist())
+            sorted_factors.append(factors[now, part])
+            sortings.append(before[now])
+            before = now.argsort()
+        return torch.stack([*sortings, before]), counts, torch.stack(sorted_factors)
 
     def __call__(self, images: Tensor, drawn: Any) -> Tensor:
         """Other colours."""
+        sortings, counts, factors = drawn
+        for turn, each in enumerate(counts):
+            groups = torch.split(images[sortings[turn]], each)
+            of_groups = torch.split(factors[turn], each)
+            images = torch.cat([
+                self._part(part, *both) for part, both in enumerate(zip(groups, of_groups, strict=True))
+            ])  # fmt: skip
+        return images[sortings[-1]]
+
+    def _part(self, part: int, images: Tensor, factors: Tensor) -> Tensor:
         from kornia import enhance
 
-        parts = (
+        if self.ranges[part] is None or not len(images):
+            return images
+        if part == 3:
+            return enhance.adjust_hue(images, factors * (2 * math.pi))
+        adjust = (
             enhance.adjust_brightness_accumulative,
             enhance.adjust_contrast_with_mean_subtraction,
             enhance.adjust_saturation_with_gray_subtraction,
-            lambda images, share: enhance.adjust_hue(images, share * (2 * math.pi)),
-        )
-        order, factors = drawn
-        for part in order:
-            if factors[part] is not None:
-                images = parts[part](images, factors[part])
-        return images
+        )[part]
+        return adjust(images, factors)
 
 
 @dataclass(frozen=True)
@@ -147,7 +169,7 @@ class Grey:
 
     one_channel: bool = False
 
-    def draw(self, rows: int, generator: torch.Generator) -> None:
+    def draw(self, draws: Draws) -> None:
         """Nothing is drawn."""
 
     def __call__(self, images: Tensor, drawn: None) -> Tensor:
@@ -168,9 +190,9 @@ class Blur:
 
     sigmas: tuple[float, float]
 
-    def draw(self, rows: int, generator: torch.Generator) -> Tensor:
+    def draw(self, draws: Draws) -> Tensor:
         """A standard deviation for each image, `[B, 2]`."""
-        return torch.empty(rows, 1).uniform_(*self.sigmas, generator=generator).expand(-1, 2).contiguous()
+        return draws.between(*self.sigmas)[:, None].repeat(1, 2)
 
     def __call__(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Blurred images."""
@@ -187,7 +209,7 @@ class Solarise:
 
     threshold: float
 
-    def draw(self, rows: int, generator: torch.Generator) -> None:
+    def draw(self, draws: Draws) -> None:
         """Nothing is drawn."""
 
     def __call__(self, images: Tensor, drawn: None) -> Tensor:
@@ -205,7 +227,7 @@ class Normalise:
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def draw(self, rows: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def draw(self, draws: Draws) -> tuple[Tensor, Tensor]:
         """Nothing is drawn: both go to the device with the batch."""
         mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (self.mean, self.std))
         return mean, std

@@ -81,8 +81,8 @@ def _view(transforms: Sequence[Any]) -> View:
         if name not in _GEOMETRY:
             view.steps += _steps(one)
         elif name == "RandomResizedCrop":
-            if view.steps or view.crop.scale is not None:
-                raise _refusal(one, "a crop before everything else, and one alone")
+            if view.crop.scale is not None or not all(isinstance(step, Grey) for step in view.steps):
+                raise _refusal(one, "one crop, before colours and blur")
             view.crop = replace(view.crop, **_crop(one))
         else:  # flips change places with colours and blur
             place = "mirror" if name == "RandomHorizontalFlip" else "turn"

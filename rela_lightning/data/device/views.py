@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from rela_lightning.data.crops import size_of
+from rela_lightning.data.device.chance import Draws
 from rela_lightning.data.device.translate import Recipe, View, recipe_of
 from rela_lightning.data.transforms import TransportViews
 from rela_lightning.errors import ConfigError
@@ -28,12 +28,14 @@ class Packed(NamedTuple):
         size: Height and width that crops are measured in, int32 `[2]`.
         crops: Crops that must be shown, see `rela_lightning.data.crops`, int32 `[n, 5]`; n = 0 draws them.
         recipe: Which recipe makes the views.
+        row: Its row in the data set, if it knows it, else a random number: random parameters are a function of it.
     """
 
     pixels: Tensor
     size: Tensor
     crops: Tensor
     recipe: int
+    row: int
 
 
 class Drawn(NamedTuple):
@@ -73,14 +75,15 @@ class DeviceViews:
 
         class Mine(BYOL):
             def transfer_batch_to_device(self, batch, device, dataloader_idx):
-                return views.on_device(batch, device, key=batch_key(self.trainer))
+                return views.on_device(batch, device, epoch=self.current_epoch)
 
     Images of a batch must be of one size: `decode` keeps them so. `ReLACallback` finds the gentler views of its
-    transport phase, and replays stored crops, as with the transform itself.
+    transport phase, and replays stored crops, as with the transform itself. In distribution the views are those of
+    the transform.
 
-    What is random depends on `seed` and `key` alone, so a run that is resumed goes on with the same views, and there
-    is no state to keep. In distribution the views are those of the transform (its order of brightness, contrast,
-    saturation and hue is drawn once a batch, not once an image).
+    What is random depends on `seed`, the epoch and the row of an image in what `decode` returns: on nothing else in
+    the batch, and on no state, so that a run that is resumed, on other devices or not, goes on with the same views.
+    Images of other data sets are numbered at random, by torch.
 
     Args:
         transform: What makes the views of one PIL image: `build_views(...)`, a transform of lightly, or one of
@@ -122,36 +125,38 @@ class DeviceViews:
         height, width = size_of(image)
         pixels = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
         shown = _NO_CROPS if crops is None else torch.tensor(crops, dtype=torch.int32).view(-1, 5)
-        return Packed(pixels, torch.tensor((height, width), dtype=torch.int32), shown, self._number)
+        origin = getattr(image, "origin", None)
+        row = int(torch.randint(2**62, ())) if origin is None else origin.row
+        return Packed(pixels, torch.tensor((height, width), dtype=torch.int32), shown, self._number, row)
 
-    def on_device(self, batch: Any, device: torch.device | str, *, key: Sequence[int]) -> Any:
+    def on_device(self, batch: Any, device: torch.device | str, *, epoch: int) -> Any:
         """A batch with its views, on the device.
 
         Args:
             batch: As the loader gives it, on the CPU; images of these views anywhere in it.
             device: Where the model is.
-            key: Integers that no other batch of the run has: epoch, number in the epoch, rank.
+            epoch: Number of the epoch, from 0; of the step, where an epoch shows an image several times.
 
         Returns:
             The batch with a list of views, float32 `[B, C, H, W]`, or with one of them where the transform gives one.
         """
-        moved = apply_to_collection(self.draw(batch, key), Tensor, lambda part: part.to(device, non_blocking=True))
-        return self.make(moved)
+        drawn = self.draw(batch, epoch)
+        return self.make(apply_to_collection(drawn, Tensor, lambda part: part.to(device, non_blocking=True)))
 
-    def draw(self, batch: Any, key: Sequence[int]) -> Any:
-        """The batch with all random parameters drawn, on the CPU."""
-        words = np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)
-        generator = torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-        return apply_to_collection(batch, Packed, self._draw, generator)
+    def draw(self, batch: Any, epoch: int) -> Any:
+        """The batch with all random parameters drawn, on the CPU; see `on_device`."""
+        return apply_to_collection(batch, Packed, self._draw, epoch)
 
     def make(self, batch: Any) -> Any:
         """The batch with its views made of what was drawn, on the device it is on."""
         return apply_to_collection(batch, Drawn, self._make)
 
-    def _draw(self, packed: Packed, generator: torch.Generator) -> Drawn:
+    def _draw(self, packed: Packed, epoch: int) -> Drawn:
         number = int(torch.as_tensor(packed.recipe).flatten()[0])
-        drawn = [_draw_view(view, packed, generator) for view in self.recipes[number].views]
-        return Drawn(packed.pixels, packed.size, number, drawn)
+        draws = Draws.of(torch.as_tensor(packed.row), self.seed, epoch)
+        return Drawn(
+            packed.pixels, packed.size, number, [_draw_view(v, packed, draws) for v in self.recipes[number].views]
+        )
 
     @torch.no_grad()
     def _make(self, drawn: Drawn) -> Any:
@@ -165,14 +170,14 @@ class DeviceViews:
         return made[0] if recipe.shown is None else [made[place] for place in recipe.shown]
 
 
-def _draw_view(view: View, packed: Packed, generator: torch.Generator) -> tuple[Tensor, list[Any]]:
-    sizes = packed.size.repeat(view.count, 1)
+def _draw_view(view: View, packed: Packed, draws: Draws) -> tuple[Tensor, list[Any]]:
+    draws = Draws.together([draws.fork() for _ in range(view.count)])
     if packed.crops.shape[1]:
         boxes = packed.crops.transpose(0, 1).reshape(-1, 5)
         boxes = torch.cat([boxes, torch.zeros_like(boxes[:, :1])], dim=1).long()
     else:
-        boxes = view.crop.draw(sizes, generator)
-    return boxes, [step.draw(len(sizes), generator) for step in view.steps]
+        boxes = view.crop.draw(packed.size.repeat(view.count, 1), draws)
+    return boxes, [step.draw(draws) for step in view.steps]
 
 
 def check_kornia() -> None:
@@ -187,8 +192,3 @@ def check_kornia() -> None:
             expected="the extra `gpu`",
             do="pip install 'rela-lightning[gpu]'",
         )
-
-
-def batch_key(trainer: Any) -> tuple[int, int, int]:
-    """The `key` of the batch that a Trainer is about to train on: epoch, number in the epoch, rank."""
-    return trainer.current_epoch, trainer.fit_loop.batch_idx + 1, trainer.global_rank

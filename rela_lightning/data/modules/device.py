@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rela_lightning.data.device import DeviceViews, InMemory, decode
-from rela_lightning.data.device.views import batch_key, check_kornia
+from rela_lightning.data.device.views import check_kornia
 from rela_lightning.data.rgb import RGBImages
 from rela_lightning.data.views import normalised, probe_crop
 
@@ -59,7 +59,7 @@ class OnDevice:
         """
         if self._views is None:
             return move(batch)
-        made = self._views.make(move(self._views.draw(batch, batch_key(trainer))))
+        made = self._views.make(move(self._views.draw(batch, trainer.current_epoch)))
         return trainer.precision_plugin.convert_input(made)  # before its transfer a batch had no floats to convert
 
     def _made(self, transform: Any) -> DeviceViews:
