@@ -230,8 +230,12 @@ def test_views_of_every_method_have_the_moments_of_lightlys(name: str) -> None:
     assert [view.shape for view in one_by_one] == [view.shape for view in together]
     for theirs, ours in list(zip(one_by_one, together, strict=True))[:3]:
         assert ours.dtype == torch.float32
-        for measure in (lambda v: v.mean(dim=(1, 2, 3)), lambda v: v.std(dim=(1, 2, 3)),
-                        lambda v: v[:, 0].mean(dim=(1, 2)), lambda v: v.diff(dim=3).abs().mean(dim=(1, 2, 3))):  # fmt: skip
+        for measure in (
+            lambda v: v.mean(dim=(1, 2, 3)),
+            lambda v: v.std(dim=(1, 2, 3)),
+            lambda v: v[:, 0].mean(dim=(1, 2)),
+            lambda v: v.diff(dim=3).abs().mean(dim=(1, 2, 3)),
+        ):
             agree(measure(ours), measure(theirs))
 
 

@@ -106,7 +106,7 @@ def rows_of(dataset: Any, probes: Sequence[int]) -> Rows | None:
     if order.dtype.kind not in "iu" or order.shape != (length,):
         return None
     known = isinstance(dataset, Subset) and type(dataset).__getitem__ is Subset.__getitem__
-    if not (known or getattr(dataset, "keeps_rows", False) is True) and not _reads(dataset, probes, order):
+    if not known and not _reads(dataset, probes, order):
         return None
     below = rows_of(inner, _first(inner))
     if below is None or (length and (order.max() >= len(below.row) or order.min() < -len(below.row))):

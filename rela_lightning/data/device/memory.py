@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -45,9 +46,6 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         labels: Int64 `[N]`.
     """
 
-    keeps_rows = True
-    """Row i is row i of `dataset`."""
-
     def __init__(self, dataset: Any, pixels: Tensor, sizes: Tensor, labels: Tensor) -> None:
         self.dataset, self.pixels, self.sizes, self.labels = dataset, pixels, sizes, labels
         kept = torch.tensor(pixels.shape[-2:], dtype=torch.int32)
@@ -74,6 +72,19 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         size = self.sizes[index].tolist() if self._resized else image.shape[1:]
         image.origin = Origin(int(index), tuple(size))  # type: ignore[attr-defined]
         return image, int(self.labels[index])
+
+
+def undecoded(dataset: Any) -> Any:
+    """A (nested) data set with the originals in place of what is kept of them in memory."""
+    if isinstance(dataset, InMemory):
+        return dataset.dataset
+    inner = getattr(dataset, "dataset", None)
+    below = undecoded(inner) if inner is not None else None
+    if below is inner:
+        return dataset
+    outside = copy.copy(dataset)
+    outside.dataset = below
+    return outside
 
 
 class _Kept(NamedTuple):
