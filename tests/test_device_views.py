@@ -182,6 +182,16 @@ def test_crops_near_the_stored_ones_and_targets_on_the_fly(targets: Path) -> Non
         assert log.seen and all(np.isfinite(list(entry.values())).all() for entry in log.seen)
 
 
+def test_a_transform_of_ones_own_for_the_transport_phase_gets_pil_images(targets: Path) -> None:
+    def darkest(image: Image.Image) -> Tensor:
+        assert isinstance(image, Image.Image) and image.size == (32, 32)
+        return torch.full((3, 32, 32), -2.0)
+
+    seen = Seen()
+    fit(small("BYOL"), Photos(), ReLACallback(targets, schedule=Switch(0.5), transform=darkest), seen)
+    assert all((views == -2.0).all() == (epoch == 0) for (epoch, _), views in seen.views.items())
+
+
 # ---- the same views ------------------------------------------------------------------------------------
 
 

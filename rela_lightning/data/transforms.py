@@ -120,6 +120,16 @@ def default_transport_transform(dataset: Any, num_views: int) -> Transform | Non
     return owner.gentler(gentler) if isinstance(owner, DeviceViews) else gentler
 
 
+def taking_images_of(dataset: Any, transform: Transform) -> Transform:
+    """A transform of one PIL image for the images that a data set hands out: kept in memory, they are pixels."""
+    from rela_lightning.data.device.views import DeviceViews, PerImage
+
+    own = [owner.transform for owner in transform_owners(dataset)]
+    if isinstance(transform, DeviceViews) or not any(isinstance(one, DeviceViews) for one in own):
+        return transform
+    return own[0].gentler(transform) if isinstance(transform, TransportViews) else PerImage(transform)
+
+
 def common_scale(dataset: Any) -> Scale | None:
     """The scale of the views that a data set's own `transform` gives; None where it cannot be told."""
     with isolate_rng():
