@@ -55,7 +55,7 @@ def both(transform: Any, image: Any, count: int) -> tuple[list[Tensor], list[Ten
 def agree(ours: Any, theirs: Any, step: float = 0.01) -> None:
     """Two samples of one distribution, by the Kolmogorov-Smirnov test; theirs have 8-bit steps, so both are rounded."""
     one, other = ((np.asarray(values) / step).round() for values in (ours, theirs))
-    assert stats.ks_2samp(one, other).pvalue > 1e-3
+    assert stats.ks_2samp(one, other).pvalue > 1e-5  # there are hundreds of comparisons
 
 
 def ramps(height: int, width: int) -> Image.Image:

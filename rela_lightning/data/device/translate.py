@@ -115,6 +115,7 @@ def _steps(one: Any) -> list[Step]:
 
 def _crop(one: Any) -> dict[str, Any]:
     mode = getattr(one.interpolation, "value", one.interpolation)
+    mode = {2: "bilinear", 3: "bicubic"}.get(mode, mode)  # Pillow's numbers, as older releases of lightly have them
     if mode not in ("bilinear", "bicubic"):
         raise _refusal(one, "bilinear or bicubic crops", mode)
     height, width = one.size if len(one.size) == 2 else (*one.size, *one.size)

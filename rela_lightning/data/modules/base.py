@@ -51,7 +51,7 @@ class ImageData(DualDataModule):
         num_workers: Processes that load data; 0 loads in the training process.
         data_ratio: Share of the training images drawn each epoch, a fresh draw every time, in `(0, 1]`; the same
             draw, split, on all devices.
-        seed: Seed of these draws.
+        seed: Seed of these draws, and of the views that `device_views` makes.
         drop_last: Leave out the last training batch where it is not full: most methods need full ones.
         bank: Whether validation starts with a loader of training images under the probe view, which `KNNProbe` takes
             as its bank. `auto`: where the trainer has a `KNNProbe`, and then at most its `max_bank` images, evenly
