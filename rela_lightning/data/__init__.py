@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rela_lightning._lazy import lazy
 
 if TYPE_CHECKING:
+    from rela_lightning.data.device import DeviceViews
     from rela_lightning.data.digits import Digits
     from rela_lightning.data.folder import FolderImages
     from rela_lightning.data.images import RGBImages
@@ -31,6 +32,7 @@ _EXPORTS = {
     "BudgetSampler": ".sampler",
     "CIFAR10Data": ".modules",
     "CIFAR100Data": ".modules",
+    "DeviceViews": ".device",
     "Digits": ".digits",
     "DigitsData": ".modules",
     "FashionMNISTData": ".modules",
@@ -50,6 +52,7 @@ __all__ = [
     "BudgetSampler",
     "CIFAR10Data",
     "CIFAR100Data",
+    "DeviceViews",
     "Digits",
     "DigitsData",
     "FashionMNISTData",

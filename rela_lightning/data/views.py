@@ -83,20 +83,34 @@ def probe_view(image_size: int, *, mean: Sequence[float], std: Sequence[float]) 
     The shorter side is resized to 8/7 of `image_size` (256 for 224) and the centre is cut out; up to 96 px it is
     resized to `image_size` itself.
     """
-    import torch
+    from torchvision.transforms import v2
+
+    view: Callable[[Any], Any] = v2.Compose([probe_crop(image_size), normalised(mean, std)])
+    return view
+
+
+def probe_crop(image_size: int) -> Callable[[Any], Any]:
+    """The part of an image that `probe_view` shows, at its size: from a PIL image to another."""
     from torchvision.transforms import v2
 
     margin = image_size if image_size <= _PROBE_MARGIN_ABOVE else round(image_size * 8 / 7)
-    view: Callable[[Any], Any] = v2.Compose([
+    part: Callable[[Any], Any] = v2.Compose([
         partial(middle, resize=(margin, margin), crop=(image_size, image_size)),
         v2.Resize(margin),
         v2.CenterCrop(image_size),
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(mean), list(std)),
-        v2.ToPureTensor(),
     ])  # fmt: skip
-    return view
+    return part
+
+
+def normalised(mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Any]:
+    """From a PIL image to a float tensor `[3, H, W]`, scaled to [0, 1], then normalised."""
+    import torch
+    from torchvision.transforms import v2
+
+    scaled: Callable[[Any], Any] = v2.Compose([
+        v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std)), v2.ToPureTensor()
+    ])  # fmt: skip
+    return scaled
 
 
 def small_crop_size(image_size: int) -> int:

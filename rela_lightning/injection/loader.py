@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from rela_lightning.compat import training_loaders
 from rela_lightning.data.sampler import BudgetSampler
 from rela_lightning.data.swap import Transform, takes_one_image
-from rela_lightning.data.transforms import default_transport_transform
+from rela_lightning.data.transforms import default_transport_transform, taking_images_of
 from rela_lightning.errors import ConfigError, DataError, InjectionError
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.tagging import (
@@ -174,7 +174,7 @@ class RowTracker:
                 found=type(dataset).__name__,
                 do="give the data set a `transform` attribute it applies, or leave `transform` out to keep its views",
             )
-        return self._transform
+        return taking_images_of(dataset, self._transform)
 
     def _budget_sampler(self, loader: Any) -> BudgetSampler | None:
         if self._data_ratio == 1.0:

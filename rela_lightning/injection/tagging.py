@@ -28,7 +28,6 @@ from torch.utils.data import (
 from rela_lightning.compat import copied_loader
 from rela_lightning.data.crops import check_size
 from rela_lightning.data.swap import Transform, swapped_transform
-from rela_lightning.data.transforms import TransportViews
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.injection.alignment import check_order
 from rela_lightning.targets.lookup import Plan, TargetLookup
@@ -127,7 +126,7 @@ class IndexedDataset(Dataset[_Tagged]):
 
     @property
     def _takes_crops(self) -> bool:
-        return isinstance(self.transport_transform, TransportViews)
+        return bool(getattr(self.transport_transform, "takes_crops", False))
 
     def _of_images(self, indices: Any) -> NDArray[np.float32] | None:
         wanted = self.lookup is not None and bool(self.wanted.targets.value)
