@@ -133,10 +133,10 @@ def compare(options: argparse.Namespace, mode: Mode) -> dict[str, Any]:
                 else:
                     each = step_seconds(options, mode, pieces, targets, variant, on_device=KINDS[kind])
                 found[variant][kind].append(each)
-    return {variant: _summary(seconds) for variant, seconds in found.items()}
+    return {variant: summary(seconds) for variant, seconds in found.items()}
 
 
-def _summary(seconds: dict[str, list[Seconds]]) -> dict[str, Any]:
+def summary(seconds: dict[str, list[Seconds]]) -> dict[str, Any]:
     rounds = list(zip(*seconds.values(), strict=True))  # pairs: one at a time, on the device
     ratios = {name: [round(now[i] / before[i], 4) for before, now in rounds] for i, name in enumerate(Seconds._fields)}
     return {

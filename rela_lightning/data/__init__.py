@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rela_lightning._lazy import lazy
 
 if TYPE_CHECKING:
-    from rela_lightning.data.device import DeviceViews
+    from rela_lightning.data.device import DeviceViews, decode
     from rela_lightning.data.digits import Digits
     from rela_lightning.data.folder import FolderImages
     from rela_lightning.data.images import RGBImages
@@ -44,6 +44,7 @@ _EXPORTS = {
     "STL10Data": ".modules",
     "TinyImageNetData": ".modules",
     "build_views": ".views",
+    "decode": ".device",
     "probe_view": ".views",
 }
 __getattr__, __dir__ = lazy(__name__, _EXPORTS)
@@ -64,5 +65,6 @@ __all__ = [
     "STL10Data",
     "TinyImageNetData",
     "build_views",
+    "decode",
     "probe_view",
 ]
