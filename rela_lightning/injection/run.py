@@ -10,7 +10,7 @@ import torch
 from rela_lightning.errors import TargetError
 from rela_lightning.injection import checks
 from rela_lightning.injection.loader import RowTracker
-from rela_lightning.injection.monitors import Monitors
+from rela_lightning.injection.monitors import Logging, Monitors
 from rela_lightning.injection.optim import TransportMap, check_same
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.patience import Patience
@@ -57,7 +57,7 @@ class Run:
         self._logged: tuple[tuple[float, ...], int | None] | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
-        self.monitors = Monitors(trainer, self._schedule, lambda: self.phases.skips_step)
+        self.monitors = Monitors(trainer, module, self._schedule, self._logging)
         self._source = source = open_source(
             callback.targets,
             callback.prior,
@@ -96,6 +96,13 @@ class Run:
     def _in_use(self) -> bool:
         """Tuners of the learning rate and the batch size set callbacks aside, and run the user's own step."""
         return self._callback in self._trainer.callbacks
+
+    def _logging(self) -> Logging:
+        return Logging(own=not self.phases.skips_step, transport=self.phases.now.weights.transport > 0.0)
+
+    def attach_schedulers(self) -> None:
+        """Schedulers exist now, and one of them may monitor a metric."""
+        self.monitors.attach_schedulers(self._patches)
 
     def attach(self) -> None:
         """Stand between the trainer and the module."""
@@ -151,6 +158,7 @@ class Run:
             return
         self.rows.start_epoch(self._trainer.current_epoch)
         self.phases.decide(self.rows.in_flight, again=True)
+        self.monitors.start_epoch()
 
     def start_batch(self) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
