@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from jsonargparse import ArgumentParser
 
 from rela_lightning.errors import ConfigError, ReLAError
 
+_CLASSES = {
+    "model": ("rela_lightning.methods", "Method"),
+    "method": ("rela_lightning.methods", "Method"),
+    "data": ("rela_lightning.data", "ImageData"),
+    "callbacks": ("rela_lightning", "Callback"),
+    "schedule": ("rela_lightning.schedules", "Schedule"),
+    "optimizer": ("torch.optim", "Optimizer"),
+    "lr_scheduler": ("torch.optim.lr_scheduler", "LRScheduler"),
+}
+"""Last part of an option's name: the module that holds its classes, and their base."""
+_BASES = ("MomentumMethod",)  # beside those above
 _LIBRARIES = ("lightning", "lightning_fabric", "lightning_utilities", "pytorch_lightning")
 
 
@@ -19,6 +35,28 @@ def register_names() -> None:
             getattr(package, name)
     for module in ("callback", "probe.online", "probe.knn_online", "schedules"):
         importlib.import_module(f"rela_lightning.{module}")
+
+
+def classes(option: str) -> dict[str, Any]:
+    """The classes that an option takes, by name; none for an option that takes other values."""
+    place, base = _CLASSES.get(re.split(r"[-.]", option)[-1], ("builtins", ""))
+    module = importlib.import_module(place)
+    found = {name: getattr(module, name) for name in dir(module) if name[0].isalpha() and name not in _BASES}
+    return {
+        name: each
+        for name, each in found.items()
+        if inspect.isclass(each) and base in [parent.__name__ for parent in each.__mro__[1:]]
+    }
+
+
+def options_of(owner: Any) -> list[str]:
+    """Names of the options of a class or function; none if they cannot be told."""
+    parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if inspect.isclass(owner) else parser.add_function_arguments
+    try:
+        return sorted(name.split(".")[1] for name in add(owner, "of", fail_untyped=False) if "." in name)
+    except (ValueError, TypeError):
+        return []
 
 
 @contextmanager

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rela_lightning._version import __version__
-from rela_lightning.cli.messages import ReadableParser, message_of
-from rela_lightning.cli.system import Output, System, system_error
+from rela_lightning.cli.messages import ReadableParser
+from rela_lightning.cli.system import Output, System, message_of, system_error
 from rela_lightning.config import missing_package, own_errors
 from rela_lightning.errors import ReLAError
 from rela_lightning.process_group import wait_at_exit

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -18,7 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rela_lightning._version import __version__
 from rela_lightning.callback import ReLACallback
-from rela_lightning.cli.messages import Readable, class_at
+from rela_lightning.cli.messages import Readable
 from rela_lightning.cli.speed import ChannelsLast, compile_backbone
 from rela_lightning.cli.system import check_writable
 from rela_lightning.compat import uncompiled
@@ -167,7 +168,7 @@ class RelaCLI(LightningCLI):
         """What a module saves as its hyper-parameters: inside `accelerate` its own, not those of ReLA."""
         super()._dump_config()
         model = self.config_dump.get("model")
-        if isinstance(model, dict) and class_at(str(model.get("class_path"))) is accelerate:
+        if isinstance(model, dict) and locate(str(model.get("class_path"))) is accelerate:
             self.config_dump["model"] = model["init_args"]["method"]
 
     def _parse_ckpt_path(self) -> None:

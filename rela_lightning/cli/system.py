@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-from rela_lightning.cli.messages import message_of
 from rela_lightning.errors import ConfigError, ReLAError
 
 _GO_ON = (
@@ -34,8 +33,14 @@ _DO = {
     errno.EMFILE: "raise the limit (ulimit -n), or use fewer workers",
 }
 _WRITE_FAILED = re.compile(r"PytorchStreamWriter failed writing|basic_ios::clear|iostream error")  # torch's, of a file
+_WRAPPED = "\nOriginal Traceback (most recent call last):\n"  # torch's, of an error in a worker process
 System = (OSError, UnicodeError, RuntimeError)
 """Kinds of errors among which those of the operating system and of encodings are."""
+
+
+def message_of(error: Exception) -> str:
+    """What an error says, without the traceback that torch wraps around those of a loader's worker processes."""
+    return re.split(r"(?m)^(?:\w+\.)*\w*Error: ", str(error))[-1].rstrip() if _WRAPPED in str(error) else str(error)
 
 
 def system_error(error: BaseException, words: Sequence[str] = ()) -> ReLAError | None:

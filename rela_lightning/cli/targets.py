@@ -22,15 +22,10 @@ def targets(
     path: str,
     *,
     prior_kwargs: dict[str, Any] | None = None,
-    image: str | None = None,
-    views: int = 0,
-    target_dim: int | float | None = None,
-    standardise: Literal["shrunk", "per_dim", "isotropic", "none"] = "shrunk",
     storage_dtype: Literal["float16", "float32", "int8"] = "float16",
-    batch_size: int = 256,
-    num_workers: int = 0,
     overwrite: bool = False,
     trainer: Trainer | None = None,
+    **options: Any,
 ) -> None:
     """Embed every training image once with a prior and keep the result for `ReLACallback`.
 
@@ -43,25 +38,11 @@ def targets(
         path: Folder to write: missing, empty, or with targets of ours. `.rela_lightning` beside it holds working files.
         prior_kwargs: Options of `load_prior`: `arch` (for a checkpoint), `image_size`, `mean`, `std`, `pooling`,
             `seed` (for random weights), ...
-        image: Where the image is in a sample that holds several, keys and positions with dots between: `rgb`, `0`.
-        views: Crops of each image that are embedded beside the whole; training then shows these crops. Each costs one
-            more forward of the prior.
-        target_dim: Most columns that are kept, or the share of the variance they explain; null for all that carry any.
-        standardise: `shrunk`: from `isotropic` for few images to `per_dim` for many. `per_dim`: standard deviation 1
-            in each column. `isotropic`: one scale for all. `none`: centred and rotated only.
         storage_dtype: Type of the numbers on disk; int8 has a scale for each row.
-        batch_size: Images in one forward of the prior, on each device.
-        num_workers: Processes that read images, on each device.
         overwrite: Build again where other targets exist. Nothing but targets is ever replaced.
         trainer: Trainer that runs the prior, for several devices or mixed precision: `--trainer
             lightning.pytorch.Trainer --trainer.devices 4 --trainer.precision bf16-mixed`. null takes one device.
-
-    Raises:
-        ConfigError: If an option has a value that cannot work.
-        DataError: If the images are not there, or cannot be read.
-        PriorError: If there is no such prior.
-        TargetError: If targets exist at `path` that were built for something else, something else is there, or the
-            disk is full or cannot be written.
+        **options: Those of `rela_lightning.build_targets`.
     """
     settle(place_of(path), Claim(partial_folder(path)), overwrite=overwrite)
     images = images_of(data)  # before the prior, which may be a large download
@@ -69,15 +50,10 @@ def targets(
         load_prior(prior, **(prior_kwargs or {})),
         images,
         path,
-        image=image,
-        views=views,
-        target_dim=target_dim,
-        standardise=standardise,
         storage_dtype=storage_dtype,
-        batch_size=batch_size,
-        num_workers=num_workers,
         trainer=trainer,
         overwrite=overwrite,
+        **options,
     )
     if trainer is None or trainer.is_global_zero:
         seconds = store.manifest["labelling_seconds"]
