@@ -19,7 +19,8 @@ SITE = ROOT / "site"
 RESULTS = Path("benchmarks") / "results" / "demo"
 FIRST = ("README.md", "docs/index.md")
 SUBMODULES = (
-    "callback", "data", "errors", "export", "methods", "priors", "probe", "report", "schedules", "targets", "transport",
+    "callback", "data", "diagnostics", "errors", "export", "methods", "priors", "probe", "report", "schedules",
+    "targets", "transport",
 )  # fmt: skip
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>
 <style>body {{ max-width: 60rem; margin: 2rem auto; padding: 0 1rem; line-height: 1.5; font-family: sans-serif }}
