@@ -17,6 +17,17 @@ from rela_lightning._version import __version__
 if TYPE_CHECKING:
     from rela_lightning.callback import ReLACallback
     from rela_lightning.data.sampler import BudgetSampler
+    from rela_lightning.diagnostics import (
+        CollapseMonitor,
+        alignment,
+        effective_rank,
+        feature_deviation,
+        linear_cka,
+        mutual_knn,
+        representation_similarity,
+        transport_distance,
+        uniformity,
+    )
     from rela_lightning.export import export_backbone
     from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
     from rela_lightning.priors import Prior, load_prior
@@ -26,6 +37,7 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "BudgetSampler": ".data.sampler",
+    "CollapseMonitor": ".diagnostics",
     "KNNProbe": ".probe",
     "LinearProbe": ".probe",
     "LinearTransport": ".transport",
@@ -36,11 +48,20 @@ _EXPORTS = {
     "ReLAModule": ".module",
     "TargetStore": ".targets",
     "accelerate": ".module",
+    "alignment": ".diagnostics",
     "build_targets": ".targets",
+    "effective_rank": ".diagnostics",
     "export_backbone": ".export",
+    "feature_deviation": ".diagnostics",
+    "linear_cka": ".diagnostics",
     "load_prior": ".priors",
+    "mutual_knn": ".diagnostics",
+    "representation_similarity": ".diagnostics",
+    "transport_distance": ".diagnostics",
     "transport_loss": ".transport",
+    "uniformity": ".diagnostics",
     "data": ".data",
+    "diagnostics": ".diagnostics",
     "errors": ".errors",
     "export": ".export",
     "methods": ".methods",
@@ -54,6 +75,7 @@ __getattr__, __dir__ = lazy(__name__, _EXPORTS)
 
 __all__ = [
     "BudgetSampler",
+    "CollapseMonitor",
     "KNNProbe",
     "LinearProbe",
     "LinearTransport",
@@ -65,8 +87,16 @@ __all__ = [
     "TargetStore",
     "__version__",
     "accelerate",
+    "alignment",
     "build_targets",
+    "effective_rank",
     "export_backbone",
+    "feature_deviation",
+    "linear_cka",
     "load_prior",
+    "mutual_knn",
+    "representation_similarity",
+    "transport_distance",
     "transport_loss",
+    "uniformity",
 ]

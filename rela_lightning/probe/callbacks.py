@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from rela_lightning.batches import find_images, find_labels
@@ -31,8 +32,46 @@ def has_validation_step(pl_module: LightningModule) -> bool:
     return not owner.__module__.startswith(tuple(f"{name}." for name in NAMESPACES))
 
 
-class ProbeCallback(DualCallback):
-    """Base of the probes: features of the user's backbone on the user's batches, nothing changed.
+class FeatureCallback(DualCallback):
+    """Base of callbacks that read features: of the user's backbone on the user's batches, nothing changed.
+
+    Args:
+        backbone: Dotted path of the network (or method) that is called; `auto` tries the usual names.
+        pooling: See `rela_lightning.networks.pooling.pool`.
+    """
+
+    def __init__(self, *, backbone: str, pooling: Pooling) -> None:
+        check_pooling(pooling)
+        self.backbone = backbone
+        self.pooling: Pooling = pooling
+        self._found: Encoder | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Look for the backbone anew."""
+        wait_at_exit()
+        self._found = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse a backbone that is not there before anything is trained."""
+        self._found = find_backbone(pl_module, self.backbone)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of the module."""
+        self._found = None
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """As after the end."""
+        self.teardown(trainer, pl_module, "fit")
+
+    def features(self, trainer: Trainer, pl_module: LightningModule, images: Tensor) -> Tensor:
+        """Float32 features `[B, F]` of images `[B, C, H, W]`, detached."""
+        self._found = self._found or find_backbone(pl_module, self.backbone)
+        with trainer.precision_plugin.forward_context():
+            return encode(self._found, images, self.pooling).float()
+
+
+class ProbeCallback(FeatureCallback):
+    """Base of the probes: features and labels, in validation too.
 
     Args:
         backbone: Dotted path of the network (or method) that is called; `auto` tries the usual names.
@@ -41,33 +80,22 @@ class ProbeCallback(DualCallback):
     """
 
     def __init__(self, *, backbone: str, pooling: Pooling, labels: int | str) -> None:
-        check_pooling(pooling)
-        self.backbone = backbone
-        self.pooling: Pooling = pooling
+        super().__init__(backbone=backbone, pooling=pooling)
         self.labels = labels
         self._label_paths: dict[str, int | str] = {}
-        self._found: Encoder | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let validation loaders run where the module has no `validation_step`."""
-        wait_at_exit()
-        self._label_paths, self._found = {}, None
+        super().setup(trainer, pl_module, stage)
+        self._label_paths = {}
         if stage == "fit" and not has_validation_step(pl_module):
             pl_module.validation_step = no_validation_of_its_own  # type: ignore[method-assign]
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse a backbone that is not there before anything is trained."""
-        self._found = find_backbone(pl_module, self.backbone)
-
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was."""
-        self._found = None
+        super().teardown(trainer, pl_module, stage)
         if vars(pl_module).get("validation_step") is no_validation_of_its_own:
             del pl_module.validation_step
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave the module as it was."""
-        self.teardown(trainer, pl_module, "fit")
 
     def read(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, stage: str, num_classes: int | None = None
@@ -76,10 +104,18 @@ class ProbeCallback(DualCallback):
         images = find_images(batch)
         path = self._label_paths.get(stage, self.labels)
         self._label_paths[stage], labels = find_labels(batch, len(images), path, num_classes)
-        self._found = self._found or find_backbone(pl_module, self.backbone)
-        with trainer.precision_plugin.forward_context():
-            features = encode(self._found, images, self.pooling)
-        return features.float(), labels
+        return self.features(trainer, pl_module, images), labels
+
+
+def gathered(trainer: Trainer, rows: Tensor) -> Tensor:
+    """The rows `[n, ...]` of all processes, in rank order; n may differ between them."""
+    if trainer.world_size == 1:
+        return rows
+    counts = trainer.strategy.all_gather(torch.tensor([len(rows)], device=rows.device)).flatten().tolist()
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    padded[: len(rows)] = rows
+    parts = trainer.strategy.all_gather(padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
 def log_number(pl_module: LightningModule, name: str, value: float) -> None:

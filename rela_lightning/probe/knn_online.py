@@ -12,7 +12,7 @@ from torch import Tensor
 from rela_lightning.errors import ConfigError
 from rela_lightning.networks.pooling import Pooling
 from rela_lightning.probe.accuracy import accuracies, topk_counts
-from rela_lightning.probe.callbacks import ProbeCallback, log_number
+from rela_lightning.probe.callbacks import ProbeCallback, gathered, log_number
 from rela_lightning.probe.knn import WEIGHTS, Weights, knn_predict
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ class KNNProbe(ProbeCallback):
         """Vote and log."""
         if self._bank and self._queries and not trainer.sanity_checking:
             self._voted = True
-            bank, bank_labels = (_gathered(trainer, torch.cat(parts)) for parts in zip(*self._bank, strict=True))
+            bank, bank_labels = (gathered(trainer, torch.cat(parts)) for parts in zip(*self._bank, strict=True))
             queries, labels = (torch.cat(parts) for parts in zip(*self._queries, strict=True))
             labelled = bank_labels >= 0
             bank, bank_labels = bank[labelled][: self.max_bank], bank_labels[labelled][: self.max_bank]
@@ -163,14 +163,3 @@ def _evenly(rows: int, quota: int) -> Tensor:
     """At most `quota` of `rows` row numbers, evenly spaced."""
     keep = min(rows, quota)
     return torch.arange(keep) * rows // max(keep, 1)
-
-
-def _gathered(trainer: Trainer, rows: Tensor) -> Tensor:
-    """The rows `[n, ...]` of all processes, in rank order; n may differ between them."""
-    if trainer.world_size == 1:
-        return rows
-    counts = trainer.strategy.all_gather(torch.tensor([len(rows)], device=rows.device)).flatten().tolist()
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    gathered = trainer.strategy.all_gather(padded)
-    return torch.cat([part[:count] for part, count in zip(gathered, counts, strict=True)])

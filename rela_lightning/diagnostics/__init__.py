@@ -1,0 +1,41 @@
+"""Is this prior worth it, and does training go well? Measures of features and targets that need no labels.
+
+Names are imported when first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rela_lightning._lazy import lazy
+
+if TYPE_CHECKING:
+    from rela_lightning.diagnostics.collapse import CollapseMonitor
+    from rela_lightning.diagnostics.linear_map import representation_similarity, transport_distance
+    from rela_lightning.diagnostics.similarity import linear_cka, mutual_knn
+    from rela_lightning.diagnostics.spread import alignment, effective_rank, feature_deviation, uniformity
+
+_EXPORTS = {
+    "CollapseMonitor": ".collapse",
+    "alignment": ".spread",
+    "effective_rank": ".spread",
+    "feature_deviation": ".spread",
+    "linear_cka": ".similarity",
+    "mutual_knn": ".similarity",
+    "representation_similarity": ".linear_map",
+    "transport_distance": ".linear_map",
+    "uniformity": ".spread",
+}
+__getattr__, __dir__ = lazy(__name__, _EXPORTS)
+
+__all__ = [
+    "CollapseMonitor",
+    "alignment",
+    "effective_rank",
+    "feature_deviation",
+    "linear_cka",
+    "mutual_knn",
+    "representation_similarity",
+    "transport_distance",
+    "uniformity",
+]
