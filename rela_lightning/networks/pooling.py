@@ -143,8 +143,8 @@ def feature_axis(
 
     The channels of a sequence come last; those of a map come where `channel_axis` says, or first where it does not.
     Both can mislead: a sequence may be `[B, F, N]`, and a map `[B, 8, 8, 4]` of 8 channels with another stride along
-    the width looks like one of 4 channels. So channels come last only where a layer that works on the last axis (linear,
-    layer norm) gives that many, or where no layer gives as many as the first axis has.
+    the width looks like one of 4 channels. So channels come last only where a layer that works on the last axis
+    (linear, layer norm) gives that many, or where no layer gives as many as the first axis has.
 
     Args:
         shape: The two or three sizes after that of the batch.
