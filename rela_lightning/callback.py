@@ -76,7 +76,7 @@ class ReLACallback(DualCallback):
         verify_targets: Images compared with the labelled ones before training, beside the order of all rows where the
             data set tells it; 0 checks the length only.
         seed: Seed of W and of the `data_ratio` draw.
-        own_forward: Read features by one more call of the backbone beside the user's step, instead of listening to the
+        own_forward: Read features by one more call of the backbone beside the user's step, instead of hooking the
             calls it makes: for steps that call a network part by part (patch_embed, blocks). One more forward and
             backward a step; not together with `head_warmup`.
         allow_untested_strategy: Try strategies nobody has tried.

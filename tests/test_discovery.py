@@ -420,7 +420,7 @@ def test_heads_on_vectors_may_be_larger_than_the_network() -> None:
 
     module = Large()
     discovery = Discovery(module, {3})
-    with discovery.listening():
+    with discovery.recording():
         F.mse_loss(module.expander(module.zebra(torch.rand(2, 3, 16, 16))), torch.zeros(2, 4096)).backward()
     found = discovery.network()
     assert found is not None and found[0] == "zebra" and discovery.called == ["zebra"]

@@ -1,4 +1,4 @@
-"""The self-check: row i of a batch is made from sample i."""
+"""A check that row i of a batch is made from sample i."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Call the backbone of a foreign module, or listen to its calls, and read its features."""
+"""The backbone of a foreign module: its features, from a call of ours or from a hook on the calls of others."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ REFUSALS = (RuntimeError, ValueError, TypeError, LookupError, AttributeError, As
 class _Hook:
     """A forward hook that copies of the module do not inherit: theirs stays silent."""
 
-    def __init__(self, listener: Callable[..., Any] | None = None) -> None:
-        self._listener = listener
+    def __init__(self, call: Callable[..., Any] | None = None) -> None:
+        self._call = call
 
     def __call__(self, *args: Any) -> Any:
-        return None if self._listener is None else self._listener(*args)
+        return None if self._call is None else self._call(*args)
 
     def __deepcopy__(self, memo: Any) -> _Hook:
         return _Hook()
@@ -38,7 +38,7 @@ class _Hook:
 
 
 class Backbone:
-    """The student backbone of a module: called by us, listened to inside the user's step.
+    """The student backbone of a module: called by us, or hooked inside the user's step.
 
     Args:
         module: The user's module.
@@ -95,7 +95,7 @@ class Backbone:
         return self._record(args, kwargs, original(*args, **kwargs))
 
     def _record(self, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """Note the call, if we are listening; returns what the caller gets."""
+        """Keep the call, while calls are recorded; returns what the caller gets."""
         if self._calls is None or not torch.is_grad_enabled():
             return output
         inputs = images_in(args, kwargs)
@@ -110,7 +110,7 @@ class Backbone:
         return (parameter for parameter in self.network.parameters() if parameter.requires_grad)
 
     @contextmanager
-    def listening(self, *, detach: bool = False) -> Iterator[list[Call]]:
+    def recording(self, *, detach: bool = False) -> Iterator[list[Call]]:
         """Collect the calls made with grad inside the block.
 
         Args:
@@ -166,7 +166,7 @@ class Backbone:
                 let through: it does not befall two images as well, or befalls images of a size that was taken before.
         """
         try:
-            calls = self._listen_to(images)
+            calls = self._call_recorded(images)
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as error:
@@ -186,14 +186,14 @@ class Backbone:
     def takes(self, images: Tensor) -> bool:
         """Whether the backbone can be called on images like these: two of them are tried."""
         try:
-            self._listen_to(images[:2])
+            self._call_recorded(images[:2])
         except REFUSALS:
             return False
         return True
 
-    def _listen_to(self, images: Tensor) -> list[Call]:
+    def _call_recorded(self, images: Tensor) -> list[Call]:
         """Our own call: on a tensor, or on a list where the network takes nothing else, as wrappers for multi-crop."""
-        with self.listening() as calls:
+        with self.recording() as calls:
             if self._takes_list:
                 self._call([images])
                 return calls

@@ -101,8 +101,8 @@ def replaces_step(module: Any, step: str, transport_resolution: int | None) -> b
     return bool(replace)
 
 
-def say_when_it_ends(schedule: Schedule) -> None:
-    """Before training: what an adaptive schedule will do, as its end is not known."""
+def log_open_end(schedule: Schedule) -> None:
+    """Log what an adaptive schedule will do, before training, as its end is not known."""
     rank_zero_info(
         f"ReLA: transport alone until {type(schedule).__name__} finds that its loss has levelled off. A short budget "
         "may end first, and the module's own objective then never runs; rela/phase says what does. Switch(at) has a "
@@ -111,7 +111,7 @@ def say_when_it_ends(schedule: Schedule) -> None:
 
 
 def warn_never_hands_over(schedule: Schedule) -> None:
-    """Before training: transport is on to the end."""
+    """Warn before training that transport is on to the end."""
     warnings.warn(
         f"The schedule {type(schedule).__name__} keeps the transport loss to the end of training. "
         "Cached targets help early and hold back late; Plateau, Switch or Blend hand over.",
@@ -120,7 +120,7 @@ def warn_never_hands_over(schedule: Schedule) -> None:
 
 
 def warn_still_falling(schedule: Schedule) -> None:
-    """After training: an adaptive schedule never handed over."""
+    """Warn after training that an adaptive schedule never handed over."""
     warnings.warn(
         f"{type(schedule).__name__} saw no end to the fall of the transport loss: all of this budget went into "
         "transport, and the module's own objective never ran, because the targets had more to teach. To give the "
@@ -130,7 +130,7 @@ def warn_still_falling(schedule: Schedule) -> None:
 
 
 def warn_unknown_to_checkpoint() -> None:
-    """On resume: nothing of ours is in the checkpoint."""
+    """Warn on resume that nothing of ours is in the checkpoint."""
     warnings.warn(
         "The checkpoint was written without ReLACallback: the transport map starts afresh, "
         "and the schedule goes by the budget already spent.",
@@ -141,7 +141,7 @@ def warn_unknown_to_checkpoint() -> None:
 def warn_projection_late(
     schedule: Schedule, *, images_needed: int, images_per_step: int, steps: float, spent: int = 0
 ) -> None:
-    """Before training on the fly: the transport phase is over before there are targets.
+    """Warn before training on the fly that the transport phase is over before there are targets.
 
     Args:
         schedule: The schedule; of an adaptive one only the end of training is certain.
@@ -164,7 +164,7 @@ def warn_projection_late(
 
 
 def warn_projection_never(images_needed: int) -> None:
-    """After training on the fly: there were no targets at all."""
+    """Warn after training on the fly that there were no targets at all."""
     warnings.warn(
         f"There were never any targets: {images_needed} more images would have had to pass before the prior's features "
         "could be standardised. Train longer, take a prior with fewer features, or use build_targets, if the data "

@@ -57,8 +57,8 @@ class Discovery:
         self._layer_output: Any = None
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Listen to every submodule that holds parameters."""
+    def recording(self) -> Iterator[None]:
+        """Record the calls of every submodule that holds parameters, inside the block."""
         handles = [] if self._layer is None else [self._layer.register_forward_hook(self._on_layer)]
         own = {
             part: sum(p.numel() for p in part.parameters(recurse=False)) if self._trains(part) else 0

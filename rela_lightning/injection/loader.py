@@ -65,7 +65,8 @@ class RowTracker:
         """Most batches that can be on their way to the step: the loader's prefetching, and Lightning's one."""
         self._trainer: Any = None
         self._many = False
-        self._needed = self._most = 0.0  # batches without tags that must still come, and the most that must
+        self._untagged_needed = 0.0  # batches in a row that must come without tags before no other can have some
+        self._most_needed = 0.0
 
     def attach(self, loading: Patches, stepping: Patches, trainer: Any, module: Any) -> None:
         """Wrap the strategy's `process_dataloader`, and the transfer hooks of module and data module."""
@@ -81,20 +82,20 @@ class RowTracker:
         self._wanted.targets.value, self._wanted.rows.value = targets, rows
 
     def start_epoch(self, epoch: int) -> None:
-        """Number of the epoch that begins, before its first batch is fetched."""
+        """Set the number of the epoch, before its first batch is fetched."""
         self._wanted.epoch.value = -1 if self._many else epoch
 
     def resume_at(self, epoch: int) -> None:
-        """Epoch a resumed run stands at."""
+        """Set the epoch that a resumed run goes on from."""
         self._epoch = epoch
 
     @property
     def passed(self) -> bool:
         """Whether no batch with tags can come any more."""
-        return self._needed <= 0
+        return self._untagged_needed <= 0
 
     def take(self) -> BatchRows:
-        """BatchRows of the batch in the current step.
+        """The rows of the batch in the current step.
 
         Raises:
             InjectionError: If the batch arrived without them.
@@ -122,11 +123,11 @@ class RowTracker:
     def _unwrap(self, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(batch, IndexedBatch):
             self._current = BatchRows(batch.indices, bool(batch.views.any()), self._on_device(batch.targets))
-            self._needed = self._most
+            self._untagged_needed = self._most_needed
             batch = batch.batch
         elif self._trainer.training:
             self._current = None if self._lookup is not None and self._wanted.rows.value else BatchRows(None, False)
-            self._needed -= 1
+            self._untagged_needed -= 1
             _refuse_several(batch)
         return original(batch, *args, **kwargs)
 
@@ -158,8 +159,8 @@ class RowTracker:
         processed = original(tagged)
         self._replaced[processed] = loader
         self.in_flight = loader.num_workers * ((loader.prefetch_factor or 0) + 1) + 2
-        self._most = self.in_flight if getattr(loader, "in_order", True) else math.inf
-        self._needed = self._most if self._wanted.rows.value else 0.0
+        self._most_needed = self.in_flight if getattr(loader, "in_order", True) else math.inf
+        self._untagged_needed = self._most_needed if self._wanted.rows.value else 0.0
         return processed
 
     def _transport_transform(self, dataset: Any) -> Transform | None:

@@ -27,12 +27,12 @@ class Logging(NamedTuple):
 
 
 class Monitors:
-    """Whoever has a `monitor`: early stopping, checkpoints of the best, plateau schedulers.
+    """Callbacks and schedulers with a `monitor`: early stopping, checkpoints of the best, `ReduceLROnPlateau`.
 
     In the transport phase the module's own step may be left out, and with it what it logs. Nobody can tell beforehand
-    which metrics these are; so whoever would read a metric that is missing, or is still the one from before the phase
-    (with a schedule that goes back to transport), is not asked until it is logged again or the step is run. Metrics of
-    validation are there, and are read as ever. The same holds for `rela/loss` in phases without it.
+    which metrics these are; so a callback that would read a metric that is missing, or is still the one from before the
+    phase (with a schedule that goes back to transport), is not run until it is logged again or the step is run. Metrics
+    of validation are there, and are read as ever. The same holds for `rela/loss` in phases without it.
 
     Args:
         trainer: The Trainer.
@@ -54,7 +54,7 @@ class Monitors:
         self._refuse_ours(trainer.callbacks)
 
     def attach(self, patches: Patches) -> None:
-        """Stand between the callbacks and their metrics."""
+        """Wrap the hooks in which callbacks read their metric."""
         for callback in self._trainer.callbacks:
             if isinstance(getattr(callback, "monitor", None), str):
                 hooks = [SAVE_BEST] if hasattr(callback, SAVE_BEST) else _READS
@@ -62,7 +62,7 @@ class Monitors:
                     patches.wrap(callback, name, self._unless_old(callback))
 
     def attach_schedulers(self, patches: Patches) -> None:
-        """The same for plateau schedulers, which exist from the start of `fit` on.
+        """Wrap the step of plateau schedulers, which exist from the start of `fit` on.
 
         Raises:
             ConfigError: If one monitors a metric of ours that ends before the run does.
@@ -74,13 +74,13 @@ class Monitors:
             patches.wrap(self._module, "lr_scheduler_step", self._step_unless_old)
 
     def start_epoch(self) -> None:
-        """At the start of an epoch."""
+        """Update, at the start of an epoch."""
         self.update()
         if self._mid_epoch:
             self._before, self._mid_epoch = dict(self._trainer.callback_metrics), False
 
     def update(self) -> None:
-        """Before a step: note the metrics of a phase that is over; let schedulers do without theirs meanwhile."""
+        """Keep the metrics of a phase that is over, before a step; let schedulers do without theirs meanwhile."""
         now = self._logging()
         if now == self._now:
             return

@@ -12,7 +12,7 @@ class Patience:
     """Counts batches in a row without an optimizer step, and those without use for the backbone."""
 
     def __init__(self) -> None:
-        self._unstepped = self._unheard = 0
+        self._unstepped = self._without_backbone = 0
 
     def update(self, step: Step, *, stepped: bool, accumulate: int) -> None:
         """After a batch.
@@ -25,9 +25,9 @@ class Patience:
         Raises:
             InjectionError: If too many batches have passed.
         """
-        self._unheard = 0 if step.unheard is None else self._unheard + 1
-        if step.unheard is not None and self._unheard > _MOST:
-            raise step.unheard
+        self._without_backbone = 0 if step.backbone_error is None else self._without_backbone + 1
+        if step.backbone_error is not None and self._without_backbone > _MOST:
+            raise step.backbone_error
         self._unstepped = 0 if stepped or step.loss is None else self._unstepped + 1
         if self._unstepped > _MOST + accumulate:
             raise InjectionError(

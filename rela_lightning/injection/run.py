@@ -53,7 +53,7 @@ class Run:
         self._callback, self._trainer, self._module, self._schedule = callback, trainer, module, callback.schedule
         self._patches, self._stepping, self._patience = Patches(), Patches(), Patience()
         self._step: Step | None = None
-        self._gone = False  # whether transport is over and nothing of it is left in the step
+        self._step_detached = False  # whether transport is over and nothing of it is left in the step
         self._logged: tuple[tuple[float, ...], int | None] | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
@@ -105,7 +105,7 @@ class Run:
         self.monitors.attach_schedulers(self._patches)
 
     def attach(self) -> None:
-        """Stand between the trainer and the module."""
+        """Wrap what the trainer and the module call."""
         self.rows.attach(self._patches, self._stepping, self._trainer, self._module)
         self.monitors.attach(self._patches)
         self._stepping.wrap(self._module, "training_step", self._training_step)
@@ -132,7 +132,7 @@ class Run:
         if self._callback.teachers != "auto":
             named_pairs(self._module, self._callback.teachers)
         if self._schedule.adaptive:
-            checks.say_when_it_ends(self._schedule)
+            checks.log_open_end(self._schedule)
         if not self._schedule.hands_over:
             checks.warn_never_hands_over(self._schedule)
         images = checks.images_per_step(self._trainer)
@@ -154,7 +154,7 @@ class Run:
 
     def start_epoch(self) -> None:
         """Decide before the epoch's first batch is fetched."""
-        if self._gone:
+        if self._step_detached:
             return
         self.rows.start_epoch(self._trainer.current_epoch)
         self.phases.decide(self.rows.in_flight, again=True)
@@ -162,19 +162,19 @@ class Run:
 
     def start_batch(self) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
-        if self._gone:
+        if self._step_detached:
             return
         self.phases.decide(self.rows.in_flight)
         self.monitors.update()
         if self.phases.skips_step:
             self._find_teachers().before_step()
 
-    def _leave(self) -> None:
+    def _detach_step(self) -> None:
         """Take everything off the step: transport is over, and the last batch has passed that was made for it."""
         self.parts.check_deferred()
         self.parts.student.remove()
         self._stepping.undo(covered=False)
-        self._step, self._gone = None, True
+        self._step, self._step_detached = None, True
 
     def _find_teachers(self) -> Teachers:
         if self._teachers is None:
@@ -184,7 +184,7 @@ class Run:
         return self._teachers
 
     def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self._in_use or self._gone:
+        if not self._in_use or self._step_detached:
             return original(*args, **kwargs)
         rows = self.rows.take()
         phase = self.phases.for_batch(rows.transport_views)
@@ -195,7 +195,7 @@ class Run:
         if step.loss is not None:
             module.log("rela/loss", step.loss, batch_size=step.samples)
             following = [] if self._teachers is None else [pair.teacher for pair in self._teachers.pairs]
-            self.parts.student.say_once(following)
+            self.parts.student.log_once(following)
         self._log_phase(phase, step.samples)
         return output
 
@@ -240,7 +240,7 @@ class Run:
             self._teachers.update()
         self._patience.update(self._step, stepped=stepped, accumulate=self._trainer.accumulate_grad_batches)
         if self.phases.over and self.phases.settled and self.rows.passed:
-            self._leave()
+            self._detach_step()
 
     # ---- state ---------------------------------------------------------------------------------------
 

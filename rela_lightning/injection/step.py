@@ -71,7 +71,7 @@ class Step:
         loss: Transport loss, detached; None while there is none.
         unused: Parameters that take no part.
         replaced: Whether the user's step was left out.
-        unheard: The error for a step under manual optimization that had no use for the backbone, if all are like it.
+        backbone_error: For a step under manual optimization that had no use for the backbone, if all are like it.
     """
 
     def __init__(self, parts: Parts, rows: BatchRows, phase: Phase, *, distributed: bool = False) -> None:
@@ -79,7 +79,7 @@ class Step:
         self.loss: Tensor | None = None
         self.unused: list[nn.Parameter] = []
         self.replaced = False
-        self.unheard: InjectionError | None = None
+        self.backbone_error: InjectionError | None = None
         self._parts, self._rows, self._distributed = parts, rows, distributed
         self._kept: set[int] = set()  # parameters that losses of their own train in this step
         self._on_backward: Callable[[Tensor], Tensor] | None = None
@@ -112,7 +112,7 @@ class Step:
             self.replaced = True
             features = student.own_call(backbone, views, len(index), low_resolution=phase.low_resolution)
             return self._only(self._transport(features, targets, index))
-        with student.listening(views, detach=phase.warm_heads) as reading:
+        with student.recording(views, detach=phase.warm_heads) as reading:
 
             def combine(own: Tensor) -> Tensor:
                 features = reading.features(views, len(index))
@@ -125,7 +125,7 @@ class Step:
                 return output if output is None else _with_loss(output, combine)  # None: the user skips this step
             if self.loss is None and reading.any_calls():
                 raise never_passed_on()
-            self.unheard = reading.missing() if self.loss is None else None
+            self.backbone_error = reading.missing() if self.loss is None else None
             return output
 
     def backward(self, loss: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Student:
         num_views: Views per sample in the transport phase.
         resolution: Height and width, pixels, of the views in phases of low resolution; None leaves them.
         row_layout: See `rela_lightning.injection.rows.match_rows`.
-        own_forward: Whether the backbone is called once more beside the user's step, instead of listening to it.
+        own_forward: Whether the backbone is called once more beside the user's step, instead of recording its calls.
         optimizers: Gives the optimizers, once there are some.
     """
 
@@ -84,7 +84,7 @@ class Student:
         self._views, self._num_views, self._resolution = views, num_views, resolution
         self._rows = RowMatcher(row_layout)
         self._own_forward, self._optimizers = own_forward, optimizers
-        self._heard, self._guesses, self._said = False, backbone == "auto", False
+        self._calls_known, self._guesses, self._said = False, backbone == "auto", False
         self.backbone: Backbone | None = None
         """The backbone, once it is known."""
 
@@ -138,8 +138,8 @@ class Student:
             raise
 
     @contextmanager
-    def listening(self, views: Sequence[Tensor], *, detach: bool) -> Iterator[Reading]:
-        """Listen to the calls that the user's step makes inside the block; what is given reads them.
+    def recording(self, views: Sequence[Tensor], *, detach: bool) -> Iterator[Reading]:
+        """Record the calls that the user's step makes inside the block; what is given reads them.
 
         Args:
             views: The views in the batch.
@@ -153,19 +153,19 @@ class Student:
         with ExitStack() as stack:
             known, own, discovery = self.backbone is not None, list[Call](), None
             if self.backbone is not None:
-                own = stack.enter_context(self.backbone.listening(detach=detach))
-            if not self._heard:
+                own = stack.enter_context(self.backbone.recording(detach=detach))
+            if not self._calls_known:
                 layer = None if self._feature_layer is None else find_layer(self._module, self._feature_layer)
                 discovery = Discovery(self._module, {view.shape[1] for view in views}, layer, self.trains)
-                stack.enter_context(discovery.listening())
+                stack.enter_context(discovery.recording())
             yield Reading(
                 lambda: bool(own) or (not known and discovery is not None and discovery.network() is not None),
                 lambda views, samples: self._read(self._calls(own, discovery), views, samples),
                 lambda: never_called(self._called_name, [] if discovery is None else discovery.called),
             )
 
-    def say_once(self, teachers: Sequence[str]) -> None:
-        """Say what is read and how wide it is, and which teachers follow it, when it was read for the first time."""
+    def log_once(self, teachers: Sequence[str]) -> None:
+        """Log what is read and how wide it is, and which teachers follow it, when it was read for the first time."""
         if self._said or self.backbone is None:
             return
         self._said = True
@@ -215,13 +215,13 @@ class Student:
     def _calls(self, own: list[Call], discovery: Discovery | None) -> list[Call]:
         """The calls of the backbone in a step; where one that was guessed is not called, those of what is called."""
         if own:
-            self._heard = True
+            self._calls_known = True
             return own
         found = discovery.network() if self._guesses and discovery is not None else None
         if found is None:
             raise never_called(self._called_name, [] if discovery is None else discovery.called)
         self._adopt(found[0])
-        self._heard = True
+        self._calls_known = True
         return found[1]
 
     def _read(self, calls: list[Call], views: Sequence[Tensor], samples: int) -> Features:
