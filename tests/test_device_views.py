@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -176,10 +178,24 @@ def test_stored_crops_are_those_whose_targets_are_read(num_views: int, sizes: An
 
 
 def test_crops_near_the_stored_ones_and_targets_on_the_fly(targets: Path) -> None:
-    for callback in (ReLACallback(targets, schedule=TransportOnly(), num_views=2), ReLACallback(prior=prior())):
+    near = ReLACallback(targets, schedule=TransportOnly(), num_views=2, crops="blended")
+    for callback in (near, ReLACallback(prior=prior(), schedule=TransportOnly())):
         log = Log()
-        fit(small("BYOL"), Photos(), callback, log, max_epochs=4)
-        assert log.seen and all(np.isfinite(list(entry.values())).all() for entry in log.seen)
+        fit(small("BYOL"), Photos(), callback, log, max_epochs=8)
+        assert 0.0 < log.seen[-1]["rela/loss"] < 1.2
+
+
+def test_data_modules_and_views_pickle(targets: Path) -> None:
+    data = Photos(views="dino")
+    again = pickle.loads(pickle.dumps(copy.deepcopy(data)))
+    runs = []
+    for module in (data, again):
+        seen = Seen()
+        fit(small("DINO"), module, seen, max_epochs=1)
+        runs.append(seen.views)
+    assert same_views(*runs)
+    views = DeviceViews(build_views("byol", 16, mean=[0.3] * 3, std=[0.4] * 3))
+    assert pickle.loads(pickle.dumps(views))(crop(0, 1)).pixels.shape == (3, 48, 48)
 
 
 def test_a_transform_of_ones_own_for_the_transport_phase_gets_pil_images(targets: Path) -> None:
