@@ -110,17 +110,24 @@ def targets(tmp_path_factory: Any) -> Path:
 # ---- training ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
-def test_byol_with_rela_and_both_probes(namespace: str, tmp_path: Path) -> None:
+def test_byol_with_rela_and_both_probes(tmp_path: Path) -> None:
     build_targets(prior(), DigitsData().dataset("train"), tmp_path / "t")
     log, seen = Log(), Seen()
     callback = ReLACallback(tmp_path / "t", schedule=Switch(0.5))
-    probes = KNNProbe(), OnlineLinearProbe(10)
-    run = trainer(namespace, callback, log, seen, *probes, max_epochs=2)
-    run.fit(seeded(byol, namespace), datamodule=DigitsData(batch_size=256, device_views=True))
+    data = DigitsData(batch_size=256, device_views=True)
+    run = fit(seeded(byol), data, callback, log, seen, KNNProbe(), OnlineLinearProbe(10), max_epochs=2)
     assert [entry["rela/phase"] for entry in log.seen] == [0.0] * 5 + [2.0] * 5
     assert seen.shapes == [[(3, 32, 32)] * 2] * 10
     assert run.callback_metrics["knn/top1"] > 0.3 and "probe/top1" in run.callback_metrics
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_both_trees_of_lightning(namespace: str, targets: Path) -> None:
+    log, seen = Log(), Seen()
+    run = trainer(namespace, ReLACallback(targets, schedule=Switch(0.5)), log, seen)
+    run.fit(seeded(byol, namespace), datamodule=Photos())
+    assert [entry["rela/phase"] for entry in log.seen] == [0.0] * 3 + [2.0] * 3
+    assert seen.shapes == [[(3, 32, 32)] * 2] * 6
 
 
 @pytest.mark.parametrize("name", [name for name in methods.__all__ if hasattr(getattr(methods, name), "views")])
