@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -108,17 +110,24 @@ def targets(tmp_path_factory: Any) -> Path:
 # ---- training ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("namespace", NAMESPACES)
-def test_byol_with_rela_and_both_probes(namespace: str, tmp_path: Path) -> None:
+def test_byol_with_rela_and_both_probes(tmp_path: Path) -> None:
     build_targets(prior(), DigitsData().dataset("train"), tmp_path / "t")
     log, seen = Log(), Seen()
     callback = ReLACallback(tmp_path / "t", schedule=Switch(0.5))
-    probes = KNNProbe(), OnlineLinearProbe(10)
-    run = trainer(namespace, callback, log, seen, *probes, max_epochs=2)
-    run.fit(seeded(byol, namespace), datamodule=DigitsData(batch_size=256, device_views=True))
+    data = DigitsData(batch_size=256, device_views=True)
+    run = fit(seeded(byol), data, callback, log, seen, KNNProbe(), OnlineLinearProbe(10), max_epochs=2)
     assert [entry["rela/phase"] for entry in log.seen] == [0.0] * 5 + [2.0] * 5
     assert seen.shapes == [[(3, 32, 32)] * 2] * 10
     assert run.callback_metrics["knn/top1"] > 0.3 and "probe/top1" in run.callback_metrics
+
+
+@pytest.mark.parametrize("namespace", NAMESPACES)
+def test_both_trees_of_lightning(namespace: str, targets: Path) -> None:
+    log, seen = Log(), Seen()
+    run = trainer(namespace, ReLACallback(targets, schedule=Switch(0.5)), log, seen)
+    run.fit(seeded(byol, namespace), datamodule=Photos())
+    assert [entry["rela/phase"] for entry in log.seen] == [0.0] * 3 + [2.0] * 3
+    assert seen.shapes == [[(3, 32, 32)] * 2] * 6
 
 
 @pytest.mark.parametrize("name", [name for name in methods.__all__ if hasattr(getattr(methods, name), "views")])
@@ -176,10 +185,24 @@ def test_stored_crops_are_those_whose_targets_are_read(num_views: int, sizes: An
 
 
 def test_crops_near_the_stored_ones_and_targets_on_the_fly(targets: Path) -> None:
-    for callback in (ReLACallback(targets, schedule=TransportOnly(), num_views=2), ReLACallback(prior=prior())):
+    near = ReLACallback(targets, schedule=TransportOnly(), num_views=2, crops="blended")
+    for callback in (near, ReLACallback(prior=prior(), schedule=TransportOnly())):
         log = Log()
-        fit(small("BYOL"), Photos(), callback, log, max_epochs=4)
-        assert log.seen and all(np.isfinite(list(entry.values())).all() for entry in log.seen)
+        fit(small("BYOL"), Photos(), callback, log, max_epochs=8)
+        assert 0.0 < log.seen[-1]["rela/loss"] < 1.2
+
+
+def test_data_modules_and_views_pickle(targets: Path) -> None:
+    data = Photos(views="dino")
+    again = pickle.loads(pickle.dumps(copy.deepcopy(data)))
+    runs = []
+    for module in (data, again):
+        seen = Seen()
+        fit(small("DINO"), module, seen, max_epochs=1)
+        runs.append(seen.views)
+    assert same_views(*runs)
+    views = DeviceViews(build_views("byol", 16, mean=[0.3] * 3, std=[0.4] * 3))
+    assert pickle.loads(pickle.dumps(views))(crop(0, 1)).pixels.shape == (3, 48, 48)
 
 
 def test_a_transform_of_ones_own_for_the_transport_phase_gets_pil_images(targets: Path) -> None:

@@ -248,3 +248,13 @@ def test_views_of_the_transport_phase_have_those_of_the_transform() -> None:
     single = DeviceViews(TransportViews((16, 16), num_views=0, channels=1))
     made = single.on_device(default_collate([single(crop(0, 1))] * 3), "cpu", epoch=0)
     assert isinstance(made, Tensor) and made.shape == (3, 1, 16, 16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", VIEWS)
+def test_views_on_a_gpu_are_those_on_a_cpu(name: str) -> None:
+    views = DeviceViews(build_views(name, 66, mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3]))
+    batch = default_collate([views(crop(0, number)) for number in range(8)])
+    batch = batch._replace(row=torch.arange(8))
+    for ours, theirs in zip(*(listed(views.on_device(batch, d, epoch=1)) for d in ("cuda", "cpu")), strict=True):
+        assert ours.is_cuda and torch.allclose(ours.cpu(), theirs, atol=0.05)

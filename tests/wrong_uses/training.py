@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch.utils.data import DataLoader, Dataset, IterableDataset, WeightedRandomSampler
 
 from rela_lightning import BudgetSampler, ReLACallback, load_prior, transport_loss
+from rela_lightning.data import DigitsData
 from rela_lightning.losses import Contrastive
 from rela_lightning.methods import BYOL, Supervised
 from rela_lightning.schedules import Blend, Mix, Plateau, Switch
@@ -137,6 +138,11 @@ TRAINING = [
     Use("a way of cropping that does not exist", lambda p: callback(p, crops="random")),
     Use("views of no pixels in the transport phase", lambda p: callback(p, transport_resolution=0)),
     Use("small views until an end that nobody knows", lambda p: callback(p, transport_resolution=8, schedule=Mix())),
+    Use(
+        "views on the device that rotate",
+        lambda p: DigitsData(device_views=True, views="two", views_kwargs={"rr_prob": 1}),
+    ),
+    Use("a size of images in memory that are not there", lambda p: DigitsData(stored_size=32)),
     Use("a loss that does not exist", lambda p: callback(p, loss="cosin")),
     Use("a loss of weight zero", lambda p: callback(p, loss={"cosine": 0.0})),
     Use("a temperature of zero", lambda p: Contrastive(temperature=0.0)),

@@ -1,7 +1,7 @@
 """The parts of a view for a whole batch: each image its own random parameters.
 
 A step first draws, on the host, then acts, on the device and without chance. What it drew travels with the batch, so
-that the device is never waited for. The pixel work is kornia's.
+that nothing is asked of the device. The pixel work is kornia's.
 """
 
 from __future__ import annotations

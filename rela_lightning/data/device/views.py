@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -122,12 +123,11 @@ class DeviceViews:
             image: RGB, PIL or uint8 tensor `[3, H, W]`.
             crops: Those to show, one for each view that differs; None draws them.
         """
-        height, width = size_of(image)
         pixels = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
         shown = _NO_CROPS if crops is None else torch.tensor(crops, dtype=torch.int32).view(-1, 5)
         origin = getattr(image, "origin", None)
         row = int(torch.randint(2**62, ())) if origin is None else origin.row
-        return Packed(pixels, torch.tensor((height, width), dtype=torch.int32), shown, self._number, row)
+        return Packed(pixels, _as_tensor(size_of(image)), shown, self._number, row)
 
     def on_device(self, batch: Any, device: torch.device | str, *, epoch: int) -> Any:
         """A batch with its views, on the device.
@@ -168,6 +168,11 @@ class DeviceViews:
                 images = step(images, of_step)
             made += images.chunk(view.count)
         return made[0] if recipe.shown is None else [made[place] for place in recipe.shown]
+
+
+@functools.lru_cache(maxsize=4096)
+def _as_tensor(size: tuple[int, int]) -> Tensor:
+    return torch.tensor(size, dtype=torch.int32)
 
 
 def _draw_view(view: View, packed: Packed, draws: Draws) -> tuple[Tensor, list[Any]]:
