@@ -12,16 +12,21 @@ from rela_lightning._lazy import lazy
 if TYPE_CHECKING:
     from rela_lightning.diagnostics.collapse import CollapseMonitor
     from rela_lightning.diagnostics.linear_map import representation_similarity, transport_distance
+    from rela_lightning.diagnostics.ranking import rank_priors
+    from rela_lightning.diagnostics.ranking_table import PriorRanking, PriorRow
     from rela_lightning.diagnostics.similarity import linear_cka, mutual_knn
     from rela_lightning.diagnostics.spread import alignment, effective_rank, feature_deviation, uniformity
 
 _EXPORTS = {
     "CollapseMonitor": ".collapse",
+    "PriorRanking": ".ranking_table",
+    "PriorRow": ".ranking_table",
     "alignment": ".spread",
     "effective_rank": ".spread",
     "feature_deviation": ".spread",
     "linear_cka": ".similarity",
     "mutual_knn": ".similarity",
+    "rank_priors": ".ranking",
     "representation_similarity": ".linear_map",
     "transport_distance": ".linear_map",
     "uniformity": ".spread",
@@ -30,11 +35,14 @@ __getattr__, __dir__ = lazy(__name__, _EXPORTS)
 
 __all__ = [
     "CollapseMonitor",
+    "PriorRanking",
+    "PriorRow",
     "alignment",
     "effective_rank",
     "feature_deviation",
     "linear_cka",
     "mutual_knn",
+    "rank_priors",
     "representation_similarity",
     "transport_distance",
     "uniformity",

@@ -1,0 +1,145 @@
+"""What each prior says of a sample of images and of one random view of each: one reading of the images for all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import default_collate
+
+from rela_lightning.data.crops import size_of
+from rela_lightning.data.transforms import TransportViews
+from rela_lightning.fingerprint.dataset import sampled_rows
+from rela_lightning.networks.preprocess import Preprocess, with_channels
+from rela_lightning.priors.base import Prior
+from rela_lightning.priors.load import load_prior
+from rela_lightning.progress import Progress
+from rela_lightning.rng import preserved_rng
+from rela_lightning.targets.label_view import check_length, raw_image
+
+RANDOM, PIXELS = "random network", "raw pixels"
+"""Names of the two controls."""
+BATCH = 64
+
+
+@dataclass
+class Survey:
+    """Features of a sample by some priors.
+
+    Attributes:
+        length: Rows N of the whole data set.
+        rows: Those of the sample, n of them.
+        features: Float32 `[n, F]` of the whole images, for each prior.
+        views: Float32 `[v, F]` of one random view of each of the first v images, for each prior.
+        seconds: Per image and prior, preprocessing and forward together.
+        reading: Seconds per image to read and decode it.
+        images: Uint8 `[n, 3, S, S]` for a student, where a size was asked for.
+    """
+
+    length: int
+    rows: list[int]
+    features: dict[str, Tensor] = field(default_factory=dict)
+    views: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    reading: float = 0.0
+    images: Tensor | None = None
+
+
+def controls(seed: int = 0) -> dict[str, Prior]:
+    """The two priors that know nothing: an untrained ResNet-18 at 64 px, and the image itself at 16 px."""
+    untrained = load_prior("random:torchvision:resnet18", image_size=64, mean=0.5, std=0.5, seed=seed)
+    pixels = Prior(nn.Flatten(), Preprocess((16, 16), (0.5,) * 3, (0.5,) * 3), pooling="none", name=PIXELS)
+    return {RANDOM: untrained, PIXELS: pixels}
+
+
+def survey(
+    priors: dict[str, Prior],
+    dataset: Any,
+    *,
+    num_samples: int,
+    num_views: int = 512,
+    image_size: int | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    progress: str | None = None,
+) -> Survey:
+    """Read a sample once and send it through all priors.
+
+    Args:
+        priors: By name.
+        dataset: As `build_targets` takes it; its own transform is set aside.
+        num_samples: Images n, spread evenly over the data set; all of it, where it has fewer.
+        num_views: Images v of which a view is drawn: crop, flip and colours of the transport phase.
+        image_size: Side S of the images kept for a student; None keeps none.
+        device: Where the priors run.
+        seed: Seed of the views; the random state is left as it was.
+        progress: Name under which stderr is told how far it is.
+
+    Raises:
+        DataError: If the data set has no length or indices, or rows that are not images.
+    """
+    found = Survey(length := check_length(dataset), sampled_rows(length, num_samples))
+    whole: dict[str, list[Tensor]] = {name: [] for name in priors}
+    viewed: dict[str, list[Tensor]] = {name: [] for name in priors}
+    spent: dict[str, list[float]] = {name: [] for name in priors}
+    kept: list[Tensor] = []
+    told = Progress(progress, len(found.rows)) if progress else None
+    homes = {name: next((p.device for p in prior.parameters()), None) for name, prior in priors.items()}
+    try:
+        for prior in priors.values():
+            prior.to(device)
+        for start in range(0, len(found.rows), BATCH):
+            rows = found.rows[start : start + BATCH]
+            begun = time.perf_counter()
+            images = [raw_image(dataset, row) for row in rows]
+            found.reading += (time.perf_counter() - begun) / len(found.rows)
+            views = [_view(image, seed + row) for image, row in zip(images, rows, strict=True)][
+                : max(0, num_views - start)
+            ]
+            for name, prior in priors.items():
+                begun = time.perf_counter()
+                whole[name].append(embedded(prior, images, device))
+                spent[name].append((time.perf_counter() - begun) / len(rows))
+                if views:
+                    viewed[name].append(embedded(prior, views, device))
+            if image_size is not None:
+                kept.append(torch.stack([_small(image, image_size) for image in images]))
+            if told is not None:
+                told.add(len(rows))
+    finally:
+        if told is not None:
+            told.close()
+        for name, prior in priors.items():
+            prior.to(homes[name])
+    for name, times in spent.items():
+        found.features[name] = torch.cat(whole[name])
+        found.views[name] = torch.cat(viewed[name]) if viewed[name] else found.features[name][:0]
+        found.seconds[name] = sum(times[1:] or times) / len(times[1:] or times)  # the first batch warms up
+    found.images = torch.cat(kept) if kept else None
+    return found
+
+
+def embedded(prior: Prior, images: Sequence[Any], device: torch.device | str = "cpu") -> Tensor:
+    """Features float32 `[n, F]`, on the CPU, of raw images."""
+    batch = default_collate([prior.preprocess(image) for image in images])
+    moved = [part.to(device) for part in batch] if isinstance(batch, (list, tuple)) else batch.to(device)
+    features: Tensor = prior(moved)
+    return features.cpu()
+
+
+def _view(image: Any, seed: int) -> Tensor:
+    """A view of the transport phase, float `[3, H, W]` in [0, 1], the same one at each call."""
+    with preserved_rng():
+        torch.default_generator.manual_seed(seed)
+        views = TransportViews(size_of(image), num_views=1)(with_channels(image, 3))
+    return views[0]
+
+
+def _small(image: Any, size: int) -> Tensor:
+    """The middle of an image, uint8 `[3, size, size]`."""
+    plain = Preprocess((size, size), (0.0,) * 3, (1.0,) * 3)
+    return (plain(image) * 255).round().to(torch.uint8)
