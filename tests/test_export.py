@@ -60,7 +60,7 @@ def test_safetensors_say_what_they_are(resnet18, tmp_path):
     path = export_backbone(resnet18[1], tmp_path / "b.safetensors", mean=[0.5] * 3, std=[0.25] * 3)
     with safe_open(path, "pt") as file:
         said = file.metadata()
-    assert said["backbone"] == "resnet18" and said["absent"] == "fc.weight, fc.bias" and said["key"] == "backbone"
+    assert said["backbone"] == "resnet18" and said["left_out"] == "fc.weight, fc.bias" and said["key"] == "backbone"
     assert json.loads(said["mean"]) == [0.5] * 3 and said["image_size"] == "32"
 
 
@@ -323,7 +323,7 @@ def test_backbones_of_every_spelling_are_exported(tmp_path, backbone, kwargs, he
         name: tensor.shape for name, tensor in module.backbone.state_dict().items()
     }
     with safe_open(file, "pt") as opened:
-        assert opened.metadata()["absent"] == head
+        assert opened.metadata()["left_out"] == head
 
 
 def test_the_random_state_is_kept_where_a_network_cannot_be_built(tmp_path):

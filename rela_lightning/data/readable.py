@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image, ImageOps
 
 from rela_lightning.data.eight_bit import eight_bit
+from rela_lightning.files import write_whole
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What PIL raises for files that are no images, or broken ones."""
@@ -63,7 +63,8 @@ def unreadable(root: Path, names: Sequence[str]) -> set[str]:
             readable = pool.map(lambda name: _decodes(root / name), block)
             broken.extend(name for name, fine in zip(block, readable, strict=True) if not fine)
     try:
-        _write(file, json.dumps({"root": str(root), "images": len(names), "unreadable": broken}))
+        content = json.dumps({"root": str(root), "images": len(names), "unreadable": broken})
+        write_whole(file, lambda part: part.write_text(content, encoding="utf-8"))
     except OSError as error:
         rank_zero_warn(f"The list of unreadable images could not be kept; it is made again next time: {error}")
     return set(broken)
@@ -93,11 +94,3 @@ def _key(root: Path, names: Sequence[str]) -> str:
         else:
             digest.update(os.fsencode(f"{name}|{state.st_size}|{state.st_mtime_ns}\n"))
     return digest.hexdigest()[:32]
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as opened:
-        opened.write(text)
-    Path(name).replace(file)

@@ -48,7 +48,7 @@ def swapped_transform(dataset: Any, transform: Transform | None) -> Iterator[Non
         for owner, own, seen in before:
             if own is not _CLASS_LEVEL or isinstance(getattr(type(owner), "transform", None), property):
                 owner.transform = seen
-            else:  # a method of that name: nothing of ours may stay on the instance
+            else:  # a method of that name: ours is taken off the instance
                 vars(owner).pop("transform", None)
 
 
@@ -78,7 +78,7 @@ def observed_calls(dataset: Any, rows: Iterable[int]) -> list[Call] | None:
     calls: list[Call] = []
     odd: list[bool] = []
 
-    def watched(owner: Any, own: Transform | None) -> Transform:
+    def recorded(owner: Any, own: Transform | None) -> Transform:
         def call(*args: Any, **kwargs: Any) -> Any:
             output = own(*args, **kwargs) if own is not None else args[0]
             odd.append(len(args) != 1 or bool(kwargs))
@@ -90,7 +90,7 @@ def observed_calls(dataset: Any, rows: Iterable[int]) -> list[Call] | None:
     try:
         with ExitStack() as stack:
             for owner in transform_owners(dataset):
-                stack.enter_context(swapped_transform(owner, watched(owner, owner.transform)))
+                stack.enter_context(swapped_transform(owner, recorded(owner, owner.transform)))
             for row in rows:
                 dataset[row]
     except AttributeError:  # a read-only `transform`

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from rela_lightning.data.crops import RATIO, SCALE, cut
-from rela_lightning.data.normalisation import Scale, observed_scale, told_scale
+from rela_lightning.data.normalisation import Scale, observed_scale, stated_scale
 from rela_lightning.data.swap import Call, observed_calls, rows_of_all_parts, transform_owners
 
 
@@ -89,9 +89,9 @@ def is_image(value: Any) -> bool:
 def default_transport_transform(dataset: Any, num_views: int) -> TransportViews | None:
     """Views like the data set's own in size, channels, scale and structure, but gentler.
 
-    Some rows of every part of the data set are looked at. None where the data set's views had better stay: it has
+    Some rows of every part of the data set are read. None where the data set's own views are kept: it has
     no working `transform`; its transform returns something other than one image or a flat sequence of images, or
-    different things in different parts or rows; or its scale cannot be told. The random state is kept.
+    different things in different parts or rows; or its scale is not known. The random state is kept.
     """
     with isolate_rng():
         calls = _calls(dataset)
@@ -112,7 +112,7 @@ def default_transport_transform(dataset: Any, num_views: int) -> TransportViews 
 
 
 def common_scale(dataset: Any) -> Scale | None:
-    """The scale of the views that a data set's own `transform` gives; None where it cannot be told."""
+    """The scale of the views that a data set's own `transform` gives; None where it is not known."""
     with isolate_rng():
         return _common_scale(_calls(dataset))
 
@@ -127,10 +127,10 @@ def _calls(dataset: Any) -> list[Call]:
 
 
 def _common_scale(calls: Sequence[Call]) -> Scale | None:
-    """Of all the transforms that were called, each looked at once; None if they differ or one cannot be told."""
+    """Of all the transforms that were called, each observed once; None if they differ or one is not known."""
     first = {id(call.owner): call for call in reversed(calls)}
     scales = [
-        observed_scale(lambda image, own=call.own: _views(own(image)), call.image, told_scale(call.own))  # type: ignore[misc]
+        observed_scale(lambda image, own=call.own: _views(own(image)), call.image, stated_scale(call.own))  # type: ignore[misc]
         for call in first.values()
     ]
     known = [scale for scale in scales if scale is not None]

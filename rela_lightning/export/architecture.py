@@ -15,7 +15,7 @@ from rela_lightning.export.source import Source, unwrapped
 from rela_lightning.networks.backbones import build_plain
 from rela_lightning.networks.encode import pooled
 from rela_lightning.rng import preserved_rng
-from rela_lightning.weights import State, fill
+from rela_lightning.weights import State, difference, fill
 
 _WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "progress")
 
@@ -42,17 +42,10 @@ class Recipe(NamedTuple):
         """An untrained network; the random state stays as it was.
 
         Raises:
-            ConfigError: If there is no such network, or the options are not its own.
+            NetworkError: If there is no such network, or the options are not its own.
         """
-        try:
-            with preserved_rng():
-                return build_plain(self.name, cifar_stem=self.cifar_stem, **self.kwargs)
-        except (TypeError, RuntimeError, AssertionError, KeyError) as error:
-            raise ConfigError(
-                f"{self.name} cannot be built.",
-                found=f"{type(error).__name__}: {error}",
-                do="check `backbone_kwargs`",
-            ) from error
+        with preserved_rng():
+            return build_plain(self.name, cifar_stem=self.cifar_stem, **self.kwargs)
 
 
 class Plain(NamedTuple):
@@ -126,40 +119,20 @@ def _inside(module: nn.Module, key: str) -> nn.Module:
 
 
 def _filled(network: nn.Module, state: State, name: str) -> nn.Module:
-    problem = misfit(network, state)
-    if problem is not None:
+    if problem := difference(network.state_dict(), state):
         raise ConfigError(
             f"The weights are not those of {name or 'the network'}.",
             expected=f"{len(network.state_dict())} tensors, and no others, of the same shapes",
             found=problem,
             do="give the architecture they were trained in, without classifier, with its `backbone_kwargs` and "
-            "`cifar_stem`; and look whether `key` names the backbone alone",
+            "`cifar_stem`; and check that `key` names the backbone alone",
         )
     network = network.cpu().float().eval().requires_grad_(False)
     fill(network, state)
     return network
 
 
-def misfit(network: nn.Module, state: State) -> str | None:
-    """What keeps a state dict from loading strictly; None if it loads."""
-    own = network.state_dict()
-    wrong = [
-        f"{k} {list(v.shape)} for {list(own[k].shape)}"
-        for k, v in state.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    parts = (
-        ("missing", [name for name in own if name not in state]),
-        ("left over", [name for name in state if name not in own]),
-        ("of another shape", wrong),
-    )
-    found = [
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if names[3:] else ''})" for kind, names in parts if names
-    ]
-    return "; ".join(found) or None
-
-
-def absent_keys(recipe: Recipe, state: State) -> list[str]:
+def classifier_keys(recipe: Recipe, state: State) -> list[str]:
     """Names in the state dict of the library's own network that are not exported: its classifier's.
 
     None but for torchvision and lightly: other networks are built without one, as timm's with `num_classes=0`.
@@ -195,7 +168,7 @@ def timm_name(plain: Plain, state: State) -> str | None:
         return None
     with preserved_rng(), torch.no_grad():
         twin = timm.create_model(recipe.model, num_classes=0).eval()
-        if misfit(twin, state) is not None:
+        if difference(twin.state_dict(), state):
             return None
         fill(twin, state)
         image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))

@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.export.architecture import Plain, Recipe, absent_keys, plain_network
-from rela_lightning.export.files import check_free, write_whole
+from rela_lightning.export.architecture import Plain, Recipe, classifier_keys, plain_network
 from rela_lightning.export.hub import FILES, write_hub
 from rela_lightning.export.inputs import Inputs, inputs_of
 from rela_lightning.export.keys import cut, find_key
 from rela_lightning.export.onnx import require_onnx, write_onnx
 from rela_lightning.export.source import Source, read_source
+from rela_lightning.files import check_free, write_whole
 from rela_lightning.runs.report import versions
 from rela_lightning.weights import State
 
@@ -96,10 +96,10 @@ def export_backbone(
     if plain.network is None and format in ("onnx", "hub"):
         raise _unknown_architecture(format, source)
     inputs = inputs_of(plain.network, source.facts, image_size=image_size, mean=mean, std=std)
-    absent = absent_keys(plain.recipe, state) if plain.recipe is not None else []
-    metadata = _metadata(found, plain.recipe, absent, inputs)
+    left_out = classifier_keys(plain.recipe, state) if plain.recipe is not None else []
+    metadata = _metadata(found, plain.recipe, left_out, inputs)
     if format == "hub":
-        write_hub(out, plain, state, inputs, source.facts, absent=absent, metadata=metadata, versions=versions())
+        write_hub(out, plain, state, inputs, source.facts, left_out=left_out, metadata=metadata, versions=versions())
     elif format == "onnx" and plain.network is not None:
         network, size = plain.network, inputs.size or _usual_size(plain)
         metadata |= {"image_size": str(size), "normalisation": inputs.normalisation}
@@ -161,7 +161,7 @@ def _usual_size(plain: Plain) -> int:
     return 32 if recipe is not None and (recipe.cifar_stem or recipe.source == "lightly") else 224
 
 
-def _metadata(key: str, recipe: Recipe | None, absent: Sequence[str], inputs: Inputs) -> dict[str, str]:
+def _metadata(key: str, recipe: Recipe | None, left_out: Sequence[str], inputs: Inputs) -> dict[str, str]:
     """What is stored beside the tensors: strings only, as safetensors and ONNX want them."""
     found = {"format": "pt", "key": key, "rela_lightning": versions()["rela-lightning"]}
     if recipe is not None:
@@ -169,7 +169,7 @@ def _metadata(key: str, recipe: Recipe | None, absent: Sequence[str], inputs: In
             "backbone": recipe.name,
             "backbone_kwargs": json.dumps(recipe.kwargs, default=str),
             "cifar_stem": str(recipe.cifar_stem).lower(),
-            "absent": ", ".join(absent),
+            "left_out": ", ".join(left_out),
         }
     for name, value in (("image_size", inputs.size), ("mean", inputs.mean), ("std", inputs.std)):
         found[name] = "unknown" if value is None else json.dumps(value)

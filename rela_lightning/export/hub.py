@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.architecture import Plain, timm_name
 from rela_lightning.export.card import loading_code, model_card, text
-from rela_lightning.export.files import write_whole
 from rela_lightning.export.inputs import Inputs
+from rela_lightning.files import write_whole
 from rela_lightning.networks.encode import measure_feature_dim
 from rela_lightning.weights import State
 
@@ -63,7 +63,7 @@ def write_hub(
     inputs: Inputs,
     facts: dict[str, Any],
     *,
-    absent: list[str],
+    left_out: list[str],
     metadata: dict[str, str],
     versions: dict[str, str],
 ) -> None:
@@ -75,7 +75,7 @@ def write_hub(
         state: The weights.
         inputs: What the network takes.
         facts: What the card states.
-        absent: Names that the library's own network has and the weights have not.
+        left_out: Names that the library's own network has and the weights have not.
         metadata: Stored with the weights.
         versions: Library to version.
 
@@ -100,14 +100,14 @@ def write_hub(
         ("backbone", text(name) + (", 3x3 stem for small images" if recipe and recipe.cifar_stem else "")),
         ("parameters", f"{sum(parameter.numel() for parameter in network.parameters()):,}"),
         ("features", str(width)),
-        ("left out", ", ".join(absent) or "nothing"),
+        ("left out", ", ".join(left_out) or "nothing"),
     ]
     method = facts.get("method")
     card = model_card(
         f"{name.rpartition(':')[2]}, {method}" if isinstance(method, str) else name,
         facts,
         inputs,
-        loading_code(recipe, absent, timm=timm, weights=FILES[0]),
+        loading_code(recipe, left_out, timm=timm, weights=FILES[0]),
         network=rows if recipe else rows[:-1],
         versions=versions,
         timm=timm,

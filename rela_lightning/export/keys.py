@@ -9,14 +9,14 @@ from torch import nn
 
 from rela_lightning.compat import COMPILED
 from rela_lightning.errors import ConfigError
-from rela_lightning.networks.names import BACKBONE_NAMES, guess_backbone, submodule_names
+from rela_lightning.networks.names import guess_backbone, submodule_names, unnamed_backbone
 from rela_lightning.weights import State, changed, renamed
 
 _PARALLEL = "module"
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its `module`
 _TEACHER = ("teacher", "momentum", "target", "ema", "encoder_k")
 _STUDENT = ("student", "online", "encoder_q")
-_CERTAIN = ("backbone", "student_backbone", "online_backbone", "encoder_q")
+_UNAMBIGUOUS = ("backbone", "student_backbone", "online_backbone", "encoder_q")
 
 
 def tidy(state: State) -> State:
@@ -48,7 +48,7 @@ def cut(state: State, key: str) -> State:
             "There is no such submodule to export.",
             expected="the name of one with parameters",
             found=key,
-            exists=submodule_names(skeleton(state)),
+            exists=submodule_names(as_module(state)),
             do="pass one of the names listed as `key`",
         )
     return changed(tidy(found), lambda value: value.detach().cpu().clone().contiguous())
@@ -69,17 +69,13 @@ def find_key(state: State, key: str = "auto", *, frozen: Collection[str] | None 
     """
     if key != "auto":
         return ".".join(part for part in key.split(".") if part and part != COMPILED)
-    found = guess_backbone(skeleton(state, teacher_names(state) if frozen is None else frozen))
-    if whole and (found or "").split(".")[0] not in _CERTAIN:
+    found = guess_backbone(as_module(state, teacher_names(state) if frozen is None else frozen))
+    if whole and (found or "").split(".")[0] not in _UNAMBIGUOUS:
         return ""
     if found is None:
-        raise ConfigError(
-            "The backbone to export was not found.",
-            expected=f"one of the usual names ({', '.join(BACKBONE_NAMES)})",
-            found="none of them" if state else "no tensors at all",
-            exists=submodule_names(skeleton(state)),
-            do='name it: key="my_encoder"; key="" exports everything',
-        )
+        found_here = "none of them" if state else "no tensors at all"
+        do = 'name it: key="my_encoder"; key="" exports everything'
+        raise unnamed_backbone("The backbone to export was not found.", as_module(state), do, found_here)
     return found
 
 
@@ -99,7 +95,7 @@ def teacher_names(state: State) -> set[str]:
     return {name for name in state if name.partition(".")[0] in teachers}
 
 
-def skeleton(state: State, frozen: Collection[str] = ()) -> nn.Module:
+def as_module(state: State, frozen: Collection[str] = ()) -> nn.Module:
     """Empty modules nested as the names say, holding the tensors: enough to look submodules up.
 
     Args:

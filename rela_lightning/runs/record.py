@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 
 from rela_lightning.callback import ReLACallback
 from rela_lightning.compat import timers
+from rela_lightning.files import write_whole
 from rela_lightning.runs.names import RECORD
 from rela_lightning.runs.random_state import random_state, restore
 from rela_lightning.runs.report import versions
@@ -51,7 +52,7 @@ class RunRecord(Callback):
         if self._since is not None:
             self._spent, self._since = self._spent + time.perf_counter() - self._since, None
 
-    def _go(self) -> None:
+    def _resume(self) -> None:
         self._pause()
         self._since = time.perf_counter()
 
@@ -60,7 +61,7 @@ class RunRecord(Callback):
         store = _store(trainer)
         self._labelling = float(store.manifest["labelling_seconds"]) if store is not None else 0.0
         self._alone = trainer.world_size == 1
-        self._go()
+        self._resume()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Draw, after a resumption, as the run would have gone on to draw."""
@@ -81,7 +82,7 @@ class RunRecord(Callback):
         found = {ours: float(metrics[name]) for name, ours in _LOGGED.items() if name in metrics}
         if found:
             self._history.append({"seconds": round(self.seconds, 3), "steps": trainer.global_step, **found})
-        self._go()
+        self._resume()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note when transport ended."""
@@ -185,7 +186,4 @@ def _data(data: Any) -> dict[str, Any]:
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write `run.json`, all of it or nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / f".{RECORD}"
-    fresh.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(folder / RECORD)
+    write_whole(folder / RECORD, lambda file: file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8"))

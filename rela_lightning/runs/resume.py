@@ -9,9 +9,9 @@ from lightning.pytorch import LightningModule
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.runs.read import find_checkpoint, find_run, read_checkpoint, read_run
+from rela_lightning.weights import difference
 
-_SOUGHT = ("best", "last")  # Lightning's words for a checkpoint of the same process
-_SHOWN = 3
+_WORDS = ("best", "last")  # Lightning's words for a checkpoint of the same process
 
 
 def checkpoint_file(given: Any) -> Path | None:
@@ -23,7 +23,7 @@ def checkpoint_file(given: Any) -> Path | None:
     Raises:
         ConfigError: If there is no such file, or a word that names no run.
     """
-    if given in _SOUGHT and not Path(given).exists():
+    if given in _WORDS and not Path(given).exists():
         raise ConfigError(
             f"`--ckpt_path {given}` does not say of which run: training would start afresh.",
             expected="the folder of a run, for its last checkpoint, or a checkpoint file",
@@ -57,26 +57,16 @@ def check_belongs(module: LightningModule, file: Path) -> None:
     saved, own = content.get("state_dict"), module.state_dict()
     if not isinstance(saved, dict):
         raise ConfigError("This is no checkpoint of a training run.", expected="one of Lightning's", found=file)
-    missing, unexpected = [key for key in own if key not in saved], [key for key in saved if key not in own]
-    shapes = [
-        f"{key} {list(saved[key].shape)}, here {list(own[key].shape)}"
-        for key in own
-        if key in saved and saved[key].shape != own[key].shape
-    ]
-    if not (missing or unexpected or shapes):
+    problem = difference(own, saved)
+    if not problem:
         return
     here, writer = type(module).__name__, _writer(content, file)
-    differences = [
-        f"{len(names)} tensors {what}, as {', '.join(names[:_SHOWN])}"
-        for what, names in (("missing", missing), ("not of this module", unexpected), ("of another shape", shapes))
-        if names
-    ]
     raise ConfigError(
         f"The checkpoint was written by another method, {writer}."
         if writer not in (here, None)
         else f"The checkpoint does not fit this {here}.",
         expected=f"a checkpoint of {here} with the same options",
-        found=f"{file}: {'; '.join(differences)}",
+        found=f"{file}: {problem}",
         do=f"pass --model {writer} to go on with that run, or leave --ckpt_path out"
         if writer not in (here, None)
         else "go on with the config.yaml of that run, or leave --ckpt_path out",

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rela_lightning.data.normalisation import Scale, told_scale
+from rela_lightning.data.normalisation import Scale, stated_scale
 from rela_lightning.data.swap import has_rows, transform_owners
 from rela_lightning.data.transforms import common_scale
 from rela_lightning.errors import DataError, TargetError
 from rela_lightning.networks.preprocess import EachPreprocess, Preprocess
 from rela_lightning.priors import Prior, load_prior
-from rela_lightning.targets.fly import Learner
 from rela_lightning.targets.lookup import Crops, TargetLookup
+from rela_lightning.targets.on_the_fly import Learner
 from rela_lightning.targets.reduce import Projection, project
 from rela_lightning.targets.rounding import exactly
 from rela_lightning.targets.store import TargetStore
@@ -86,7 +86,7 @@ class StoredTargets:
 class PriorTargets:
     """Targets on the fly, `y = project(prior(view))`, one forward of the prior a step.
 
-    The projection is learnt from the first batches, see `rela_lightning.targets.fly.Learner`: until
+    The projection is learnt from the first batches, see `rela_lightning.targets.on_the_fly.Learner`: until
     `4 * feature_dim` images have passed, calls only collect and return None.
 
     Args:
@@ -116,7 +116,7 @@ class PriorTargets:
         owners = transform_owners(dataset)
         self._scale = common_scale(dataset) if owners and has_rows(dataset) else None
         if self._scale is None:
-            self._scale = told_scale([owner.transform for owner in owners] if owners else dataset)
+            self._scale = stated_scale([owner.transform for owner in owners] if owners else dataset)
 
     def __call__(self, rows: BatchRows, view: Tensor, trainer: Any) -> Tensor | None:
         """Targets of a view.
