@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image, ImageOps
+from torch import hub
 
 from rela_lightning.data.eight_bit import eight_bit
 from rela_lightning.files import write_whole
@@ -52,7 +53,7 @@ def unreadable(root: Path, names: Sequence[str]) -> set[str]:
     Returns:
         The names of unreadable files.
     """
-    file = _cache_folder() / f"{_key(root, names)}.json"
+    file = Path(hub.get_dir()).parent / "rela_lightning" / "readable" / f"{_key(root, names)}.json"
     if file.is_file():
         return set(json.loads(file.read_text(encoding="utf-8"))["unreadable"])
     rank_zero_info(f"Decoding all {len(names)} images under {root} once, to leave out unreadable ones.")
@@ -76,12 +77,6 @@ def _decodes(path: Path) -> bool:
     except UNREADABLE:
         return False
     return True
-
-
-def _cache_folder() -> Path:
-    from torch import hub
-
-    return Path(hub.get_dir()).parent / "rela_lightning" / "readable"
 
 
 def _key(root: Path, names: Sequence[str]) -> str:

@@ -70,15 +70,12 @@ class TransportViews:
             Views `[C, H, W]`, float32.
         """
         image = self.prepare(image)
-        count = max(self.distinct, 1)
-        parts = (
-            (self.random_crop(image) for _ in range(count)) if crops is None else (self._cut(image, c) for c in crops)
-        )
+        if crops is None:
+            parts = [self.random_crop(image) for _ in range(max(self.distinct, 1))]
+        else:
+            parts = [self.resize(cut(image, crop)) for crop in crops]
         views: list[Tensor] = [self.colour(part) for part in parts]
         return views[0] if self.num_views == 0 else [views[i % len(views)] for i in range(self.num_views)]
-
-    def _cut(self, image: Any, crop: Sequence[int]) -> Any:
-        return self.resize(cut(image, crop))
 
 
 def is_image(value: Any) -> bool:

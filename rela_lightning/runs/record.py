@@ -131,7 +131,7 @@ class RunRecord(Callback):
             "budget": {
                 "max_epochs": trainer.max_epochs,
                 "max_steps": trainer.max_steps if trainer.max_steps >= 0 else None,
-                "max_seconds": _max_seconds(trainer),
+                "max_seconds": min((seconds for _, seconds in timers(trainer.callbacks)), default=None),
                 "data_ratio": float(getattr(data, "data_ratio", 1.0)) * (rela.data_ratio if rela is not None else 1.0),
                 "batch_size": getattr(data, "batch_size", None),
                 "devices": trainer.world_size,
@@ -172,10 +172,6 @@ def _store(trainer: Any) -> Any:
     from rela_lightning.targets import TargetStore
 
     return rela.targets if isinstance(rela.targets, TargetStore) else TargetStore(rela.targets)
-
-
-def _max_seconds(trainer: Any) -> float | None:
-    return min((seconds for _, seconds in timers(trainer.callbacks)), default=None)
 
 
 def _data(data: Any) -> dict[str, Any]:

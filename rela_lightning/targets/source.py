@@ -80,7 +80,7 @@ class StoredTargets:
         """Nothing to restore."""
 
     def release(self) -> None:
-        """Nothing to give back."""
+        """Nothing to release."""
 
 
 class PriorTargets:
@@ -110,7 +110,7 @@ class PriorTargets:
     def check(self, dataset: Any) -> None:
         """Learn how the training views are normalised.
 
-        Observed where the data set has rows and a transform; else a `Normalize` inside it is believed, and views
+        Observed where the data set has rows and a transform; else a `Normalize` inside it is taken, and views
         without one are taken to be in `[0, 1]`.
         """
         owners = transform_owners(dataset)
@@ -139,7 +139,7 @@ class PriorTargets:
             return project(features, self._projection)[:, None]
 
     def release(self) -> None:
-        """Give the device's memory back."""
+        """Free the device's memory."""
         self.prior.to("cpu")
 
     def _inputs(self, view: Tensor) -> Any:
@@ -214,7 +214,7 @@ def open_source(
 
 
 def _check_range(images: Tensor) -> None:
-    """Refuse images whose scale was not understood, as the prior would see them cut off."""
+    """Refuse images outside [0, 1]: their scale is not known, and clamping would change them."""
     low, high = float(images.min()), float(images.max())
     if low < -0.1 or high > 1.1:
         raise DataError(
