@@ -17,8 +17,8 @@ check: $(VENV)/.installed-dev  ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-docs: $(VENV)/.installed-dev  ## README, guide and API pages, into site/
-	@$(BIN)/python docs/build.py
+docs: $(VENV)/.installed-dev  ## the documentation, into site/; warnings are errors
+	@$(BIN)/sphinx-build -q -W --keep-going -b html docs site
 	@echo "site/index.html"
 
 clean:  ## what the commands above made, .venv included

@@ -1,6 +1,6 @@
 """On a GPU: step time and memory of BYOL with and without ReLA, and the throughput of labelling.
 
-    python benchmarks/gpu.py [steps] [labelling] [--jpeg]      # both without a name
+    python benchmarks/gpu.py [steps] [labelling] [views] [--jpeg]      # all without a name
     python benchmarks/gpu.py --device cpu --tiny               # the same code, small, to see that it runs
 
 Steps: BYOL alone, with the mixed loss, in the transport phase on two views and on one, and after the switch, in
@@ -12,6 +12,9 @@ Labelling: CLIP-sized priors with random weights, as the values of weights and p
 Three rates side by side, in images a second: the bare forward on one batch that stays on the device; the labelling
 pass on images in host memory, read by worker processes; `build_targets` as a whole, with hashing the weights and the
 reduction. With `--jpeg` also the pass on JPEG files in memory, decoded and resized by the workers.
+
+Views: steps with their data loading, views made one image at a time by worker processes and by `device_views`, in turn;
+see `device_views.py`, which does the same on a CPU.
 """
 
 from __future__ import annotations
@@ -114,7 +117,7 @@ class Meter:
 
     def __init__(self, device: str) -> None:
         self.cuda = device == "cuda"
-        self.seconds = 0.0
+        self.seconds = self.processor_seconds = 0.0
         self.bytes: int | None = None
 
     def start(self) -> None:
@@ -122,7 +125,7 @@ class Meter:
         if self.cuda:
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        self.begun = time.perf_counter()
+        self.begun, self.processor_begun = time.perf_counter(), time.process_time()
 
     def stop(self) -> None:
         """End."""
@@ -130,6 +133,7 @@ class Meter:
             torch.cuda.synchronize()
             self.bytes = torch.cuda.max_memory_allocated()
         self.seconds = time.perf_counter() - self.begun
+        self.processor_seconds = time.process_time() - self.processor_begun
 
 
 class Window(L.Callback):
@@ -177,7 +181,7 @@ def free_memory(options: argparse.Namespace) -> int:
 def build(options: argparse.Namespace, mode: Mode) -> methods.BYOL:
     """BYOL in a mode; the first convolution passes the memory format on."""
     torch.manual_seed(0)
-    module = methods.BYOL(options.backbone)
+    module = methods.BYOL(options.backbone, backbone_kwargs=getattr(options, "backbone_kwargs", None))
     if mode.channels_last:
         module = module.to(memory_format=torch.channels_last)
     if mode.compiled:
@@ -310,16 +314,28 @@ def measure_labelling(options: argparse.Namespace) -> dict[str, Any]:
     return table
 
 
+def measure_views(options: argparse.Namespace) -> dict[str, Any]:
+    """Every kind of step in every mode, with `device_views` and without."""
+    from device_views import compare, show
+
+    table: dict[str, Any] = {}
+    for name in options.modes:
+        table[name] = compare(options, MODES[name])
+        show(name, table[name])
+    return table
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "steps": measure_steps,
     "labelling": measure_labelling,
+    "views": measure_views,
 }
 
 
 def parse() -> argparse.Namespace:
     """The options; sizes that were not given are those of FULL or TINY."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="part", help="steps, labelling; both without a name")
+    parser.add_argument("parts", nargs="*", metavar="part", help="steps, labelling, views; all without a name")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that everything runs; no figures")
     parser.add_argument("--jpeg", action="store_true", help="also decode JPEG files in the labelling pass")

@@ -1,14 +1,15 @@
-r"""Step times of SSL methods alone, with the mixed loss, in the transport phase and after the switch, as ratios.
+"""Step times of SSL methods alone, in the transport phase, with the mixed loss and after the switch, as ratios.
 
-All variants of a method run in one process, in turn, on views that are in memory, so that neither data loading nor
-the machine's mood decides. A step is the whole Lightning loop: hooks, logging, forward, backward, optimizer.
+All variants of a case run in one process, in turn, each time in another order, on views that are in memory: neither
+data loading nor the machine's mood decides. A step is the whole Lightning loop: hooks, logging, forward, backward,
+optimizer. Medians are over the steps of a run, ratios over the rounds, each to the plain run of its own round.
 
-    python benchmarks/overhead.py [--methods BYOL DINO SwAV] [--steps 8] [--rounds 5] [--backbone resnet18]
-    python benchmarks/overhead.py --methods Tiny --steps 600 --rounds 15 --size 8 --batch-size 2 --batches 300 \
-        --variants "after the switch" --out benchmarks/results/overhead_tiny.json
+    python benchmarks/overhead.py [--cases Tiny BYOL DINO SwAV] [--rounds 5] [--backbone resnet18]
 
-`Tiny` is a module whose whole step takes a few milliseconds: what a step costs besides its arithmetic shows there. On a
-busy machine times of so short steps scatter more than they differ; Python's function calls a step do not scatter.
+`Tiny` is a module whose whole step takes one or a few milliseconds: what a step costs besides its arithmetic shows
+there. Beside it stands a callback that does nothing, which Lightning asks at every hook of every step all the same.
+On a machine that others use, wall-clock times of so short steps scatter more than they differ: processor time of the
+process scatters less, and Python's function calls a step do not scatter.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tempfile
 import time
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning.pytorch as L
 import torch
@@ -29,15 +30,22 @@ from common import header, quiet_lightning, write_result
 from torch.utils.data import DataLoader, Dataset
 
 from rela_lightning import ReLACallback, build_targets, load_prior, methods
-from rela_lightning.schedules import Mix, Schedule, TransportOnly, Weights
+from rela_lightning.schedules import Mix, Switch, TransportOnly
+
+SKIP = 6
+"""First steps that are not timed: of the longest variant the switch, and the batches that were on their way."""
 
 
-class Off(Schedule):
-    """As after the switch."""
+class Case(NamedTuple):
+    """What is trained, and for how long."""
 
-    def weights(self, progress: float) -> Weights:
-        """SSL alone."""
-        return Weights(1.0, 0.0)
+    size: int  # pixels
+    batch_size: int
+    batches: int  # an epoch
+    steps: int  # timed, a round
+
+
+CASES = {"Tiny": Case(8, 2, 60, 300), **dict.fromkeys(("BYOL", "DINO", "SwAV"), Case(64, 32, 4, 8))}
 
 
 class Tiny(L.LightningModule):
@@ -64,12 +72,12 @@ class Tiny(L.LightningModule):
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "alone": None,
-    "alone, with a callback that does nothing": None,
     "mixed": {"schedule": Mix()},
-    "transport, two views": {"schedule": TransportOnly()},
+    "transport, two views": {"schedule": TransportOnly(), "num_views": 2},
     "transport, one view": {"schedule": TransportOnly(), "num_views": 1},
-    "after the switch": {"schedule": Off()},
+    "after the switch": {"schedule": Switch(1e-6)},
 }
+IDLE = "alone, with a callback that does nothing"
 
 
 class Views(Dataset):
@@ -103,19 +111,24 @@ class Raw(Dataset):
 
 
 class Clock(L.Callback):
-    """Seconds from the end of a step to the end of the next, and Python's calls meanwhile; the first ones left out."""
+    """Seconds from the end of a step to the end of the next, and Python's calls meanwhile; the first ones left out.
 
-    def __init__(self, skip: int, profile: cProfile.Profile | None = None) -> None:
-        self.skip, self.times, self.last, self.profile = skip, [], 0.0, profile
+    Args:
+        profile: Counts calls, and makes steps slow; None for times.
+    """
+
+    def __init__(self, profile: cProfile.Profile | None = None) -> None:
+        self.times, self.busy, self.last, self.profile = [], [], (0.0, 0.0), profile
 
     def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
         """Note the step's end."""
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        now = time.perf_counter()
-        if trainer.global_step > self.skip:
-            self.times.append(now - self.last)
-        elif trainer.global_step == self.skip and self.profile is not None:
+        now = time.perf_counter(), time.process_time()
+        if trainer.global_step > SKIP:
+            self.times.append(now[0] - self.last[0])
+            self.busy.append(now[1] - self.last[1])
+        elif trainer.global_step == SKIP and self.profile is not None:
             self.profile.enable()
         self.last = now
 
@@ -125,78 +138,100 @@ class Clock(L.Callback):
             self.profile.disable()
 
 
-def run(
-    options: argparse.Namespace, method: str, variant: str, views: Views, targets: Path, *, counted: bool = False
-) -> dict[str, float]:
-    """Seconds a step, and the bytes of the map and its optimizer; calls a step, if they are counted."""
-    torch.manual_seed(0)
-    clock, callback, extra = Clock(options.skip, cProfile.Profile() if counted else None), None, []
-    if VARIANTS[variant] is not None:
-        callback = ReLACallback(targets, transform=None, verify_targets=0, **VARIANTS[variant])
-        extra = [callback]
-    elif "callback" in variant:
-        extra = [L.Callback()]
-    trainer = L.Trainer(
-        max_steps=options.steps + options.skip, max_epochs=-1, callbacks=[clock, *extra], logger=False,
-        devices=1, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-    )  # fmt: skip
-    kind = Tiny if method == "Tiny" else getattr(methods, method)
-    trainer.fit(kind(options.backbone), DataLoader(views, options.batch_size))
-    state = callback.state_dict()["transport"] if callback else {}
-    tensors = [*state.get("map", {}).values()]
-    tensors += [t for s in state.get("optimizer", {}).get("state", {}).values() for t in s.values()]
-    calls = pstats.Stats(clock.profile).total_calls / options.steps if clock.profile is not None else 0.0  # type: ignore[attr-defined]
-    return {"seconds": statistics.median(clock.times), "bytes": float(sum(t.nbytes for t in tensors)), "calls": calls}
+class Bench:
+    """Runs the variants of a case.
+
+    Args:
+        name: Of the case.
+        backbone: Network of the method.
+        folder: Where the targets go.
+    """
+
+    def __init__(self, name: str, backbone: str, folder: Path) -> None:
+        self.case, self.backbone, self.targets = CASES[name], backbone, folder / name
+        self.module = Tiny if name == "Tiny" else getattr(methods, name)
+        self.views = Views(self.case.batch_size * self.case.batches, self.case.size)
+        prior = load_prior("random:lightly:resnet-9", width=0.25, image_size=self.case.size, mean=0.5, std=0.5, seed=0)
+        build_targets(prior, Raw(self.views), self.targets)
+
+    def run(self, variant: str, profile: cProfile.Profile | None = None) -> dict[str, float]:
+        """Seconds and processor seconds a step, calls a step if a profile counts them, bytes of map and optimizer."""
+        torch.manual_seed(0)
+        clock, options = Clock(profile), VARIANTS.get(variant)
+        callbacks: list[Any] = [L.Callback()] if variant == IDLE else []
+        if options is not None:
+            callbacks = [ReLACallback(self.targets, transform=None, verify_targets=0, **options)]
+        trainer = L.Trainer(
+            max_steps=self.case.steps + SKIP, max_epochs=-1, callbacks=[clock, *callbacks], logger=False, devices=1,
+            enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(self.module(self.backbone), DataLoader(self.views, self.case.batch_size))
+        state = callbacks[0].state_dict()["transport"] if options is not None else {}
+        tensors = [*state.get("map", {}).values()]
+        tensors += [t for s in state.get("optimizer", {}).get("state", {}).values() for t in s.values()]
+        return {
+            "seconds": statistics.median(clock.times),
+            "processor_seconds": statistics.median(clock.busy),
+            "calls": pstats.Stats(profile).total_calls / self.case.steps if profile is not None else 0.0,  # type: ignore[attr-defined]
+            "bytes": float(sum(t.nbytes for t in tensors)),
+        }
+
+    def compare(self, variants: list[str], rounds: int) -> dict[str, Any]:
+        """What each variant costs, and its ratio to the plain run of the same round."""
+        runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("alone", *variants)}
+        for number in range(rounds):
+            for name in runs if number % 2 else reversed(runs):  # neither is always the first
+                runs[name].append(self.run(name))
+        calls = {name: self.run(name, cProfile.Profile())["calls"] for name in runs}
+        return {
+            name: {
+                "seconds_per_step": statistics.median(row["seconds"] for row in rows),
+                "processor_seconds_per_step": statistics.median(row["processor_seconds"] for row in rows),
+                "python_calls_per_step": round(calls[name], 1),
+                **_ratios("ratio", "seconds", rows, runs["alone"]),
+                **_ratios("ratio_of_processor_time", "processor_seconds", rows, runs["alone"]),
+                "ratio_of_calls": round(calls[name] / calls["alone"], 4),
+                "bytes_of_map_and_optimizer": rows[0]["bytes"],
+            }
+            for name, rows in runs.items()
+        }
+
+
+def _ratios(name: str, key: str, rows: list[dict[str, float]], alone: list[dict[str, float]]) -> dict[str, Any]:
+    ratios = [row[key] / other[key] for row, other in zip(rows, alone, strict=True)]
+    return {name: round(statistics.median(ratios), 4), f"{name}_of_each_round": [round(ratio, 4) for ratio in ratios]}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="*", default=["BYOL", "DINO", "SwAV"])
-    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS)[1:], default=list(VARIANTS)[1:])
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=["Tiny", "BYOL"])
+    parser.add_argument(
+        "--variants", nargs="*", choices=[IDLE, *list(VARIANTS)[1:]], default=[IDLE, *list(VARIANTS)[1:]]
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--skip", type=int, default=5, help="first steps that are not timed")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--batches", type=int, default=4, help="an epoch")
-    parser.add_argument("--size", type=int, default=64, help="pixels")
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
     options = parser.parse_args()
     quiet_lightning()
     warnings.filterwarnings("ignore")
-    views = Views(options.batch_size * options.batches, options.size)
     table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        prior = load_prior("random:lightly:resnet-9", width=0.25, image_size=options.size, mean=0.5, std=0.5, seed=0)
-        build_targets(prior, Raw(views), Path(folder) / "targets")
-        for method in options.methods:
-            runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("alone", *options.variants)}
-            for number in range(options.rounds):
-                for name in runs if number % 2 else reversed(runs):  # neither is always the first
-                    runs[name].append(run(options, method, name, views, Path(folder) / "targets"))
-            calls = {
-                name: run(options, method, name, views, Path(folder) / "targets", counted=True)["calls"]
-                for name in runs
-            }
-            alone = [row["seconds"] for row in runs["alone"]]
-            table[method] = {
-                name: {
-                    "seconds_per_step": statistics.median(row["seconds"] for row in rows),
-                    "ratio": statistics.median(row["seconds"] / a for row, a in zip(rows, alone, strict=True)),
-                    "ratio_of_each_round": [round(r["seconds"] / a, 4) for r, a in zip(rows, alone, strict=True)],
-                    "python_calls_per_step": round(calls[name], 1),
-                    "ratio_of_calls": round(calls[name] / calls["alone"], 4),
-                    "bytes_of_map_and_optimizer": rows[0]["bytes"],
-                }
-                for name, rows in runs.items()
-            }
-            for name, row in table[method].items():
+        for name in options.cases:
+            table[name] = Bench(name, options.backbone, Path(folder)).compare(options.variants, options.rounds)
+            for variant, row in table[name].items():
                 print(
-                    f"{method:6s} {name:41s} {row['seconds_per_step'] * 1e3:8.1f} ms  {row['ratio']:.3f} of alone"
-                    f"  {row['python_calls_per_step']:8.0f} calls  {row['ratio_of_calls']:.3f}"
+                    f"{name:5s} {variant:41s} {row['seconds_per_step'] * 1e3:7.2f} ms {row['ratio']:6.3f}"
+                    f"  processor {row['processor_seconds_per_step'] * 1e3:7.2f} ms"
+                    f" {row['ratio_of_processor_time']:6.3f}"
+                    f"  calls {row['python_calls_per_step']:6.0f} {row['ratio_of_calls']:6.3f}",
+                    flush=True,
                 )
-    settings = {key: str(value) for key, value in vars(options).items() if key != "out"}
-    write_result(options.out, header(seeds=[0]), {"settings": settings, "methods": table})
+    settings = {
+        "backbone": options.backbone,
+        "rounds": options.rounds,
+        "cases": {name: CASES[name]._asdict() for name in table},
+    }
+    write_result(options.out, header(seeds=[0]), {"settings": settings, "cases": table})
 
 
 if __name__ == "__main__":

@@ -202,7 +202,7 @@ class ReLACallback(DualCallback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Schedulers exist now, and one of them may monitor a metric."""
         if self._run is not None:
-            self._run.monitors.attach_schedulers()
+            self._run.attach_schedulers()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Read the plan of the run; say what is known of it."""

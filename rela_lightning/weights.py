@@ -54,30 +54,28 @@ def fill(network: nn.Module, state: State, *, strict: bool = True) -> None:
     network.load_state_dict(whole, strict=strict)
 
 
-def difference(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:
-    """What keeps tensors from loading strictly, in words with the first names; empty if they load.
-
-    Args:
-        own: The tensors of the network, by name.
-        state: Those that are to be loaded.
-    """
-    kinds = {
-        "missing": [name for name in own if name not in state],
-        "left over": [name for name in state if name not in own],
-        "of another shape": [
-            f"{name} {list(value.shape)} for {list(own[name].shape)}"
-            for name, value in state.items()
-            if name in own and value.shape != own[name].shape
-        ],
-    }
-    return "; ".join(
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if names[3:] else ''})"
-        for kind, names in kinds.items()
-        if names
-    )
-
-
 def refused_object(error: Exception) -> str | None:
     """The class that `torch.load(weights_only=True)` refused to build; None if the file is broken in another way."""
     named = re.search(r"GLOBAL ([\w.]+)", str(error))
     return named and named.group(1)
+
+
+def mismatch(own: Mapping[str, Any], given: Mapping[str, Any]) -> str | None:
+    """What keeps tensors from loading strictly, in a few words; None if they load.
+
+    Args:
+        own: The state dict of the network.
+        given: The tensors, by name.
+    """
+    shapes = [
+        f"{name} {list(given[name].shape)}, here {list(value.shape)}"
+        for name, value in own.items()
+        if name in given and given[name].shape != value.shape
+    ]
+    kinds = (
+        ("missing", [name for name in own if name not in given]),
+        ("not of this module", [name for name in given if name not in own]),
+        ("of another shape", shapes),
+    )
+    found = [f"{len(names)} tensors {kind}, as {', '.join(names[:3])}" for kind, names in kinds if names]
+    return "; ".join(found) or None

@@ -31,6 +31,13 @@ class Quick(AuthorsRule):
         self._unread.clear()
 
 
+class Unsure(Switch):
+    """The same weights, from a schedule that does not say that its switch is for good."""
+
+    def is_over(self, progress: float) -> bool:
+        return False
+
+
 class Spying(Contrastive):
     """Notes the first batch's targets, and those of other ranks that they are compared with."""
 
@@ -43,6 +50,7 @@ class Spying(Contrastive):
 
 CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "byol switch": (lambda: byol(weight_decay=0.1, momentum=0.9), {"schedule": Switch(0.5)}, {}),
+    "byol switch, kept": (lambda: byol(weight_decay=0.1, momentum=0.9), {"schedule": Unsure(0.5)}, {}),
     "byol mix": (byol, {"schedule": Mix()}, {}),
     "byol blend": (byol, {"schedule": Blend()}, {}),
     "byol transport": (lambda: byol(weight_decay=0.1, momentum=0.9), {"schedule": TransportOnly()}, {}),
@@ -67,11 +75,12 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 
 
 class Watch(L.Callback):
-    """Rows, phases and the heads during a fit."""
+    """Rows, phases, the heads and what is attached to the step during a fit."""
 
     def __init__(self) -> None:
         self.rows: list[list[int]] = []
         self.phases: list[float] = []
+        self.attached: list[bool] = []
         self.heads_moved_in_transport = False
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
@@ -84,6 +93,7 @@ class Watch(L.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
         phase = float(trainer.callback_metrics["rela/phase"])
         self.phases.append(phase)
+        self.attached.append("training_step" in vars(module))
         if phase == 0.0 and digest(module, heads=True) != self.before:
             self.heads_moved_in_transport = True
 
@@ -115,6 +125,7 @@ def run(name: str, targets: str) -> dict[str, Any]:
         "map": hashlib.sha256(transport.numpy().tobytes()).hexdigest(),
         "rows": watch.rows,
         "phases": watch.phases,
+        "attached": watch.attached,
         "heads_moved": watch.heads_moved_in_transport,
         "compared": getattr(callback.loss, "compared", None),
         "losses": getattr(callback.schedule, "seen", []),

@@ -9,6 +9,7 @@ from torch.utils.data import (
     IterableDataset,
     SequentialSampler,
     Subset,
+    TensorDataset,
     WeightedRandomSampler,
 )
 
@@ -16,7 +17,7 @@ from rela_lightning.data.normalisation import stated_scale
 from rela_lightning.data.swap import swapped_transform, takes_one_image
 from rela_lightning.data.transforms import TransportViews, default_transport_transform
 from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.injection.tagging import Wanted, check_loader, check_plain_sampler, tagged_loader
+from rela_lightning.injection.tagging import IndexedBatch, Wanted, check_loader, check_plain_sampler, tagged_loader
 from tests.parts import TwoViews, make_digits
 
 
@@ -94,13 +95,36 @@ def test_views_change_and_every_sample_says_so(workers: int, persistent: bool) -
     tagged = tagged_loader(loader, lambda image: image + 1000, wanted)
     kinds = []
     for epoch in range(3):
-        wanted.transport_views[0] = int(epoch == 1)  # at an epoch's start there is no lag
+        wanted.transport_views.value = int(epoch == 1)  # at an epoch's start there is no lag
         for image, indices, views, _ in tagged:
             value = image.flatten(1)[:, 0].long()
             assert torch.equal(value, indices + 1000 * views), "the tag must tell how the sample was made"
             kinds.append(int(views[0]))
     assert kinds == [0] * 10 + [1] * 10 + [0] * 10
     assert data.transform(7) == 7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"batch_size": None, "sampler": BatchSampler(SequentialSampler(range(40)), 4, False)},
+        {"num_workers": 2, "persistent_workers": True},
+        pytest.param(
+            {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["plain", "whole batches", "persistent workers", "spawned"],
+)
+def test_samples_without_tags_are_the_users_own(options: dict[str, Any]) -> None:
+    wanted, data = Wanted.shared(), TensorDataset(torch.rand(40, 1, 2, 2))
+    loader = DataLoader(data, **{"batch_size": 4, **options})
+    tagged = tagged_loader(loader, None, wanted)
+    for rows in (1, 0, 1):
+        wanted.rows.value = rows
+        for own, found in zip(loader, tagged, strict=True):
+            assert isinstance(found, IndexedBatch) == bool(rows)
+            assert torch.equal(own[0], found.batch[0] if rows else found[0])
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -92,7 +92,7 @@ def refused(words: list[str], capsys) -> str:
         ([*FIT, BYOL, *DIGITS, "--ckpt_path=none.ckpt"], ["no such checkpoint", "none.ckpt"]),
         ([*FIT, BYOL, *DIGITS, "--trainer.devices=0"], ["not a valid input"]),
         ([*FIT, BYOL, *DIGITS, "--ckpt_path=last"], ["does not say of which run", "--ckpt_path runs/NAME"]),
-        ([*FIT, BYOL, *DIGITS, "--name=../elsewhere"], ["not a valid folder name", "../elsewhere"]),
+        ([*FIT, BYOL, *DIGITS, "--name=../elsewhere"], ["not valid for a folder", "../elsewhere"]),
         ([*FIT, BYOL, *DIGITS, "--trainer.accelerator=abacus"], ["abacus", "Available names"]),
         ([*FIT, BYOL, *DIGITS, "--trainer.strategy=none"], ["invalid strategy name"]),
         ([*FIT, BYOL, *DIGITS, NO_PACKAGE], ["cannot be imported", "no_pkg"]),

@@ -51,6 +51,16 @@ def test_phases_are_what_the_schedule_says(results: dict[str, Any]) -> None:
     assert results["byol mix"][0]["phases"] == [1.0] * 8
 
 
+def test_nothing_is_left_in_the_step_after_the_switch_and_nothing_differs(results: dict[str, Any]) -> None:
+    for off, kept in zip(results["byol switch"], results["byol switch, kept"], strict=True):
+        assert off["attached"] == [True] * 5 + [False] * 3, "the second of two batches on their way lets go"
+        assert kept["attached"] == [True] * 8
+        assert (off["end"], off["map"], off["phases"]) == (kept["end"], kept["map"], kept["phases"])
+    for name in ("simclr switch", "simclr adaptive", "manual switch", "accumulation", "bf16", "crops"):
+        for result in results[name]:
+            assert result["attached"][0] and not result["attached"][-1], name
+
+
 def test_the_rule_sees_one_loss(results: dict[str, Any]) -> None:
     first, second = (result["losses"] for result in results["simclr adaptive"])
     assert first == second and len(first) >= 3

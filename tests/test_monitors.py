@@ -4,13 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from rela_lightning import ReLACallback
 from rela_lightning.errors import ConfigError
-from rela_lightning.schedules import Blend, Mix, Plateau, Switch, TransportOnly
+from rela_lightning.schedules import (
+    SSL_ONLY,
+    TRANSPORT_ONLY,
+    Blend,
+    Mix,
+    Plateau,
+    Schedule,
+    Switch,
+    TransportOnly,
+    Weights,
+)
 from tests.modules import NAMESPACES, byol
 from tests.test_callback import fit, loader, seeded, trainer
 
@@ -114,10 +125,10 @@ def test_what_ends_at_the_switch_is_no_metric_to_watch(targets64: Any, tmp_path:
         fit(seeded(byol), callback, watcher, enable_checkpointing=True, default_root_dir=tmp_path, max_epochs=1)
 
     for watcher in (EarlyStopping(monitor), ModelCheckpoint(tmp_path, monitor=monitor)):
-        for schedule in (Switch(0.5), Plateau(), Blend()):
+        for schedule in (Switch(0.5), Plateau(), Blend(until=0.9)):
             with pytest.raises(ConfigError, match=rf"monitors '{monitor}'(?s:.*)knn/top1"):
                 fitted(schedule, watcher)
-        for lasting in (TransportOnly(), Mix()):
+        for lasting in (TransportOnly(), Mix(), Blend(), Blend("linear")):
             fitted(lasting, watcher)
 
     class Ours(Plateaued):
@@ -128,6 +139,52 @@ def test_what_ends_at_the_switch_is_no_metric_to_watch(targets64: Any, tmp_path:
 
     with pytest.raises(ConfigError, match="LRSchedulerConfig monitors"):
         fit(seeded(Ours), ReLACallback(targets64, schedule=Switch(0.5)))
+
+
+class Returning(Schedule):
+    """SSL, transport alone for a while, and SSL again."""
+
+    def weights(self, progress: float) -> Weights:
+        return TRANSPORT_ONLY if 0.2 <= progress < 0.6 else SSL_ONLY
+
+
+class TransportTwice(Schedule):
+    """Transport alone, SSL for a while, and the transport loss beside it."""
+
+    def weights(self, progress: float) -> Weights:
+        return TRANSPORT_ONLY if progress < 0.2 else SSL_ONLY if progress < 0.6 else Weights(1.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "monitor"),
+    [(Returning(), "own_loss"), (Returning(), "own_loss_epoch"), (TransportTwice(), "rela/loss")],
+)
+def test_a_number_from_before_the_phase_is_not_read_again(targets64: Any, schedule: Any, monitor: str) -> None:
+    stopping = EarlyStopping(monitor, patience=2, min_delta=1e9, check_on_train_epoch_end=True)
+    run = trainer("lightning.pytorch", ReLACallback(targets64, schedule=schedule), stopping, max_epochs=10)
+    with pytest.warns(UserWarning, match=f"EarlyStopping waits for '{monitor}'"):
+        run.fit(helping(), loader())
+    assert run.current_epoch == 6 + 1, "two epochs before the phase without it, and one after"
+
+
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned")
+def test_plateau_schedulers_do_not_go_by_old_numbers(targets64: Any) -> None:
+    run = fit(seeded(Plateaued), ReLACallback(targets64, schedule=Returning()), max_epochs=10)
+    (config,) = run.lr_scheduler_configs
+    assert config.scheduler.last_epoch == 6 and config.strict
+    assert "lr_scheduler_step" not in vars(run.lightning_module)
+
+
+def test_the_loss_of_a_blend_to_the_end_is_there_in_every_epoch(targets64: Any) -> None:
+    stopping = EarlyStopping("rela/loss", patience=100, check_on_train_epoch_end=True)
+    seen: list[float] = []
+
+    class Read(L.Callback):
+        def on_train_epoch_end(self, run: Any, module: Any) -> None:
+            seen.append(float(run.callback_metrics["rela/loss"]))
+
+    fit(seeded(byol), ReLACallback(targets64, schedule=Blend()), stopping, Read(), max_epochs=4)
+    assert len(set(seen)) == 4 and stopping.best_score == min(seen)
 
 
 def test_nothing_is_left_on_the_watchers(targets64: Any) -> None:

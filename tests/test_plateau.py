@@ -15,6 +15,7 @@ from rela_lightning.schedules import Plateau, Switch
 from tests.modules import NAMESPACES, byol
 from tests.parts import make_digits
 from tests.test_callback import Log, TwoViews, fit, seeded, trainer
+from tests.test_transport_over import Watch
 
 EPOCHS, STEPS = 25, 200  # 64 images in batches of 8; a quarter of it is a window of 50
 
@@ -61,12 +62,14 @@ def phases(log: Log) -> list[float]:
 
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_a_loss_that_lies_still_is_let_go_after_two_windows(namespace: str, targets64: Any) -> None:
-    log, module = Log(), seeded(byol, namespace, lr=0.0)
-    fit(module, still(targets64), log, data=data(), namespace=namespace, max_epochs=EPOCHS)
+    log, watch, module = Log(), Watch(), seeded(byol, namespace, lr=0.0)
+    fit(module, still(targets64), log, watch, data=data(), namespace=namespace, max_epochs=EPOCHS)
     assert len(log.seen) == STEPS
     transport = phases(log).index(2.0)
     assert STEPS // 2 <= transport <= STEPS // 2 + 3
     assert set(phases(log)[transport:]) == {2.0} and module.steps_run == STEPS - transport
+    assert watch.attached[transport + 4 :] == [()] * (STEPS - transport - 4), "and nothing of it is left in the step"
+    assert all(watch.attached[:transport])
 
 
 def test_a_loss_that_falls_is_kept(targets64: Any) -> None:

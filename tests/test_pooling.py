@@ -149,6 +149,78 @@ def test_a_map_that_could_be_either_is_refused() -> None:
     torch.testing.assert_close(pool(TOKENS, "channels_last"), TOKENS.mean(dim=1))
 
 
+class Tokens(nn.Module):
+    """A convolution whose map is made a sequence, `[B, F, N]` or `[B, N, F]`."""
+
+    def __init__(self, width: int, patch: int, *, last: bool, head: nn.Module | None = None) -> None:
+        super().__init__()
+        self.body, self.last, self.head = nn.Conv2d(3, width, patch, patch), last, head or nn.Identity()
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.body(images).flatten(2)
+        found: Tensor = self.head(maps.mT if self.last else maps)
+        return found
+
+
+def with_classifier(network: nn.Module) -> nn.Module:
+    """The network with a layer that its forward leaves out."""
+    network.classifier = nn.Linear(24, 10)
+    return network
+
+
+HALF = {"image_size": 32, "mean": 0.5, "std": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("network", "axis"),
+    [
+        (Tokens(24, 8, last=False), 2),
+        (Tokens(24, 8, last=True), 1),
+        (Tokens(16, 8, last=True, head=nn.LayerNorm(16)), 1),
+        (Tokens(24, 8, last=True, head=nn.Linear(24, 40, bias=False)), 1),
+        (Tokens(16, 8, last=False), None),  # 16 positions, 16 channels
+        (Tokens(24, 8, last=False, head=nn.Conv1d(24, 40, 1)), 2),
+        (with_classifier(Tokens(24, 8, last=False)), None),
+        (with_classifier(Tokens(24, 8, last=True)), 1),
+    ],
+)
+def test_sequences_of_either_order(network: nn.Module, axis: int | None) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    if axis is None:
+        with pytest.raises(ConfigError, match=r'axis of this sequence(?s:.*)pooling="channels_first"'):
+            load_prior(network, **HALF)
+        prior = load_prior(network, pooling="channels_first", **HALF)
+        torch.testing.assert_close(prior(images), network(images).mean(dim=2))
+    else:
+        torch.testing.assert_close(load_prior(network, **HALF)(images), network(images).mean(dim=axis))
+
+
+@pytest.mark.parametrize(
+    ("network", "first"),
+    [
+        (nn.Conv2d(3, 8, 3, (4, 8), 1), True),  # [B, 8, 8, 4] of squares
+        (nn.Sequential(nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 8, 3, (2, 4), 1)), None),
+        (nn.Sequential(nn.Conv2d(3, 5, 3, 2, 1), nn.Conv2d(5, 8, 3, (2, 4), 1), nn.BatchNorm2d(8)), True),
+    ],
+)
+def test_as_many_channels_as_rows(network: nn.Module, first: bool | None) -> None:
+    images = torch.rand(2, 3, 32, 32)
+    assert network(images).shape == (2, 8, 8, 4) and channel_axis((8, 8, 4), (32, 32)) == 3
+    if first is None:
+        with pytest.raises(ConfigError, match="axis of this map"):
+            load_prior(network, **HALF)
+        return
+    prior = load_prior(network, **HALF)
+    torch.testing.assert_close(prior(images), network.eval()(images).mean(dim=(2, 3)))
+
+
+def test_as_many_columns_as_rows_with_channels_last() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 4, 4), PerPosition(nn.Linear(8, 4)))
+    images = torch.rand(2, 3, 32, 32)
+    assert network(images).shape == (2, 8, 8, 4)
+    torch.testing.assert_close(load_prior(network, **HALF)(images), network(images).mean(dim=(1, 2)))
+
+
 class PerPosition(nn.Sequential):
     """Layers on maps with their channels last."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rela_lightning.data.device import DeviceViews, decode
 from rela_lightning.data.digits import Digits
 from rela_lightning.data.folder import FolderImages
 from rela_lightning.data.images import RGBImages
@@ -23,6 +24,7 @@ __all__ = [
     "BudgetSampler",
     "CIFAR10Data",
     "CIFAR100Data",
+    "DeviceViews",
     "Digits",
     "DigitsData",
     "FashionMNISTData",
@@ -34,5 +36,6 @@ __all__ = [
     "STL10Data",
     "TinyImageNetData",
     "build_views",
+    "decode",
     "probe_view",
 ]

@@ -26,8 +26,9 @@ Crop = tuple[int, int, int, int, int]
 
 
 def size_of(image: Any) -> tuple[int, int]:
-    """Height and width of an image (PIL or tensor `[C, H, W]`), pixels."""
-    height, width = F.get_size(image)
+    """Height and width of an image (PIL or tensor `[C, H, W]`), pixels; of one kept smaller, as it was before."""
+    origin = getattr(image, "origin", None)
+    height, width = F.get_size(image) if origin is None else origin.size
     return height, width
 
 

@@ -78,7 +78,7 @@ def observed_calls(dataset: Any, rows: Iterable[int]) -> list[Call] | None:
     calls: list[Call] = []
     odd: list[bool] = []
 
-    def recorded(owner: Any, own: Transform | None) -> Transform:
+    def recording(owner: Any, own: Transform | None) -> Transform:
         def call(*args: Any, **kwargs: Any) -> Any:
             output = own(*args, **kwargs) if own is not None else args[0]
             odd.append(len(args) != 1 or bool(kwargs))
@@ -90,7 +90,7 @@ def observed_calls(dataset: Any, rows: Iterable[int]) -> list[Call] | None:
     try:
         with ExitStack() as stack:
             for owner in transform_owners(dataset):
-                stack.enter_context(swapped_transform(owner, recorded(owner, owner.transform)))
+                stack.enter_context(swapped_transform(owner, recording(owner, owner.transform)))
             for row in rows:
                 dataset[row]
     except AttributeError:  # a read-only `transform`

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from rela_lightning.data.crops import RATIO, SCALE, cut
 from rela_lightning.data.normalisation import Scale, observed_scale, stated_scale
-from rela_lightning.data.swap import Call, observed_calls, rows_of_all_parts, transform_owners
+from rela_lightning.data.swap import Call, Transform, observed_calls, rows_of_all_parts, transform_owners
 
 
 class TransportViews:
@@ -29,6 +29,9 @@ class TransportViews:
         mean: Per-channel mean subtracted after scaling to `[0, 1]`; None for no normalisation.
         std: Per-channel standard deviation divided by.
     """
+
+    takes_crops = True
+    """It can be told which crops to show."""
 
     def __init__(
         self,
@@ -83,13 +86,17 @@ def is_image(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point() and value.shape[0] in (1, 3)
 
 
-def default_transport_transform(dataset: Any, num_views: int) -> TransportViews | None:
-    """Views like the data set's own in size, channels, scale and structure, but gentler.
+def default_transport_transform(dataset: Any, num_views: int) -> Transform | None:
+    """Views like the data set's own in size, channels, scale and structure, but gentler: `TransportViews`.
+
+    Where the data set's own are made on the device, so are these (`DeviceViews`).
 
     Some rows of every part of the data set are read. None where the data set's own views are kept: it has
     no working `transform`; its transform returns something other than one image or a flat sequence of images, or
     different things in different parts or rows; or its scale is not known. The random state is kept.
     """
+    from rela_lightning.data.device.views import DeviceViews
+
     with isolate_rng():
         calls = _calls(dataset)
         outputs = [_views(call.output) for call in calls]
@@ -105,7 +112,19 @@ def default_transport_transform(dataset: Any, num_views: int) -> TransportViews 
     # two where there were two or more: collate functions and batch hooks of the user may count on a pair
     count = min(max(num_views, 2), len(views)) if listed[0] else 0
     normalised = {} if scale.plain else scale._asdict()
-    return TransportViews(size, num_views=count, distinct=num_views, channels=views[0].shape[0], **normalised)
+    gentler = TransportViews(size, num_views=count, distinct=num_views, channels=views[0].shape[0], **normalised)
+    owner = calls[0].owner.transform
+    return owner.gentler(gentler) if isinstance(owner, DeviceViews) else gentler
+
+
+def taking_images_of(dataset: Any, transform: Transform) -> Transform:
+    """A transform of one PIL image for the images that a data set hands out: kept in memory, they are pixels."""
+    from rela_lightning.data.device.views import DeviceViews, PerImage
+
+    own = [owner.transform for owner in transform_owners(dataset)]
+    if isinstance(transform, DeviceViews) or not any(isinstance(one, DeviceViews) for one in own):
+        return transform
+    return own[0].gentler(transform) if isinstance(transform, TransportViews) else PerImage(transform)
 
 
 def common_scale(dataset: Any) -> Scale | None:
@@ -119,8 +138,17 @@ def _calls(dataset: Any) -> list[Call]:
     owners = transform_owners(dataset)
     if not owners or any(owner.transform is None for owner in owners):
         return []
-    calls = observed_calls(dataset, rows_of_all_parts(dataset)) or []
+    calls = [_of_one_image(call) for call in observed_calls(dataset, rows_of_all_parts(dataset)) or []]
     return calls if len({id(call.owner) for call in calls}) == len(owners) else []
+
+
+def _of_one_image(call: Call) -> Call:
+    """What views on the device would have been of one image."""
+    from rela_lightning.data.device.views import DeviceViews
+
+    if not isinstance(call.own, DeviceViews):
+        return call
+    return call._replace(own=call.own.per_image, output=call.own.per_image(call.image))
 
 
 def _common_scale(calls: Sequence[Call]) -> Scale | None:

@@ -30,14 +30,12 @@ def build_views(
 ) -> Callable[[Any], Any]:
     """The views of a method: lightly's transform for it, at a size and normalisation.
 
-    | name | transform | views |
-    |---|---|---|
-    | `byol`, `barlow_twins` | BYOL's, which differ between the views | 2 |
-    | `simclr`, `two` | SimCLR's | 2 |
-    | `moco` | MoCo v2's | 2 |
-    | `simsiam`, `vicreg` | their own | 2 |
-    | `dino`, `swav` | multi-crop | 2, and 6 local crops |
-    | `one` | crop and flip, for supervised training | 1, a tensor and not a list |
+    - `byol`, `barlow_twins`: BYOL's two views, which differ.
+    - `simclr`, `two`: SimCLR's two views.
+    - `moco`: MoCo v2's two views.
+    - `simsiam`, `vicreg`: two views of their own.
+    - `dino`, `swav`: multi-crop, two global views and six local crops.
+    - `one`: crop and flip, for supervised training; one view, a tensor and not a list.
 
     lightly's own defaults hold, except for images of up to 64 px: no blur; jitter of strength 0.5 in `simclr`, `two`
     and `swav`; crops of `one` from a quarter of the image; local crops of `dino` from 10% to 40% and of `swav` from
@@ -85,20 +83,34 @@ def probe_view(image_size: int, *, mean: Sequence[float], std: Sequence[float]) 
     The shorter side is resized to 8/7 of `image_size` (256 for 224) and the centre is cut out; up to 96 px it is
     resized to `image_size` itself.
     """
-    import torch
+    from torchvision.transforms import v2
+
+    view: Callable[[Any], Any] = v2.Compose([probe_crop(image_size), normalised(mean, std)])
+    return view
+
+
+def probe_crop(image_size: int) -> Callable[[Any], Any]:
+    """The part of an image that `probe_view` shows, at its size: from a PIL image to another."""
     from torchvision.transforms import v2
 
     margin = image_size if image_size <= _PROBE_MARGIN_ABOVE else round(image_size * 8 / 7)
-    view: Callable[[Any], Any] = v2.Compose([
+    part: Callable[[Any], Any] = v2.Compose([
         partial(middle, resize=(margin, margin), crop=(image_size, image_size)),
         v2.Resize(margin),
         v2.CenterCrop(image_size),
-        v2.ToImage(),
-        v2.ToDtype(torch.float32, scale=True),
-        v2.Normalize(list(mean), list(std)),
-        v2.ToPureTensor(),
     ])  # fmt: skip
-    return view
+    return part
+
+
+def normalised(mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Any]:
+    """From a PIL image to a float tensor `[3, H, W]`, scaled to [0, 1], then normalised."""
+    import torch
+    from torchvision.transforms import v2
+
+    scaled: Callable[[Any], Any] = v2.Compose([
+        v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std)), v2.ToPureTensor()
+    ])  # fmt: skip
+    return scaled
 
 
 def small_crop_size(image_size: int) -> int:

@@ -15,7 +15,7 @@ from rela_lightning.export.source import Source, unwrapped
 from rela_lightning.networks.backbones import build_plain
 from rela_lightning.networks.encode import pooled
 from rela_lightning.rng import preserved_rng
-from rela_lightning.weights import State, difference, fill
+from rela_lightning.weights import State, fill, mismatch
 
 _WEIGHTS = ("weights", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "progress")
 
@@ -119,7 +119,8 @@ def _inside(module: nn.Module, key: str) -> nn.Module:
 
 
 def _filled(network: nn.Module, state: State, name: str) -> nn.Module:
-    if problem := difference(network.state_dict(), state):
+    problem = mismatch(network.state_dict(), state)
+    if problem is not None:
         raise ConfigError(
             f"The weights are not those of {name or 'the network'}.",
             expected=f"{len(network.state_dict())} tensors, and no others, of the same shapes",
@@ -132,7 +133,7 @@ def _filled(network: nn.Module, state: State, name: str) -> nn.Module:
     return network
 
 
-def classifier_keys(recipe: Recipe, state: State) -> list[str]:
+def missing_keys(recipe: Recipe, state: State) -> list[str]:
     """Names in the state dict of the library's own network that are not exported: its classifier's.
 
     None but for torchvision and lightly: other networks are built without one, as timm's with `num_classes=0`.
@@ -168,7 +169,7 @@ def timm_name(plain: Plain, state: State) -> str | None:
         return None
     with preserved_rng(), torch.no_grad():
         twin = timm.create_model(recipe.model, num_classes=0).eval()
-        if difference(twin.state_dict(), state):
+        if mismatch(twin.state_dict(), state) is not None:
             return None
         fill(twin, state)
         image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.export.architecture import Plain, Recipe, classifier_keys, plain_network
+from rela_lightning.export.architecture import Plain, Recipe, missing_keys, plain_network
 from rela_lightning.export.hub import FILES, write_hub
 from rela_lightning.export.inputs import Inputs, inputs_of
 from rela_lightning.export.keys import cut, find_key
@@ -96,10 +96,10 @@ def export_backbone(
     if plain.network is None and format in ("onnx", "hub"):
         raise _unknown_architecture(format, source)
     inputs = inputs_of(plain.network, source.facts, image_size=image_size, mean=mean, std=std)
-    left_out = classifier_keys(plain.recipe, state) if plain.recipe is not None else []
-    metadata = _metadata(found, plain.recipe, left_out, inputs)
+    missing = missing_keys(plain.recipe, state) if plain.recipe is not None else []
+    metadata = _metadata(found, plain.recipe, missing, inputs)
     if format == "hub":
-        write_hub(out, plain, state, inputs, source.facts, left_out=left_out, metadata=metadata, versions=versions())
+        write_hub(out, plain, state, inputs, source.facts, missing=missing, metadata=metadata, versions=versions())
     elif format == "onnx" and plain.network is not None:
         network, size = plain.network, inputs.size or _usual_size(plain)
         metadata |= {"image_size": str(size), "normalisation": inputs.normalisation}
@@ -161,7 +161,7 @@ def _usual_size(plain: Plain) -> int:
     return 32 if recipe is not None and (recipe.cifar_stem or recipe.source == "lightly") else 224
 
 
-def _metadata(key: str, recipe: Recipe | None, left_out: Sequence[str], inputs: Inputs) -> dict[str, str]:
+def _metadata(key: str, recipe: Recipe | None, missing: Sequence[str], inputs: Inputs) -> dict[str, str]:
     """What is stored beside the tensors: strings only, as safetensors and ONNX want them."""
     found = {"format": "pt", "key": key, "rela_lightning": versions()["rela-lightning"]}
     if recipe is not None:
@@ -169,7 +169,7 @@ def _metadata(key: str, recipe: Recipe | None, left_out: Sequence[str], inputs: 
             "backbone": recipe.name,
             "backbone_kwargs": json.dumps(recipe.kwargs, default=str),
             "cifar_stem": str(recipe.cifar_stem).lower(),
-            "left_out": ", ".join(left_out),
+            "left_out": ", ".join(missing),
         }
     for name, value in (("image_size", inputs.size), ("mean", inputs.mean), ("std", inputs.std)):
         found[name] = "unknown" if value is None else json.dumps(value)

@@ -71,12 +71,12 @@ def _percent(value: Any) -> Any:
     return f"{100 * value:.1f}%" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def loading_code(recipe: Recipe | None, left_out: Sequence[str], *, timm: str | None, weights: str) -> str:
+def loading_code(recipe: Recipe | None, missing: Sequence[str], *, timm: str | None, weights: str) -> str:
     """Python that loads the weights strictly into the plain architecture.
 
     Args:
         recipe: How it is built; None for a network of the author's own.
-        left_out: Names that the library's own network has and the file has not.
+        missing: Names that the library's own network has and the file has not.
         timm: Name of the timm model that takes the weights, or None.
         weights: The safetensors file.
     """
@@ -87,7 +87,7 @@ def loading_code(recipe: Recipe | None, left_out: Sequence[str], *, timm: str | 
     if recipe.source == "timm" and timm is not None:
         options = "".join(f", {name}={value!r}" for name, value in recipe.kwargs.items())
         return f'import timm\n{load}\nbackbone = timm.create_model("{timm}", num_classes=0{options})\n{fill}'
-    owners = {name.rpartition(".")[0] for name in left_out}
+    owners = {name.rpartition(".")[0] for name in missing}
     if recipe.source == "torchvision" and not recipe.cifar_stem and len(owners) == 1:
         parent, _, child = owners.pop().rpartition(".")
         no_head = f'setattr(backbone.get_submodule("{parent}"), "{child}", nn.Identity())'

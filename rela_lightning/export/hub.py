@@ -63,7 +63,7 @@ def write_hub(
     inputs: Inputs,
     facts: dict[str, Any],
     *,
-    left_out: list[str],
+    missing: list[str],
     metadata: dict[str, str],
     versions: dict[str, str],
 ) -> None:
@@ -75,7 +75,7 @@ def write_hub(
         state: The weights.
         inputs: What the network takes.
         facts: What the card states.
-        left_out: Names that the library's own network has and the weights have not.
+        missing: Names that the library's own network has and the weights have not.
         metadata: Stored with the weights.
         versions: Library to version.
 
@@ -100,14 +100,14 @@ def write_hub(
         ("backbone", text(name) + (", 3x3 stem for small images" if recipe and recipe.cifar_stem else "")),
         ("parameters", f"{sum(parameter.numel() for parameter in network.parameters()):,}"),
         ("features", str(width)),
-        ("left out", ", ".join(left_out) or "nothing"),
+        ("left out", ", ".join(missing) or "nothing"),
     ]
     method = facts.get("method")
     card = model_card(
         f"{name.rpartition(':')[2]}, {method}" if isinstance(method, str) else name,
         facts,
         inputs,
-        loading_code(recipe, left_out, timm=timm, weights=FILES[0]),
+        loading_code(recipe, missing, timm=timm, weights=FILES[0]),
         network=rows if recipe else rows[:-1],
         versions=versions,
         timm=timm,

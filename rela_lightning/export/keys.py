@@ -48,7 +48,7 @@ def cut(state: State, key: str) -> State:
             "There is no such submodule to export.",
             expected="the name of one with parameters",
             found=key,
-            exists=submodule_names(as_module(state)),
+            exists=submodule_names(module_tree(state)),
             do="pass one of the names listed as `key`",
         )
     return changed(tidy(found), lambda value: value.detach().cpu().clone().contiguous())
@@ -69,13 +69,13 @@ def find_key(state: State, key: str = "auto", *, frozen: Collection[str] | None 
     """
     if key != "auto":
         return ".".join(part for part in key.split(".") if part and part != COMPILED)
-    found = guess_backbone(as_module(state, teacher_names(state) if frozen is None else frozen))
+    found = guess_backbone(module_tree(state, teacher_names(state) if frozen is None else frozen))
     if whole and (found or "").split(".")[0] not in _UNAMBIGUOUS:
         return ""
     if found is None:
         found_here = "none of them" if state else "no tensors at all"
         do = 'name it: key="my_encoder"; key="" exports everything'
-        raise unnamed_backbone("The backbone to export was not found.", as_module(state), do, found_here)
+        raise unnamed_backbone("The backbone to export was not found.", module_tree(state), do, found_here)
     return found
 
 
@@ -95,7 +95,7 @@ def teacher_names(state: State) -> set[str]:
     return {name for name in state if name.partition(".")[0] in teachers}
 
 
-def as_module(state: State, frozen: Collection[str] = ()) -> nn.Module:
+def module_tree(state: State, frozen: Collection[str] = ()) -> nn.Module:
     """Empty modules nested as the names say, holding the tensors: enough to look submodules up.
 
     Args:

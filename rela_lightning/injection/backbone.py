@@ -152,9 +152,10 @@ class Backbone:
         return [output]
 
     def _describe(self, output: Any, width: int) -> str:
-        _, which = select(output)
+        features, which = select(output)
+        sequence = f"of a sequence {list(features.shape)}" if features.ndim == 3 else ""
         last = None if self._layer else _last_linear(self.network, width)
-        made = ", ".join(part for part in (which, f"made by its last layer, {last}" if last else "") if part)
+        made = ", ".join(part for part in (which, sequence, f"made by its last layer, {last}" if last else "") if part)
         return f"{self._layer or self.name}: {width} features an image" + (f" ({made})" if made else "")
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from rela_lightning.compat import training_loaders
 from rela_lightning.data.sampler import BudgetSampler
 from rela_lightning.data.swap import Transform, takes_one_image
-from rela_lightning.data.transforms import default_transport_transform
+from rela_lightning.data.transforms import default_transport_transform, taking_images_of
 from rela_lightning.errors import ConfigError, DataError, InjectionError
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.tagging import (
@@ -58,13 +59,13 @@ class RowTracker:
         self._check, self._transform, self._num_views = check, transform, num_views
         self._data_ratio, self._seed, self._epoch = data_ratio, seed, 0
         self._wanted = Wanted.shared()
-        self._asked: tuple[bool, bool, bool] | None = None
         self._current: BatchRows | None = None
         self._replaced: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
         self.in_flight = 1
         """Most batches that can be on their way to the step: the loader's prefetching, and Lightning's one."""
         self._trainer: Any = None
         self._many = False
+        self._needed = self._most = 0.0  # batches without tags that must still come, and the most that must
 
     def attach(self, loading: Patches, stepping: Patches, trainer: Any, module: Any) -> None:
         """Wrap the strategy's `process_dataloader`, and the transfer hooks of module and data module."""
@@ -76,20 +77,21 @@ class RowTracker:
 
     def request(self, transport_views: bool, targets: bool, rows: bool) -> None:
         """Which views to make from now on, and whether targets and rows ride along; prefetched batches keep theirs."""
-        asked = (transport_views, targets, rows)
-        if self._asked == asked:  # shared memory is slow to write, beside a step of a millisecond
-            return
-        self._asked = asked
-        self._wanted.transport_views[0] = TRANSPORT_VIEWS if transport_views else USER_VIEWS
-        self._wanted.targets[0], self._wanted.rows[0] = targets, rows
+        self._wanted.transport_views.value = TRANSPORT_VIEWS if transport_views else USER_VIEWS
+        self._wanted.targets.value, self._wanted.rows.value = targets, rows
 
     def start_epoch(self, epoch: int) -> None:
         """Number of the epoch that begins, before its first batch is fetched."""
-        self._wanted.epoch[0] = -1 if self._many else epoch
+        self._wanted.epoch.value = -1 if self._many else epoch
 
     def resume_at(self, epoch: int) -> None:
         """Epoch a resumed run stands at."""
         self._epoch = epoch
+
+    @property
+    def passed(self) -> bool:
+        """Whether no batch with tags can come any more."""
+        return self._needed <= 0
 
     def take(self) -> BatchRows:
         """BatchRows of the batch in the current step.
@@ -120,9 +122,11 @@ class RowTracker:
     def _unwrap(self, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(batch, IndexedBatch):
             self._current = BatchRows(batch.indices, bool(batch.views.any()), self._on_device(batch.targets))
+            self._needed = self._most
             batch = batch.batch
         elif self._trainer.training:
-            self._current = None if self._lookup is not None and self._wanted.rows[0] else BatchRows(None, False)
+            self._current = None if self._lookup is not None and self._wanted.rows.value else BatchRows(None, False)
+            self._needed -= 1
             _refuse_several(batch)
         return original(batch, *args, **kwargs)
 
@@ -154,6 +158,8 @@ class RowTracker:
         processed = original(tagged)
         self._replaced[processed] = loader
         self.in_flight = loader.num_workers * ((loader.prefetch_factor or 0) + 1) + 2
+        self._most = self.in_flight if getattr(loader, "in_order", True) else math.inf
+        self._needed = self._most if self._wanted.rows.value else 0.0
         return processed
 
     def _transport_transform(self, dataset: Any) -> Transform | None:
@@ -168,7 +174,7 @@ class RowTracker:
                 found=type(dataset).__name__,
                 do="give the data set a `transform` attribute it applies, or leave `transform` out to keep its views",
             )
-        return self._transform
+        return taking_images_of(dataset, self._transform)
 
     def _budget_sampler(self, loader: Any) -> BudgetSampler | None:
         if self._data_ratio == 1.0:

@@ -1,4 +1,4 @@
-"""Manual optimization that never comes to what it is watched for: refused after some batches, not waited for."""
+"""Manual optimization that never steps, or never uses the backbone, is refused after some batches."""
 
 from __future__ import annotations
 

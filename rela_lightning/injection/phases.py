@@ -53,7 +53,7 @@ class Phases:
         self.progress = 0.0
         """Share of the budget spent, as far as it has ever been: a longer plan does not take it back."""
         self.now = Phase(schedule.weights(0.0))
-        self.over = False
+        self.over = self._is_over()
         """Whether the transport loss is off for good."""
         self._due = True
         self._in_flight = 0
@@ -66,12 +66,24 @@ class Phases:
         """
         self._budget = Budget(self._trainer)
         self._least_transport = self._schedule.least_transport
-        self.over = self.now.weights == SSL_ONLY and self._schedule.is_over(self.progress)
+
+    def restore(self, weights: Weights, progress: float) -> None:
+        """Go on where a run stood."""
+        self.now, self.progress = Phase(weights), progress
+        self.over = self._is_over()
+
+    def _is_over(self) -> bool:
+        return self.now.weights == SSL_ONLY and self._schedule.is_over(self.progress)
 
     @property
     def skips_step(self) -> bool:
         """Whether the user's step is left out, so that batches may hold the gentler views."""
         return self.now.weights.transport_only and not self.now.warm_heads and self._may_replace()
+
+    @property
+    def settled(self) -> bool:
+        """Whether all ranks are through with batches that may have been made for the phase before."""
+        return self._in_flight == 0
 
     @property
     def stepped(self) -> bool:
@@ -109,7 +121,7 @@ class Phases:
         low = progress < _LOW_RESOLUTION * self._least_transport
         before, self.now = self.now, Phase(SSL_ONLY if weights.transport == 0.0 else weights, warm, low)
         if before.weights != SSL_ONLY == self.now.weights:
-            self.over = self._schedule.is_over(progress)
+            self.over = self._is_over()
         if was_skipped and not self.skips_step:
             self._in_flight = in_flight
         self.request()

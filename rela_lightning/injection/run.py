@@ -10,7 +10,7 @@ import torch
 from rela_lightning.errors import TargetError
 from rela_lightning.injection import checks
 from rela_lightning.injection.loader import RowTracker
-from rela_lightning.injection.monitors import Monitors
+from rela_lightning.injection.monitors import Logging, Monitors
 from rela_lightning.injection.optim import TransportMap, check_same
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.patience import Patience
@@ -53,11 +53,11 @@ class Run:
         self._callback, self._trainer, self._module, self._schedule = callback, trainer, module, callback.schedule
         self._patches, self._stepping, self._patience = Patches(), Patches(), Patience()
         self._step: Step | None = None
-        self._passing: int | None = None  # batches still to come that were made before transport was over
+        self._gone = False  # whether transport is over and nothing of it is left in the step
         self._logged: tuple[tuple[float, ...], int | None] | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
-        self.monitors = Monitors(trainer, self._schedule, lambda: self.phases.skips_step)
+        self.monitors = Monitors(trainer, module, self._schedule, self._logging)
         self._source = source = open_source(
             callback.targets,
             callback.prior,
@@ -96,6 +96,13 @@ class Run:
     def _in_use(self) -> bool:
         """Tuners of the learning rate and the batch size set callbacks aside, and run the user's own step."""
         return self._callback in self._trainer.callbacks
+
+    def _logging(self) -> Logging:
+        return Logging(own=not self.phases.skips_step, transport=self.phases.now.weights.transport > 0.0)
+
+    def attach_schedulers(self) -> None:
+        """Schedulers exist now, and one of them may monitor a metric."""
+        self.monitors.attach_schedulers(self._patches)
 
     def attach(self) -> None:
         """Stand between the trainer and the module."""
@@ -145,17 +152,13 @@ class Run:
         if self._schedule.adaptive and self.phases.now.weights.transport_only:
             checks.warn_still_falling(self._schedule)
 
-    @property
-    def _gone(self) -> bool:
-        """Whether transport is over and nothing of it is left in the step."""
-        return self._passing == 0
-
     def start_epoch(self) -> None:
         """Decide before the epoch's first batch is fetched."""
         if self._gone:
             return
         self.rows.start_epoch(self._trainer.current_epoch)
         self.phases.decide(self.rows.in_flight, again=True)
+        self.monitors.start_epoch()
 
     def start_batch(self) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
@@ -165,17 +168,13 @@ class Run:
         self.monitors.update()
         if self.phases.skips_step:
             self._find_teachers().before_step()
-        if self.phases.over:
-            self._leave()
 
     def _leave(self) -> None:
-        """Take everything off the step, when the last batch has passed that was made before transport was over."""
-        self._passing = self.rows.in_flight + 1 if self._passing is None else self._passing - 1
-        if self._gone:
-            self.parts.check_deferred()
-            self.parts.student.remove()
-            self._stepping.undo(covered=False)
-            self._step = None
+        """Take everything off the step: transport is over, and the last batch has passed that was made for it."""
+        self.parts.check_deferred()
+        self.parts.student.remove()
+        self._stepping.undo(covered=False)
+        self._step, self._gone = None, True
 
     def _find_teachers(self) -> Teachers:
         if self._teachers is None:
@@ -233,13 +232,15 @@ class Run:
         self.phases.after_step()
 
     def end_batch(self) -> None:
-        """Move the teachers in the transport phase."""
+        """Move the teachers in the transport phase; leave, once it is over for good."""
         if self._step is None:
             return
         stepped = self.phases.stepped
         if self._step.replaced and stepped and self._teachers is not None:
             self._teachers.update()
         self._patience.update(self._step, stepped=stepped, accumulate=self._trainer.accumulate_grad_batches)
+        if self.phases.over and self.phases.settled and self.rows.passed:
+            self._leave()
 
     # ---- state ---------------------------------------------------------------------------------------
 
@@ -274,5 +275,4 @@ class Run:
         self._pairs = state["teachers"]
         self._source.load_state_dict(state["source"])
         self._schedule.load_state_dict(state["schedule"])
-        self.phases.now = Phase(Weights(*state["weights"]))
-        self.phases.progress = state["progress"]
+        self.phases.restore(Weights(*state["weights"]), state["progress"])

@@ -8,6 +8,7 @@ user's loader, data set and batch stay as they are; user code never sees the tag
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from multiprocessing.sharedctypes import RawValue
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,6 @@ from torch.utils.data import (
 from rela_lightning.compat import copied_loader
 from rela_lightning.data.crops import check_size
 from rela_lightning.data.swap import Transform, swapped_transform
-from rela_lightning.data.transforms import TransportViews
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.injection.alignment import check_order
 from rela_lightning.targets.lookup import Plan, TargetLookup
@@ -45,17 +45,20 @@ class IndexedBatch(NamedTuple):
 
 
 class Wanted(NamedTuple):
-    """What the next batches shall hold: shared with workers, and read by them at each batch."""
+    """What the next batches shall hold: integers shared with workers, persistent ones too, and read at each batch.
 
-    transport_views: Tensor  # int64 [1], USER_VIEWS or TRANSPORT_VIEWS
-    targets: Tensor  # int64 [1], whether targets are looked up
-    epoch: Tensor  # int64 [1], number of the epoch; -1 where an epoch may see an image many times
-    rows: Tensor  # int64 [1], whether batches say what they hold; if not, they are the user's own and nothing else
+    No tensors: beside a step of a millisecond, reading one costs as much as all else that is left after the switch.
+    """
+
+    transport_views: Any  # USER_VIEWS or TRANSPORT_VIEWS
+    targets: Any  # whether targets are looked up
+    epoch: Any  # number of the epoch; -1 where an epoch may see an image many times
+    rows: Any  # whether batches say what they hold; if not, they are the user's own and nothing else
 
     @classmethod
     def shared(cls) -> Wanted:
-        """The user's views and no targets, in shared memory, so that a change reaches persistent workers too."""
-        return cls(*(torch.tensor([start]).share_memory_() for start in (USER_VIEWS, 0, 0, 1)))  # type: ignore[no-untyped-call]
+        """The user's views and no targets."""
+        return cls(*(RawValue("q", start) for start in (USER_VIEWS, 0, 0, 1)))
 
 
 class _Tagged(NamedTuple):
@@ -98,23 +101,23 @@ class IndexedDataset(Dataset[_Tagged]):
             return read()
 
     def _views(self) -> int:
-        return int(self.wanted.transport_views[0]) if self.transport_transform is not None else USER_VIEWS
+        return int(self.wanted.transport_views.value) if self.transport_transform is not None else USER_VIEWS
 
     def __getitem__(self, index: Any) -> Any:
+        if not self.wanted.rows.value:
+            return self.dataset[index]
         if isinstance(index, (int, np.integer)):
             return self.__getitems__([int(index)])[0]
-        if not self.wanted.rows[0]:
-            return self.dataset[index]
         views = self._views()  # the sampler yields whole batches, and the data set takes them
         return _Tagged(self._read(views, lambda: self.dataset[index]), index, views, self._of_images(index))
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
         inner = getattr(self.dataset, "__getitems__", None)
-        if not self.wanted.rows[0]:
+        if not self.wanted.rows.value:
             return inner(indices) if inner else [self.dataset[i] for i in indices]
         views = self._views()  # once a batch: a batch never mixes two kinds of views
         if views == TRANSPORT_VIEWS and self.lookup is not None and self.lookup.plans and self._takes_crops:
-            epoch = int(self.wanted.epoch[0])
+            epoch = int(self.wanted.epoch.value)
             return self._planned(indices, self.lookup.plan(np.asarray(indices), epoch if epoch >= 0 else None))
         samples = self._read(views, lambda: inner(indices) if inner else [self.dataset[i] for i in indices])
         targets = self._of_images(indices)
@@ -123,10 +126,10 @@ class IndexedDataset(Dataset[_Tagged]):
 
     @property
     def _takes_crops(self) -> bool:
-        return isinstance(self.transport_transform, TransportViews)
+        return bool(getattr(self.transport_transform, "takes_crops", False))
 
     def _of_images(self, indices: Any) -> NDArray[np.float32] | None:
-        wanted = self.lookup is not None and bool(self.wanted.targets[0])
+        wanted = self.lookup is not None and bool(self.wanted.targets.value)
         return self.lookup.of_images(np.asarray(indices).reshape(-1)) if wanted else None
 
     def _planned(self, indices: Sequence[int], plan: Plan) -> list[_Tagged]:
@@ -157,12 +160,12 @@ class IndexedCollate:
         self.collate, self.checks = collate, checks
 
     def __call__(self, tagged: Any) -> Any:
-        """Collate tagged samples: a list of them, or one that holds a whole batch; others as the user does."""
+        """Collate a list of tagged samples, or one that is a whole batch; what has no tags as the user does."""
         if isinstance(tagged, _Tagged):  # batch_size=None: the sampler yields whole batches
             index = torch.as_tensor(tagged.index, dtype=torch.int64).reshape(-1)
             views = torch.full_like(index, tagged.views)
             return IndexedBatch(self.collate(tagged.sample), index, views, _bits(tagged.targets))
-        if not isinstance(tagged[0], _Tagged):
+        if not (isinstance(tagged, list) and tagged and isinstance(tagged[0], _Tagged)):
             return self.collate(tagged)
         index = torch.tensor([int(item.index) for item in tagged], dtype=torch.int64)
         views = torch.tensor([item.views for item in tagged], dtype=torch.int64)

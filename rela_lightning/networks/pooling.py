@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -86,22 +87,22 @@ def pool(
     """Reduce a network's output to one feature vector per image.
 
     Args:
-        output: Tensor `[B, F]` (kept), feature map `[B, F, H, W]` or `[B, H, W, F]`, token sequence `[B, N, F]`,
-            or a tuple, list or dict that holds some, see `select`.
+        output: Tensor `[B, F]` (kept), feature map `[B, F, H, W]` or `[B, H, W, F]`, token sequence `[B, N, F]` or
+            `[B, F, N]`, or a tuple, list or dict that holds some, see `select`.
         mode: `auto` averages maps and takes the class token of sequences (their mean without one);
             `avg` averages maps and sequences; `cls` takes the first token of sequences; `channels_first` and
             `channels_last` are `avg` of `[B, F, ...]` and of `[B, ..., F]`, whatever the shape looks like;
             `none` flattens.
         has_cls_token: Whether the first token of a sequence is a class token; read by `auto`.
         image_size: Height and width of the images, by which maps are told apart, see `channel_axis`; None for squares.
-        made_by: What returned the output. Where the shape of a map does not tell, its channels come first unless
-            this has a layer that works on the last axis (a linear layer, a layer norm) of that width.
+        made_by: What returned the output. The widths of its layers tell which axis holds the channels, see
+            `feature_axis`.
 
     Returns:
         Float tensor `[B, F]`.
 
     Raises:
-        ConfigError: For an unknown mode, an output of any other rank, or a map whose channels cannot be told.
+        ConfigError: For an unknown mode, an output of any other rank, or one whose channels cannot be told.
     """
     check_pooling(mode)
     features = first_tensor(output)
@@ -114,24 +115,56 @@ def pool(
     if features.ndim not in (3, 4):
         raise ConfigError(
             "Features of this shape cannot be pooled.",
-            expected="[B, F], [B, F, H, W], [B, H, W, F] or [B, N, F]",
+            expected="[B, F], [B, F, H, W], [B, H, W, F], [B, N, F] or [B, F, N]",
             found=list(features.shape),
             do="choose another layer with `feature_layer`",
         )
     if mode in ("channels_first", "channels_last"):
         channels: int | None = 1 if mode == "channels_first" else features.ndim - 1
     else:
-        channels = 2 if features.ndim == 3 else channel_axis(features.shape[1:], image_size)
-        if channels is None and made_by is not None and not _on_last_axis(made_by, features.shape[1:]):
-            channels = 1
+        channels = feature_axis(features.shape[1:], image_size, made_by)
     if channels is None:
+        sequence = features.ndim == 3
         raise ConfigError(
-            "It cannot be told which axis of this map holds the channels.",
-            expected="[B, F, H, W] or [B, H, W, F], where H and W are to each other as the sides of the images",
+            f"It cannot be told which axis of this {'sequence' if sequence else 'map'} holds the channels.",
+            expected="[B, N, F] or [B, F, N], where some layer gives F features and none gives N"
+            if sequence
+            else "[B, F, H, W] or [B, H, W, F], where H and W are to each other as the sides of the images",
             found=list(features.shape),
             do='say which: pooling="channels_first" or pooling="channels_last"',
         )
     return features.mean(dim=[axis for axis in range(1, features.ndim) if axis != channels])
+
+
+def feature_axis(
+    shape: Sequence[int], image_size: Sequence[int] | None = None, made_by: nn.Module | None = None
+) -> int | None:
+    """Which axis of a map or sequence `[B, *shape]` holds the channels: by its shape, and by the widths of layers.
+
+    The channels of a sequence come last; those of a map come where `channel_axis` says, or first where it does not.
+    Both can mislead: a sequence may be `[B, F, N]`, and a map `[B, 8, 8, 4]` of 8 channels with another stride along
+    the width looks like one of 4 channels. So channels come last only where a layer that works on the last axis
+    (linear, layer norm) gives that many, or where no layer gives as many as the first axis has.
+
+    Args:
+        shape: The two or three sizes after that of the batch.
+        image_size: Height and width of the images, see `channel_axis`.
+        made_by: What returned the output; None where it is not known.
+
+    Returns:
+        The axis; None where it cannot be told.
+    """
+    last = len(shape)
+    axis = last if last == 2 else channel_axis(shape, image_size)
+    impossible = image_size is not None and last == 3 and (shape[1] > image_size[0] or shape[2] > image_size[1])
+    if made_by is None or axis == 1 or (axis == last and impossible):
+        return axis
+    on_last, others = _widths(made_by)
+    if axis is None:
+        return 1 if on_last.isdisjoint(shape) else None
+    if shape[-1] in on_last or shape[0] not in on_last | others:
+        return last
+    return None if on_last or shape[-1] in others else 1
 
 
 def channel_axis(shape: Sequence[int], image_size: Sequence[int] | None = None) -> int | None:
@@ -163,11 +196,31 @@ def channel_axis(shape: Sequence[int], image_size: Sequence[int] | None = None) 
     return next(iter(places)) if len(places) == 1 or max(shape) == 1 else None
 
 
-def _on_last_axis(network: nn.Module, widths: Collection[int]) -> bool:
-    """Whether a layer that works on the last axis gives one of some widths."""
-    stated = (getattr(layer, "out_features", None) or getattr(layer, "normalized_shape", None)
-              for layer in network.modules())  # fmt: skip
-    return any((width if isinstance(width, int) else width[-1]) in widths for width in stated if width)
+class Widths(NamedTuple):
+    """Sizes that a network's layers give to the axis they work on."""
+
+    on_last: frozenset[int]
+    """Linear layers and layer norms: of the last axis."""
+    others: frozenset[int]
+    """Convolutions, batch norms, and what networks of timm say of themselves."""
+
+
+_known: WeakKeyDictionary[nn.Module, Widths] = WeakKeyDictionary()
+
+
+def _widths(network: nn.Module) -> Widths:
+    """The widths of a network's layers, read once: features are pooled at each step."""
+    if network not in _known:
+        _known[network] = Widths(
+            _stated(network, "out_features", "normalized_shape"), _stated(network, "out_channels", "num_features")
+        )
+    return _known[network]
+
+
+def _stated(network: nn.Module, *names: str) -> frozenset[int]:
+    found = [getattr(layer, name, None) for layer in network.modules() for name in names]
+    widths = [value[-1] if isinstance(value, tuple) and value else value for value in found]
+    return frozenset(width for width in widths if isinstance(width, int))
 
 
 def has_cls_token(network: nn.Module) -> bool:

@@ -32,7 +32,7 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, requested:
         requested: Name the user asked for, or None.
 
     Raises:
-        ConfigError: If the folder holds another run, the name is not a valid folder name, or not that of a resumed run.
+        ConfigError: If the folder holds another run, the name is not valid for a folder, or not that of a resumed run.
     """
     before = run_of(resumed) if resumed is not None else None
     if given is not None:
@@ -58,7 +58,7 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, requested:
         return before
     if not name.strip(". ") or _NO_NAME.search(name):
         raise ConfigError(
-            "The run's name is not a valid folder name.",
+            "The run's name is not valid for a folder.",
             expected="letters, digits, `-`, `+`, `_`, `.`, blanks",
             found=name,
         )

@@ -9,7 +9,7 @@ from lightning.pytorch import LightningModule
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.runs.read import find_checkpoint, find_run, read_checkpoint, read_run
-from rela_lightning.weights import difference
+from rela_lightning.weights import mismatch
 
 _WORDS = ("best", "last")  # Lightning's words for a checkpoint of the same process
 
@@ -57,8 +57,8 @@ def check_belongs(module: LightningModule, file: Path) -> None:
     saved, own = content.get("state_dict"), module.state_dict()
     if not isinstance(saved, dict):
         raise ConfigError("This is no checkpoint of a training run.", expected="one of Lightning's", found=file)
-    problem = difference(own, saved)
-    if not problem:
+    difference = mismatch(own, saved)
+    if difference is None:
         return
     here, writer = type(module).__name__, _writer(content, file)
     raise ConfigError(
@@ -66,7 +66,7 @@ def check_belongs(module: LightningModule, file: Path) -> None:
         if writer not in (here, None)
         else f"The checkpoint does not fit this {here}.",
         expected=f"a checkpoint of {here} with the same options",
-        found=f"{file}: {problem}",
+        found=f"{file}: {difference}",
         do=f"pass --model {writer} to go on with that run, or leave --ckpt_path out"
         if writer not in (here, None)
         else "go on with the config.yaml of that run, or leave --ckpt_path out",

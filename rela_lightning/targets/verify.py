@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import default_collate
 
+from rela_lightning.data.device.memory import undecoded
 from rela_lightning.data.find_image import image_at
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import changing_rows, compare_samples, read_sample, sampled_rows
@@ -38,7 +39,7 @@ def verify(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: i
         One line on what could not be checked, or an empty text.
     """
     _verify_length(store, dataset)
-    dataset = image_at(dataset, store.settings.get("image"))
+    dataset = image_at(undecoded(dataset), store.settings.get("image"))
     if prior is not None:
         _verify_prior(store, prior)
     if num_samples < 1:

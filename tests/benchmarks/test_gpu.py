@@ -14,7 +14,7 @@ from tests.benchmarks.calls import call
 @pytest.mark.slow
 def test_gpu_benchmark_runs_small_on_the_cpu(script, tmp_path, monkeypatch):
     gpu, out = script("gpu"), tmp_path / "gpu.json"
-    call(gpu, monkeypatch, "--device", "cpu", "--tiny", "--jpeg", "--modes", "fp32", "--out", out)
+    call(gpu, monkeypatch, "steps", "labelling", "--device", "cpu", "--tiny", "--jpeg", "--modes", "fp32", "--out", out)
     written = json.loads(out.read_text())
     assert str(tmp_path) not in out.read_text() and written["command"].endswith("--out OUT")
     rows = written["result"]["steps"]["fp32"]
@@ -37,6 +37,16 @@ def test_gpu_benchmark_runs_every_mode_small_on_the_cpu(script, tmp_path, monkey
     monkeypatch.setattr(gpu, "VARIANTS", few)
     call(gpu, monkeypatch, "steps", "--device", "cpu", "--tiny", "--out", out)
     assert list(json.loads(out.read_text())["result"]["steps"]) == list(gpu.MODES)
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_compares_views_small_on_the_cpu(script, tmp_path, monkeypatch):
+    gpu, views, out = script("gpu"), script("device_views"), tmp_path / "gpu.json"
+    monkeypatch.setattr(views, "STEPS", {"byol": None})
+    mode = "bf16, channels-last, compiled"
+    call(gpu, monkeypatch, "views", "--device", "cpu", "--tiny", "--steps", 1, "--out", out, "--modes", mode)
+    table = json.loads(out.read_text())["result"]["views"][mode]
+    assert set(table) == {"byol", "labelling"} and all(row["time_ratio"] > 0 for row in table.values())
 
 
 @pytest.mark.gpu

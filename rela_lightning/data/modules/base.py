@@ -11,7 +11,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Subset
 
 from rela_lightning.compat import NAMESPACES
+from rela_lightning.data.device.translate import recipe_of
 from rela_lightning.data.images import RGBImages
+from rela_lightning.data.modules.device import OnDevice
 from rela_lightning.data.modules.ranked import RankedBudget
 from rela_lightning.data.views import VIEWS, build_views, probe_view
 from rela_lightning.errors import ConfigError, DataError
@@ -49,16 +51,21 @@ class ImageData(DualDataModule):
         num_workers: Processes that load data; 0 loads in the training process.
         data_ratio: Share of the training images drawn each epoch, a fresh draw every time, in `(0, 1]`; the same
             draw, split, on all devices.
-        seed: Seed of these draws.
+        seed: Seed of these draws, and of the views that `device_views` makes.
         drop_last: Leave out the last training batch where it is not full: most methods need full ones.
         bank: Whether validation starts with a loader of training images under the probe view, which `KNNProbe` takes
             as its bank. `auto`: where the trainer has a `KNNProbe`, and then at most its `max_bank` images, evenly
             spaced.
         persistent_workers: Keep worker processes between epochs.
         pin_memory: Page-locked batches, for faster transfer; None where there is a CUDA device.
+        device_views: Decode the images once, keep them in memory as 8-bit pixels, and make the views of each batch
+            where the model is, by kornia (the extra `gpu`): see `rela_lightning.data.DeviceViews`. Only batches that
+            the Trainer moves have their views; `num_workers` processes decode, and training needs none.
+        stored_size: With `device_views`, the largest height and width of a training image in memory, pixels; None for
+            `image_size`. Larger ones are resized; images of several sizes all are, to this size.
 
     Raises:
-        ConfigError: For unknown views or values out of range.
+        ConfigError: For unknown views or values out of range, or views that cannot be made on the device.
         DataError: From `prepare_data`, `setup` or `dataset`, before any training: if the images are not there or not
             as they should be.
     """
@@ -87,6 +94,8 @@ class ImageData(DualDataModule):
         bank: bool | Literal["auto"] = "auto",
         persistent_workers: bool = True,
         pin_memory: bool | None = None,
+        device_views: bool = False,
+        stored_size: int | None = None,
     ) -> None:
         super().__init__()
         _check_range("batch_size", batch_size, 1)
@@ -103,12 +112,22 @@ class ImageData(DualDataModule):
                 expected="mean and std of three channels, std above 0",
                 found=f"mean={self.mean}, std={self.std}",
             )
+        if stored_size is not None:
+            _check_range("stored_size", stored_size, 8)
+            if not device_views:
+                raise ConfigError("`stored_size` is for images in memory.", found="device_views=False")
+        self.device_views, self.stored_size = device_views, stored_size
         self.views, self.views_kwargs = views, views_kwargs
         self._check_views()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.data_ratio, self.seed, self.drop_last, self.bank = data_ratio, seed, drop_last, bank
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
         self._sources: dict[str, Any] = {}
+        self._on_device: OnDevice | None = None
+        if device_views:
+            self._on_device = OnDevice(
+                image_size=self.image_size, stored_size=stored_size, num_workers=num_workers, seed=seed
+            )
 
     def source(self, split: Split) -> Any:
         """The data set of a split without a transform: map-style, `(PIL image, label)`; None without such a split.
@@ -179,6 +198,8 @@ class ImageData(DualDataModule):
             DataError: If the images do not fill a batch.
         """
         dataset = self.dataset("train", "views")
+        if self._on_device is not None:
+            dataset = self._on_device.training(dataset, self._processes)
         replicas, rank = getattr(self.trainer, "world_size", 1), getattr(self.trainer, "global_rank", 0)
         sampler = None
         if self.data_ratio < 1.0:
@@ -198,14 +219,14 @@ class ImageData(DualDataModule):
         """Validation images under the probe view, after the bank where there is one; empty without labels."""
         if self._source("val") is None:
             return []
-        validation = self._loader(self.dataset("val", "probe"))
+        validation = self._loader(self._probed("validation images", self._source("val")))
         rows = self._bank_rows()
         if rows is None:
             return [validation]
-        bank: Any = self.dataset("train", "probe")
+        bank = self.probe_source()
         if rows < len(bank):
             bank = Subset(bank, [row * len(bank) // rows for row in range(rows)])
-        return [self._loader(bank), validation]
+        return [self._loader(self._probed("images of the bank", bank)), validation]
 
     def test_dataloader(self) -> list[DataLoader[Any]]:
         """Validation images under the probe view."""
@@ -214,6 +235,23 @@ class ImageData(DualDataModule):
     def probe_train_dataloader(self) -> DataLoader[Any]:
         """Training images under the probe view, in order."""
         return self._loader(self.dataset("train", "probe"))
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch as its module would; with `device_views`, make its views there."""
+        module = getattr(self.trainer, "lightning_module", None)
+        move = super().transfer_batch_to_device if module is None else module.transfer_batch_to_device
+        if self._on_device is None:
+            return move(batch, device, dataloader_idx)
+        return self._on_device.transfer(batch, lambda part: move(part, device, dataloader_idx), self.trainer)
+
+    @property
+    def _processes(self) -> int:
+        return int(getattr(self.trainer, "num_devices", 1))
+
+    def _probed(self, name: str, source: Any) -> RGBImages:
+        if self._on_device is None:
+            return RGBImages(source, self._transform("probe"))
+        return self._on_device.probe(name, source, self.mean, self.std, self._processes)
 
     def _source(self, split: Split) -> Any:
         if split not in self._sources:
@@ -247,9 +285,13 @@ class ImageData(DualDataModule):
                 raise ConfigError(
                     "Unknown views.", expected="one of the names below", found=self.views, exists=("auto", *VIEWS)
                 )
-            self._build(self.views)
+            made = self._build(self.views)
+            if self.device_views:
+                recipe_of(made)
         elif not isinstance(self.views, str) and self.views_kwargs:
             raise ConfigError("views_kwargs are for views by name.", found=f"views={self.views!r}")
+        elif self.device_views and not isinstance(self.views, str):
+            recipe_of(self.views)
 
     def _bank_rows(self) -> int | None:
         """Most images of the bank; None for no bank."""

@@ -1,0 +1,42 @@
+"""The documentation site: `make docs` builds it, warnings are errors."""
+
+from __future__ import annotations
+
+import warnings
+
+import rela_lightning
+
+warnings.filterwarnings("ignore")  # of libraries that are imported for their docstrings
+
+project = "rela_lightning"
+author = "the authors of rela_lightning"
+release = version = rela_lightning.__version__
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.doctest",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["configs", "templates"]
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "member-order": "bysource"}
+autodoc_class_signature = "mixed"
+python_maximum_signature_line_length = 100
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+templates_path = ["templates"]
+html_theme = "furo"
+html_title = f"rela_lightning {release}"
+html_static_path = ["static"]
+html_css_files = ["tables.css"]
+html_show_sphinx = False
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
