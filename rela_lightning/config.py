@@ -38,7 +38,7 @@ def register_names() -> None:
 
 
 def classes(option: str) -> dict[str, Any]:
-    """The classes that an option takes, by name; none for an option that takes other values."""
+    """The classes that an option takes, by name; empty for an option that takes other values."""
     place, base = _CLASSES.get(re.split(r"[-.]", option)[-1], ("builtins", ""))
     module = importlib.import_module(place)
     found = {name: getattr(module, name) for name in dir(module) if name[0].isalpha() and name not in _BASES}
@@ -50,7 +50,7 @@ def classes(option: str) -> dict[str, Any]:
 
 
 def options_of(owner: Any) -> list[str]:
-    """Names of the options of a class or function; none if they cannot be told."""
+    """Names of the options of a class or function; empty if they are not known."""
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(owner) else parser.add_function_arguments
     try:

@@ -13,7 +13,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
-from rela_lightning.data.normalisation import told_scale
+from rela_lightning.data.normalisation import stated_scale
 from rela_lightning.data.swap import swapped_transform, takes_one_image
 from rela_lightning.data.transforms import TransportViews, default_transport_transform
 from rela_lightning.errors import ConfigError, DataError
@@ -176,7 +176,7 @@ def test_default_views_follow_the_data_set() -> None:
     data = make_digits(8, TwoViews(size=16, views=3))
     views = default_transport_transform(data, num_views=2)
     assert isinstance(views, TransportViews)
-    assert told_scale(data.dataset.transform) == ([0.3] * 3, [0.4] * 3) == told_scale(views)
+    assert stated_scale(data.dataset.transform) == ([0.3] * 3, [0.4] * 3) == stated_scale(views)
     with swapped_transform(data, views):
         sample, label = data[0]
     assert len(sample) == 2 and all(view.shape == (3, 16, 16) and view.dtype == torch.float32 for view in sample)

@@ -17,7 +17,7 @@ from torchvision import transforms as v1
 from torchvision.transforms import v2
 
 from rela_lightning import ReLACallback, load_prior
-from rela_lightning.data.normalisation import told_scale
+from rela_lightning.data.normalisation import stated_scale
 from rela_lightning.data.transforms import common_scale, default_transport_transform
 from rela_lightning.errors import DataError
 from tests.image_files import crop
@@ -80,7 +80,7 @@ def test_the_scale_is_what_the_transform_does(name: str, light: bool) -> None:
         assert views is None
         return
     assert views is not None
-    scale = told_scale(views)
+    scale = stated_scale(views)
     assert (scale is None) == (name == "plain")
     if scale is not None:
         np.testing.assert_allclose(scale, [mean, std], rtol=1e-4)
@@ -146,5 +146,5 @@ def test_on_the_fly_the_prior_sees_the_pixels_of_views_normalised_in_code(monkey
 def test_views_normalised_out_of_sight_give_views_of_their_scale() -> None:
     view = TwoViews()
     found = default_transport_transform(make_digits(8, lambda image: [2 * v - 3 for v in view(image)]), 2)
-    scale = told_scale(found)
+    scale = stated_scale(found)
     assert scale.mean == pytest.approx([0.9] * 3) and scale.std == pytest.approx([0.2] * 3)

@@ -221,7 +221,7 @@ def test_a_free_place_is_built_in_and_the_folder_stays_the_users(tmp_path, prior
 def test_a_hidden_folder_of_somebody_else_is_refused(tmp_path, prior, what):
     write(tmp_path, HOME if what is None else f"{HOME}/{what}")
     before = tree(tmp_path)
-    with pytest.raises(TargetError, match=r"\.rela_lightning is for the working files[\s\S]*nothing here was touched"):
+    with pytest.raises(TargetError, match=r"\.rela_lightning is for the working files[\s\S]*nothing here was changed"):
         build_targets(prior, Digits(), tmp_path / "t")
     assert tree(tmp_path) == before
 

@@ -22,8 +22,8 @@ from rela_lightning.errors import TargetError
 from rela_lightning.injection.checks import warn_projection_late
 from rela_lightning.schedules import Mix, Plateau, Switch
 from rela_lightning.targets.assemble import in_words
-from rela_lightning.targets.fly import Learner
 from rela_lightning.targets.label_view import LabelView, drawn_crops
+from rela_lightning.targets.on_the_fly import Learner
 from rela_lightning.targets.reduce import moments, pca, project, projection, variance_elsewhere
 from rela_lightning.targets.rounding import embed_exactly, exactly, sampled, strict_float32, without_rounding
 from tests.modules import simclr

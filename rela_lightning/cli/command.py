@@ -17,10 +17,10 @@ from rela_lightning.errors import ReLAError
 from rela_lightning.process_group import wait_at_exit
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "fit": ("rela_lightning.cli.fit:fit", "train a module, with or without ReLA"),
-    "validate": ("rela_lightning.cli.fit:validate", "run a module's validation"),
-    "test": ("rela_lightning.cli.fit:test", "run a module's test"),
-    "predict": ("rela_lightning.cli.fit:predict", "run a module's prediction"),
+    "fit": ("rela_lightning.cli.fit:run", "train a module, with or without ReLA"),
+    "validate": ("rela_lightning.cli.fit:run", "run a module's validation"),
+    "test": ("rela_lightning.cli.fit:run", "run a module's test"),
+    "predict": ("rela_lightning.cli.fit:run", "run a module's prediction"),
     "targets": ("rela_lightning.cli.targets:targets", "embed the training images once with a prior"),
     "probe": ("rela_lightning.cli.probe:probe", "linear and kNN accuracy of a run, a checkpoint or a prior"),
     "compare": ("rela_lightning.cli.compare:compare", "two or more runs as a table, a plot and JSON"),
@@ -32,7 +32,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Name of a command: (`module:function` behind it, one line of help)."""
 TRAINER = ("fit", "validate", "test", "predict")
-"""Commands whose options are LightningCLI's; their functions take the words that follow."""
+"""Commands whose options are LightningCLI's; their function takes the command and the words that follow."""
 
 
 def _function(name: str) -> Callable[..., Any]:
@@ -141,7 +141,7 @@ def _run(command: str | None, words: list[str]) -> None:
     """Parse the options of a command and call its function."""
     if command in TRAINER:
         wait_at_exit()
-        _function(command)(words[words.index(command) + 1 :])
+        _function(command)(command, words[words.index(command) + 1 :])
         return
     if command not in COMMANDS:
         build_parser().parse_args(words)  # ends with help, version or a message

@@ -25,7 +25,7 @@ def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overw
         overwrite: Replace a report in that folder.
 
     Raises:
-        ConfigError: If there are fewer than two runs, one of them is none or was not probed, or they were probed in
+        ConfigError: If there are fewer than two runs, one of them is no run or was not probed, or they were probed in
             different ways.
     """
     from rich.console import Console

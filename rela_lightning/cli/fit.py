@@ -36,27 +36,8 @@ from rela_lightning.runs.resume import check_belongs, checkpoint_file
 _OF_A_START = (CONFIG, "hparams.yaml")  # files that a run has before its first step
 
 
-def fit(words: Sequence[str]) -> None:
-    """Train; `words` are those after the command."""
-    _run("fit", words)
-
-
-def validate(words: Sequence[str]) -> None:
-    """Run a module's validation."""
-    _run("validate", words)
-
-
-def test(words: Sequence[str]) -> None:
-    """Run a module's test."""
-    _run("test", words)
-
-
-def predict(words: Sequence[str]) -> None:
-    """Run a module's prediction."""
-    _run("predict", words)
-
-
-def _run(command: str, words: Sequence[str]) -> None:
+def run(command: str, words: Sequence[str]) -> None:
+    """`rela fit`, `validate`, `test` or `predict`; `words` are those after the command."""
     register_names()
     try:
         RelaCLI(command, words)

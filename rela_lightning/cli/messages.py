@@ -93,7 +93,7 @@ def _causes(error: BaseException | None) -> Iterator[str]:
 
 
 def _unknown(problem: str, name: str, known: list[str], found: str | None = None, do: str | None = None) -> ConfigError:
-    """The error for a name that is none of those known: the nearest, and all of them where they are not many."""
+    """The error for an unknown name: the nearest ones, and all of them where they are not many."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     wanted = f"perhaps {' or '.join(near)}" if near else None
     return ConfigError(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.injection.patch import Patches
-from rela_lightning.networks.names import BACKBONE_NAMES, guess_backbone, submodule_names
+from rela_lightning.networks.names import guess_backbone, shapes, unnamed_backbone
 
 _CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 
@@ -36,31 +36,26 @@ def compile_backbone(module: nn.Module, backend: str = "inductor") -> list[str]:
         )
     name = guess_backbone(module)
     if name is None:
-        raise ConfigError(
+        raise unnamed_backbone(
             f"The backbone of {type(module).__name__} to compile was not found.",
-            expected=f"one of the usual names ({', '.join(BACKBONE_NAMES)})",
-            exists=submodule_names(module),
-            do="compile it in the module's constructor, self.my_network.compile(), and leave --compile out",
+            module,
+            "compile it in the module's constructor, self.my_network.compile(), and leave --compile out",
         )
     backbone = module.get_submodule(name)
     alike = {
         other: network
         for other, network in module.named_modules()
-        if type(network) is type(backbone) and _shapes(network) == _shapes(backbone)
+        if type(network) is type(backbone) and shapes(network) == shapes(backbone)
     }
     for network in alike.values():
         network.compile(backend=backend)
     return list(alike)
 
 
-def _shapes(network: nn.Module) -> list[tuple[str, torch.Size]]:
-    return [(name, value.shape) for name, value in network.state_dict().items()]
-
-
 class ChannelsLast(Callback):
     """Keeps convolution weights and image batches `[B, C, H, W]` in memory as `[B, H, W, C]`; values stay the same.
 
-    Everything is put back at the end.
+    Everything is restored at the end.
     """
 
     def __init__(self) -> None:
@@ -79,12 +74,12 @@ class ChannelsLast(Callback):
         lay_out(pl_module, torch.channels_last)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Put everything back."""
+        """Restore everything."""
         self._patches.undo()
         lay_out(pl_module, torch.contiguous_format)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Put everything back, also after a failure."""
+        """Restore everything, also after a failure."""
         self.teardown(trainer, pl_module, "fit")
 
 

@@ -20,7 +20,7 @@ _GO_ON = (
     "the same command"
 )
 _ELSEWHERE = "name a place that you may write to"
-_DO = {
+_HINTS = {
     errno.ENOSPC: f"free some space; {_GO_ON}",
     errno.EDQUOT: f"free some space; {_GO_ON}",
     errno.EFBIG: f"raise the limit (ulimit -f); {_GO_ON}",
@@ -55,7 +55,9 @@ def system_error(error: BaseException, words: Sequence[str] = ()) -> ReLAError |
             return None
         first = error.__context__  # torch closes a file that could not be written, and fails once more
         if first is None or not isinstance(first, OSError):
-            return ConfigError("A file could not be written.", found=str(error).splitlines()[0], do=_DO[errno.ENOSPC])
+            return ConfigError(
+                "A file could not be written.", found=str(error).splitlines()[0], do=_HINTS[errno.ENOSPC]
+            )
         error = first
     if isinstance(error, UnicodeError):
         return _encoding(error, words)
@@ -69,7 +71,7 @@ def _refused(error: OSError) -> ReLAError:
     return ConfigError(
         f"The operating system refuses: {error.strerror}.",
         found=", ".join(names) or _place(error),
-        do=_DO.get(error.errno or 0),
+        do=_HINTS.get(error.errno or 0),
     )
 
 
@@ -126,7 +128,7 @@ class _Written(io.FileIO):
     problem: OSError | None = None
 
     def write(self, data: object) -> int:
-        """Write, or keep the first problem; a reader who left is none."""
+        """Write, or keep the first problem; a reader who left is not a problem."""
         try:
             return super().write(data)  # type: ignore[arg-type]
         except OSError as error:

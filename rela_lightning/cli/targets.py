@@ -35,7 +35,8 @@ def targets(
         prior: `open_clip:<arch>/<tag>`, `timm:<model>`, `torchvision:<model>/<weights>`, `checkpoint:<file>`,
             `random:<zoo>:<model>`; or a list of these, whose features are put side by side.
         data: Data module whose training images are labelled, such as `CIFAR10Data`; its views do not matter.
-        path: Folder to write: missing, empty, or with targets of ours. `.rela_lightning` beside it holds working files.
+        path: Folder to write: missing, empty, or with targets that rela wrote. Working files are in
+            `.rela_lightning` beside it.
         prior_kwargs: Options of `load_prior`: `arch` (for a checkpoint), `image_size`, `mean`, `std`, `pooling`,
             `seed` (for random weights), ...
         storage_dtype: Type of the numbers on disk; int8 has a scale for each row.
@@ -68,7 +69,7 @@ def images_of(data: Any) -> Any:
     """The training images of a data module, without views.
 
     Raises:
-        DataError: If the data module is none of ours and so has no `dataset`.
+        DataError: If the data module has no `dataset`, as those of other packages.
     """
     if not callable(getattr(data, "dataset", None)):
         raise DataError(

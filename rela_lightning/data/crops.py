@@ -1,7 +1,7 @@
 """Crops as numbers: drawn once, kept beside their targets, made again from any copy of the image.
 
 A crop is five integers `(top, left, height, width, mirrored)`, in pixels of the image before any `transform`;
-`mirrored` is 0 or 1. A mirrored crop is a crop of its own: what a network says of it is not what it says of the
+`mirrored` is 0 or 1. A mirrored crop is a crop of its own, as its features differ from those of the
 unmirrored one. Numbers are kept and not seeds, as a seed means other crops when a library changes the way it draws.
 """
 

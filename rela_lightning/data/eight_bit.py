@@ -8,9 +8,6 @@ from PIL import Image
 
 from rela_lightning.errors import DataError
 
-_TOP = {"F": 1.0}
-"""Largest value of a mode with more than 8 bits; 65535 for all others, as Pillow reads some 16-bit files as 32."""
-
 
 def eight_bit(image: Image.Image) -> Image.Image:
     """The image in mode `L` or `RGB`.
@@ -38,7 +35,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
 
 
 def _scaled(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
-    top = _TOP.get(mode, 65535.0)
+    top = 1.0 if mode == "F" else 65535.0  # also in modes of 32 bits, as Pillow reads some 16-bit files so
     low, high = float(values.min()), float(values.max())
     eight = mode == "I" and 1 < high <= 255  # black, if it is scaled; as likely 8-bit values in a larger type
     if not 0.0 <= low <= high <= top or eight:

@@ -1,4 +1,4 @@
-"""Which part of a sample is the image: told by its name, or unmistakable; never by its place."""
+"""Which part of a sample is the image: found by its name, or because nothing else can be one; never by its place."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def find_image(item: Any) -> Any:
         DataError: If there are several that differ, naming where they are.
     """
     found = list(walk(item, lambda value, where: _is_image(value, alone=not where)))
-    for narrower in (_named, _not_named_otherwise, _strongest):
-        found = narrower(found)
+    for key in (_named, _not_named_otherwise, _strength):
+        best = max(map(key, found), default=0)
+        found = [pair for pair in found if key(pair) == best]
     if len(found) > 1 and not all(_same(found[0][1], other) for _, other in found[1:]):
         raise DataError(
             "A sample holds several images, and nothing says which one is meant.",
@@ -87,32 +88,23 @@ def image_at(dataset: Any, where: str | None) -> Any:
     return dataset if where is None else ImageAt(dataset, where)
 
 
-_Found = list[tuple[Path, Any]]
-
-
 def _is_image(item: Any, *, alone: bool) -> bool:
     if isinstance(item, (Tensor, np.ndarray)):
         return item.ndim in (2, 3) and (alone or item.ndim == 3 or min(item.shape) >= _LEAST_SIDE)
     return hasattr(item, "convert") and hasattr(item, "mode")  # PIL
 
 
-def _named(found: _Found) -> _Found:
-    named = [pair for pair in found if any(part.lower() in _IMAGE_NAMES for part in pair[0])]
-    return named or found
+def _named(pair: tuple[Path, Any]) -> int:
+    return any(part.lower() in _IMAGE_NAMES for part in pair[0])
 
 
-def _not_named_otherwise(found: _Found) -> _Found:
-    plain = [pair for pair in found if not any(name in part.lower() for part in pair[0] for name in _OTHER_NAMES)]
-    return plain or found
+def _not_named_otherwise(pair: tuple[Path, Any]) -> int:
+    return not any(name in part.lower() for part in pair[0] for name in _OTHER_NAMES)
 
 
-def _strongest(found: _Found) -> _Found:
-    best = max((_strength(value) for _, value in found), default=0)
-    return [pair for pair in found if _strength(pair[1]) == best]
-
-
-def _strength(value: Any) -> int:
+def _strength(pair: tuple[Path, Any]) -> int:
     """2 for colour, 1 for PIL images and single planes, 0 for what may be anything."""
+    value = pair[1]
     if not isinstance(value, (Tensor, np.ndarray)):
         return 2 if value.mode in _COLOUR else 1
     channels = {value.shape[0] if isinstance(value, Tensor) else value.shape[-1]} if value.ndim == 3 else set()

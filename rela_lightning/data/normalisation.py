@@ -43,7 +43,7 @@ class Scale(NamedTuple):
         return all(abs(one - two) <= _TOLERANCE * max(1, abs(two)) for one, two in pairs)
 
 
-def observed_scale(views_of: Callable[[Any], list[Tensor]], image: Any, told: Scale | None) -> Scale | None:
+def observed_scale(views_of: Callable[[Any], list[Tensor]], image: Any, stated: Scale | None) -> Scale | None:
     """The scale of a transform, from what it makes of flat images: black gives `-mean / std`, white `(1 - mean) / std`.
 
     A transform draws its colours at random, and may darken white or turn it over, but not always: of several draws
@@ -52,7 +52,7 @@ def observed_scale(views_of: Callable[[Any], list[Tensor]], image: Any, told: Sc
     Args:
         views_of: The transform; from an image to its views, each float `[C, H, W]`.
         image: A raw image, whose kind and size the flat ones get: PIL, uint8 or float tensor, or uint8 array.
-        told: What a `Normalize` inside the transform says; taken, as it is exact, if it is what is observed.
+        stated: What a `Normalize` inside the transform says; taken, as it is exact, if it is what is observed.
 
     Returns:
         The scale; None where there is none, as for views standardised by their own mean.
@@ -69,10 +69,10 @@ def observed_scale(views_of: Callable[[Any], list[Tensor]], image: Any, told: Sc
     if not bool(torch.isfinite(span).all()) or bool((span < 1e-3).any()):
         return None
     found = Scale((-low / span).tolist(), (1 / span).tolist())
-    return told if told is not None and told.like(found) else found
+    return stated if stated is not None and stated.like(found) else found
 
 
-def told_scale(transform: Any) -> Scale | None:
+def stated_scale(transform: Any) -> Scale | None:
     """Mean and std of the last `Normalize` inside a (nested) transform, or None."""
     found: Scale | None = None
     pending, seen = [transform], set()

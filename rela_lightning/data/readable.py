@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -13,8 +12,10 @@ from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image, ImageOps
+from torch import hub
 
 from rela_lightning.data.eight_bit import eight_bit
+from rela_lightning.files import write_whole
 
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What PIL raises for files that are no images, or broken ones."""
@@ -52,7 +53,7 @@ def unreadable(root: Path, names: Sequence[str]) -> set[str]:
     Returns:
         The names of unreadable files.
     """
-    file = _cache_folder() / f"{_key(root, names)}.json"
+    file = Path(hub.get_dir()).parent / "rela_lightning" / "readable" / f"{_key(root, names)}.json"
     if file.is_file():
         return set(json.loads(file.read_text(encoding="utf-8"))["unreadable"])
     rank_zero_info(f"Decoding all {len(names)} images under {root} once, to leave out unreadable ones.")
@@ -63,7 +64,8 @@ def unreadable(root: Path, names: Sequence[str]) -> set[str]:
             readable = pool.map(lambda name: _decodes(root / name), block)
             broken.extend(name for name, fine in zip(block, readable, strict=True) if not fine)
     try:
-        _write(file, json.dumps({"root": str(root), "images": len(names), "unreadable": broken}))
+        content = json.dumps({"root": str(root), "images": len(names), "unreadable": broken})
+        write_whole(file, lambda part: part.write_text(content, encoding="utf-8"))
     except OSError as error:
         rank_zero_warn(f"The list of unreadable images could not be kept; it is made again next time: {error}")
     return set(broken)
@@ -77,12 +79,6 @@ def _decodes(path: Path) -> bool:
     return True
 
 
-def _cache_folder() -> Path:
-    from torch import hub
-
-    return Path(hub.get_dir()).parent / "rela_lightning" / "readable"
-
-
 def _key(root: Path, names: Sequence[str]) -> str:
     digest = hashlib.sha256(os.fsencode(root.resolve()))
     for name in names:
@@ -93,11 +89,3 @@ def _key(root: Path, names: Sequence[str]) -> str:
         else:
             digest.update(os.fsencode(f"{name}|{state.st_size}|{state.st_mtime_ns}\n"))
     return digest.hexdigest()[:32]
-
-
-def _write(file: Path, text: str) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=file.parent, suffix=".tmp")
-    with os.fdopen(handle, "w", encoding="utf-8") as opened:
-        opened.write(text)
-    Path(name).replace(file)

@@ -48,7 +48,7 @@ def swapped_transform(dataset: Any, transform: Transform | None) -> Iterator[Non
         for owner, own, seen in before:
             if own is not _CLASS_LEVEL or isinstance(getattr(type(owner), "transform", None), property):
                 owner.transform = seen
-            else:  # a method of that name: nothing of ours may stay on the instance
+            else:  # a method of that name: ours is taken off the instance
                 vars(owner).pop("transform", None)
 
 

@@ -11,7 +11,7 @@ def middle(image: Any, resize: tuple[int, int], crop: tuple[int, int]) -> Any:
 
     A strip of 20 x 20,000 pixels would be 1 GB once its shorter side is 224. What is left is centred, and long enough
     that the scale changes by less than a thousandth, and the crop moves by half a pixel at most. Other images are
-    handed back as they are.
+    returned as they are.
 
     Args:
         image: PIL image, or tensor `[..., C, H, W]`.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from rela_lightning.data.crops import RATIO, SCALE, cut
-from rela_lightning.data.normalisation import Scale, observed_scale, told_scale
+from rela_lightning.data.normalisation import Scale, observed_scale, stated_scale
 from rela_lightning.data.swap import Call, Transform, observed_calls, rows_of_all_parts, transform_owners
 
 
@@ -73,15 +73,12 @@ class TransportViews:
             Views `[C, H, W]`, float32.
         """
         image = self.prepare(image)
-        count = max(self.distinct, 1)
-        parts = (
-            (self.random_crop(image) for _ in range(count)) if crops is None else (self._cut(image, c) for c in crops)
-        )
+        if crops is None:
+            parts = [self.random_crop(image) for _ in range(max(self.distinct, 1))]
+        else:
+            parts = [self.resize(cut(image, crop)) for crop in crops]
         views: list[Tensor] = [self.colour(part) for part in parts]
         return views[0] if self.num_views == 0 else [views[i % len(views)] for i in range(self.num_views)]
-
-    def _cut(self, image: Any, crop: Sequence[int]) -> Any:
-        return self.resize(cut(image, crop))
 
 
 def is_image(value: Any) -> bool:
@@ -94,9 +91,9 @@ def default_transport_transform(dataset: Any, num_views: int) -> Transform | Non
 
     Where the data set's own are made on the device, so are these (`DeviceViews`).
 
-    Some rows of every part of the data set are looked at. None where the data set's views had better stay: it has
+    Some rows of every part of the data set are read. None where the data set's own views are kept: it has
     no working `transform`; its transform returns something other than one image or a flat sequence of images, or
-    different things in different parts or rows; or its scale cannot be told. The random state is kept.
+    different things in different parts or rows; or its scale is not known. The random state is kept.
     """
     from rela_lightning.data.device.views import DeviceViews
 
@@ -131,7 +128,7 @@ def taking_images_of(dataset: Any, transform: Transform) -> Transform:
 
 
 def common_scale(dataset: Any) -> Scale | None:
-    """The scale of the views that a data set's own `transform` gives; None where it cannot be told."""
+    """The scale of the views that a data set's own `transform` gives; None where it is not known."""
     with isolate_rng():
         return _common_scale(_calls(dataset))
 
@@ -155,10 +152,10 @@ def _of_one_image(call: Call) -> Call:
 
 
 def _common_scale(calls: Sequence[Call]) -> Scale | None:
-    """Of all the transforms that were called, each looked at once; None if they differ or one cannot be told."""
+    """Of all the transforms that were called, each observed once; None if they differ or one is not known."""
     first = {id(call.owner): call for call in reversed(calls)}
     scales = [
-        observed_scale(lambda image, own=call.own: _views(own(image)), call.image, told_scale(call.own))  # type: ignore[misc]
+        observed_scale(lambda image, own=call.own: _views(own(image)), call.image, stated_scale(call.own))  # type: ignore[misc]
         for call in first.values()
     ]
     known = [scale for scale in scales if scale is not None]

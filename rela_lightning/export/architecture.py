@@ -42,17 +42,10 @@ class Recipe(NamedTuple):
         """An untrained network; the random state stays as it was.
 
         Raises:
-            ConfigError: If there is no such network, or the options are not its own.
+            NetworkError: If there is no such network, or the options are not its own.
         """
-        try:
-            with preserved_rng():
-                return build_plain(self.name, cifar_stem=self.cifar_stem, **self.kwargs)
-        except (TypeError, RuntimeError, AssertionError, KeyError) as error:
-            raise ConfigError(
-                f"{self.name} cannot be built.",
-                found=f"{type(error).__name__}: {error}",
-                do="check `backbone_kwargs`",
-            ) from error
+        with preserved_rng():
+            return build_plain(self.name, cifar_stem=self.cifar_stem, **self.kwargs)
 
 
 class Plain(NamedTuple):
@@ -133,7 +126,7 @@ def _filled(network: nn.Module, state: State, name: str) -> nn.Module:
             expected=f"{len(network.state_dict())} tensors, and no others, of the same shapes",
             found=problem,
             do="give the architecture they were trained in, without classifier, with its `backbone_kwargs` and "
-            "`cifar_stem`; and look whether `key` names the backbone alone",
+            "`cifar_stem`; and check that `key` names the backbone alone",
         )
     network = network.cpu().float().eval().requires_grad_(False)
     fill(network, state)

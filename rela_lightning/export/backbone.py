@@ -14,12 +14,12 @@ from torch import nn
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.architecture import Plain, Recipe, missing_keys, plain_network
-from rela_lightning.export.files import check_free, write_whole
 from rela_lightning.export.hub import FILES, write_hub
 from rela_lightning.export.inputs import Inputs, inputs_of
 from rela_lightning.export.keys import cut, find_key
 from rela_lightning.export.onnx import require_onnx, write_onnx
 from rela_lightning.export.source import Source, read_source
+from rela_lightning.files import check_free, write_whole
 from rela_lightning.runs.report import versions
 from rela_lightning.weights import State
 

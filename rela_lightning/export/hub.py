@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from rela_lightning.errors import ConfigError
 from rela_lightning.export.architecture import Plain, timm_name
 from rela_lightning.export.card import loading_code, model_card, text
-from rela_lightning.export.files import write_whole
 from rela_lightning.export.inputs import Inputs
+from rela_lightning.files import write_whole
 from rela_lightning.networks.encode import measure_feature_dim
 from rela_lightning.weights import State
 

@@ -53,7 +53,7 @@ def inputs_of(
         raise ConfigError("`image_size` is out of range.", expected="pixels, at least 1", found=image_size)
     if mean is not None and std is not None and (len(mean) != channels or len(std) != channels or min(std) <= 0):
         raise ConfigError(
-            "The normalisation cannot be.",
+            "The normalisation cannot be used.",
             expected=f"{channels} numbers each, those of std above 0",
             found=f"mean={list(mean)}, std={list(std)}",
         )

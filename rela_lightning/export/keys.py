@@ -9,14 +9,14 @@ from torch import nn
 
 from rela_lightning.compat import COMPILED
 from rela_lightning.errors import ConfigError
-from rela_lightning.networks.names import BACKBONE_NAMES, guess_backbone, submodule_names
+from rela_lightning.networks.names import guess_backbone, submodule_names, unnamed_backbone
 from rela_lightning.weights import State, changed, renamed
 
 _PARALLEL = "module"
 _COUNTER = "n_averaged"  # of torch.optim.swa_utils.AveragedModel, beside its `module`
 _TEACHER = ("teacher", "momentum", "target", "ema", "encoder_k")
 _STUDENT = ("student", "online", "encoder_q")
-_CERTAIN = ("backbone", "student_backbone", "online_backbone", "encoder_q")
+_UNAMBIGUOUS = ("backbone", "student_backbone", "online_backbone", "encoder_q")
 
 
 def tidy(state: State) -> State:
@@ -70,16 +70,12 @@ def find_key(state: State, key: str = "auto", *, frozen: Collection[str] | None 
     if key != "auto":
         return ".".join(part for part in key.split(".") if part and part != COMPILED)
     found = guess_backbone(module_tree(state, teacher_names(state) if frozen is None else frozen))
-    if whole and (found or "").split(".")[0] not in _CERTAIN:
+    if whole and (found or "").split(".")[0] not in _UNAMBIGUOUS:
         return ""
     if found is None:
-        raise ConfigError(
-            "The backbone to export was not found.",
-            expected=f"one of the usual names ({', '.join(BACKBONE_NAMES)})",
-            found="none of them" if state else "no tensors at all",
-            exists=submodule_names(module_tree(state)),
-            do='name it: key="my_encoder"; key="" exports everything',
-        )
+        found_here = "none of them" if state else "no tensors at all"
+        do = 'name it: key="my_encoder"; key="" exports everything'
+        raise unnamed_backbone("The backbone to export was not found.", module_tree(state), do, found_here)
     return found
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
+from rela_lightning.errors import ConfigError
+
 BACKBONE_NAMES = (
     "backbone", "encoder", "student_backbone", "online_backbone", "encoder_q", "student", "online_encoder",
     "online_network", "anchor_backbone", "model", "net", "network", "trunk", "feature_extractor",
@@ -21,6 +23,12 @@ def submodule_names(module: nn.Module) -> list[str]:
     """Names of the submodules that hold parameters, at most 40, outermost first."""
     names = [n for n, m in module.named_modules() if n and _has_parameters(m)]
     return sorted(names, key=lambda name: name.count("."))[:40]
+
+
+def unnamed_backbone(problem: str, module: nn.Module, do: str, found: str | None = None) -> ConfigError:
+    """The error where no submodule has a usual name."""
+    usual = f"one of the usual names ({', '.join(BACKBONE_NAMES)})"
+    return ConfigError(problem, expected=usual, found=found, exists=submodule_names(module), do=do)
 
 
 def trainable(module: nn.Module) -> bool:

@@ -81,7 +81,7 @@ def load_prior(
 def _network(spec: object, image_size: int | None, kwargs: dict[str, Any]) -> tuple[str, nn.Module, Preprocess | None]:
     """Name, network and own preprocessing (or `None`) of a single spec."""
     if isinstance(spec, nn.Module):
-        _no_more(kwargs)
+        _refuse_options(kwargs)
         return type(spec).__name__, copy.deepcopy(spec), None
     source, _, rest = spec.partition(":") if isinstance(spec, str) else ("", "", "")
     if not rest or not any(form.startswith(f"{source}:") for form in SCHEMES):
@@ -98,7 +98,7 @@ def _network(spec: object, image_size: int | None, kwargs: dict[str, Any]) -> tu
 
 def _changed(prior: Prior, pooling: Pooling, options: dict[str, Any], kwargs: dict[str, Any]) -> Prior:
     """The prior itself, or its network under other settings."""
-    _no_more(kwargs)
+    _refuse_options(kwargs)
     if all(value is None for value in options.values()) and pooling in ("auto", prior.pooling):
         return prior
     if isinstance(prior, FusedPrior):
@@ -110,7 +110,7 @@ def _changed(prior: Prior, pooling: Pooling, options: dict[str, Any], kwargs: di
     return Prior(prior.network, preprocess, pooling=pooling, name=prior.name)
 
 
-def _no_more(kwargs: dict[str, Any]) -> None:
+def _refuse_options(kwargs: dict[str, Any]) -> None:
     if kwargs:
         raise PriorError(
             "A module takes no options for building it.",

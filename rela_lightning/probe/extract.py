@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ def extract_features(
             is on the CPU and there is one.
         pooling: See `rela_lightning.networks.pooling.pool`.
         labels: Where the labels are in a batch: a position, a key, a dotted path, or `auto`.
-        progress: Name under which stderr is told how far it is, for a data set; None says nothing.
+        progress: Name of the pass in a progress bar on stderr, for a data set; None shows none.
 
     Returns:
         Float32 features `[N, F]` and int64 labels `[N]`, both on the CPU.
@@ -56,22 +57,19 @@ def extract_features(
     features: list[Tensor] = []
     found: list[Tensor] = []
     move = homes != {target} and len(homes) == 1
-    told = (
-        Progress(progress, len(dataset_or_loader)) if progress and hasattr(dataset_or_loader, "__getitem__") else None
-    )
+    bar = Progress(progress, len(dataset_or_loader)) if progress and hasattr(dataset_or_loader, "__getitem__") else None
     try:
         if move:
             backbone.to(target)
-        for batch in _batches(dataset_or_loader, batch_size, num_workers):
-            images = find_images(batch)
-            labels, rows = find_labels(batch, len(images), labels)
-            features.append(encode(backbone, images.to(target), pooling).float().cpu())
-            found.append(rows.cpu())
-            if told is not None:
-                told.add(len(images))
+        with bar or nullcontext():
+            for batch in _batches(dataset_or_loader, batch_size, num_workers):
+                images = find_images(batch)
+                labels, rows = find_labels(batch, len(images), labels)
+                features.append(encode(backbone, images.to(target), pooling).float().cpu())
+                found.append(rows.cpu())
+                if bar is not None:
+                    bar.add(len(images))
     finally:
-        if told is not None:
-            told.close()
         if move:
             backbone.to(home)
     if not features:

@@ -46,7 +46,7 @@ class KNNProbe(ProbeCallback):
 
     Raises:
         ConfigError: For values out of range, a backbone or labels that are not there.
-        DataError: If a batch holds no images, or labels that cannot be told.
+        DataError: If a batch holds no images, or its labels are not found.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A linear probe that is trained beside the run and never touches it."""
+"""A linear probe that is trained beside the run and changes nothing of it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class OnlineLinearProbe(ProbeCallback):
 
     Raises:
         ConfigError: For values out of range, a backbone or labels that are not there.
-        DataError: If a batch holds no images, or labels that cannot be told.
+        DataError: If a batch holds no images, or its labels are not found.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class OnlineLinearProbe(ProbeCallback):
         self._saved: dict[str, Any] = {}
         self._train_sums: Tensor | None = None
         self._val_counts: Tensor | None = None
-        self._taught = False
+        self._trained = False
 
     @property
     def state_key(self) -> str:
@@ -89,7 +89,7 @@ class OnlineLinearProbe(ProbeCallback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the first batch tells the width of the features."""
-        self._saved, self._taught = state_dict, bool(state_dict)
+        self._saved, self._trained = state_dict, bool(state_dict)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave the module as it was; keep the classifier for a later `fit` or `save_checkpoint`."""
@@ -132,7 +132,7 @@ class OnlineLinearProbe(ProbeCallback):
             log_number(pl_module, "probe/loss", loss / rows)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget an epoch that was broken off."""
+        """Drop the counts of an interrupted epoch."""
         self._val_counts = None
 
     def on_validation_batch_end(  # noqa: PLR0917
@@ -153,10 +153,10 @@ class OnlineLinearProbe(ProbeCallback):
             self._val_counts = counts if self._val_counts is None else self._val_counts + counts
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Log the accuracy on the validation batches, once a labelled row has taught the classifier."""
-        if not self._taught and self._train_sums is not None:
-            self._taught = bool(_summed(trainer, self._train_sums)[0] > 0)
-        if self._val_counts is not None and self._taught and not trainer.sanity_checking:
+        """Log the accuracy on the validation batches, once it was trained on a labelled row."""
+        if not self._trained and self._train_sums is not None:
+            self._trained = bool(_summed(trainer, self._train_sums)[0] > 0)
+        if self._val_counts is not None and self._trained and not trainer.sanity_checking:
             values = accuracies(_summed(trainer, self._val_counts))
             for name, value in zip(self._names, values, strict=True):
                 log_number(pl_module, name, value)

@@ -20,7 +20,7 @@ def run_of(checkpoint: Path) -> Path | None:
     return record.parent if record is not None else None
 
 
-def choose_folder(given: str | None, name: str, resumed: Path | None, asked: str | None = None) -> Path:
+def choose_folder(given: str | None, name: str, resumed: Path | None, requested: str | None = None) -> Path:
     """The folder of a new run, or of the one that is resumed.
 
     A folder below `runs` is made at once, on the first process: of runs started together, each has its own.
@@ -29,7 +29,7 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, asked: str
         given: Folder the user named, or None.
         name: Name of the run: `runs/<name>`, or where that is taken `runs/<name>-2` and so on.
         resumed: Checkpoint to go on from, or None.
-        asked: Name the user asked for, or None.
+        requested: Name the user asked for, or None.
 
     Raises:
         ConfigError: If the folder holds another run, the name is not valid for a folder, or not that of a resumed run.
@@ -47,13 +47,13 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, asked: str
         return folder
     if before is not None:
         known = (before.name, read_run(before).get("name"))
-        if asked is not None and asked not in known:
+        if requested is not None and requested not in known:
             raise ConfigError(
                 "A run that is resumed keeps its name and its folder.",
                 expected=f"--name {known[1]}, or --name null",
-                found=asked,
+                found=requested,
                 do="leave --ckpt_path out to start a run of that name, or name a new folder, to go on there from the "
-                f"weights of this one, by --trainer.default_root_dir runs/{asked}",
+                f"weights of this one, by --trainer.default_root_dir runs/{requested}",
             )
         return before
     if not name.strip(". ") or _NO_NAME.search(name):

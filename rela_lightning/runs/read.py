@@ -36,7 +36,8 @@ def find_checkpoint(path: Path) -> Path:
         file = _named_in(named, str(wanted))
         if file is not None:
             return file
-    files = sorted((file for file in path.rglob("*.ckpt") if file.is_file()), key=_age)
+    files = [file for file in path.rglob("*.ckpt") if file.is_file()]
+    files.sort(key=lambda file: (file.stat().st_mtime, file.name))
     if not files:
         raise _no_checkpoint(path)
     beside = [file for file in files if file.parent == files[-1].parent]
@@ -60,10 +61,6 @@ def _named_in(run: Path, wanted: str) -> Path | None:
             do="pass that checkpoint itself, if you trust it",
         )
     return file
-
-
-def _age(file: Path) -> tuple[float, str]:
-    return file.stat().st_mtime, file.name
 
 
 def _no_checkpoint(path: Path) -> ConfigError:

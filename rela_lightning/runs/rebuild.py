@@ -35,7 +35,7 @@ class Subject(NamedTuple):
 
     @property
     def preprocess(self) -> Any:
-        """How a prior wants its images; None for a network trained here, which takes the probe view."""
+        """A prior's preprocessing; None for a network trained here, which takes the probe view."""
         return self.network.preprocess if isinstance(self.network, Prior) else None
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback
 
 from rela_lightning.callback import ReLACallback
 from rela_lightning.compat import timers
+from rela_lightning.files import write_whole
 from rela_lightning.runs.names import RECORD
 from rela_lightning.runs.random_state import random_state, restore
 from rela_lightning.runs.report import versions
@@ -51,7 +52,7 @@ class RunRecord(Callback):
         if self._since is not None:
             self._spent, self._since = self._spent + time.perf_counter() - self._since, None
 
-    def _go(self) -> None:
+    def _resume(self) -> None:
         self._pause()
         self._since = time.perf_counter()
 
@@ -60,7 +61,7 @@ class RunRecord(Callback):
         store = _store(trainer)
         self._labelling = float(store.manifest["labelling_seconds"]) if store is not None else 0.0
         self._alone = trainer.world_size == 1
-        self._go()
+        self._resume()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
         """Draw, after a resumption, as the run would have gone on to draw."""
@@ -81,7 +82,7 @@ class RunRecord(Callback):
         found = {ours: float(metrics[name]) for name, ours in _LOGGED.items() if name in metrics}
         if found:
             self._history.append({"seconds": round(self.seconds, 3), "steps": trainer.global_step, **found})
-        self._go()
+        self._resume()
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note when transport ended."""
@@ -130,7 +131,7 @@ class RunRecord(Callback):
             "budget": {
                 "max_epochs": trainer.max_epochs,
                 "max_steps": trainer.max_steps if trainer.max_steps >= 0 else None,
-                "max_seconds": _max_seconds(trainer),
+                "max_seconds": min((seconds for _, seconds in timers(trainer.callbacks)), default=None),
                 "data_ratio": float(getattr(data, "data_ratio", 1.0)) * (rela.data_ratio if rela is not None else 1.0),
                 "batch_size": getattr(data, "batch_size", None),
                 "devices": trainer.world_size,
@@ -173,10 +174,6 @@ def _store(trainer: Any) -> Any:
     return rela.targets if isinstance(rela.targets, TargetStore) else TargetStore(rela.targets)
 
 
-def _max_seconds(trainer: Any) -> float | None:
-    return min((seconds for _, seconds in timers(trainer.callbacks)), default=None)
-
-
 def _data(data: Any) -> dict[str, Any]:
     """Name of the data, and how its images reach the network, as far as is known."""
     facts = {name: getattr(data, name, None) for name in ("root", "image_size", "mean", "std")}
@@ -185,7 +182,4 @@ def _data(data: Any) -> dict[str, Any]:
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write `run.json`, all of it or nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / f".{RECORD}"
-    fresh.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    fresh.replace(folder / RECORD)
+    write_whole(folder / RECORD, lambda file: file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8"))

@@ -10,8 +10,8 @@ curves of an accelerated run start where its labelling ends.
 | `labelling_seconds` | time taken to build the targets, 0 to `seconds` |
 | `steps` | optimizer steps, >= 0 |
 | `linear_top1`, `knn_top1` | top-1 accuracies in `[0, 1]` |
-| `few_label_top1` | `{"mean": 0..1, "std": >= 0}`, or absent |
-| `switch_seconds` | when SSL took over, on the axis of `seconds`; None or absent if it never did |
+| `few_label_top1` | `{"mean": 0..1, "std": >= 0}`, or left out |
+| `switch_seconds` | when SSL took over, on the axis of `seconds`; None or left out if it never did |
 | `history` | list of points `{"seconds", "steps", "linear_top1", "knn_top1", "few_label_top1"}` in order of time |
 """
 

@@ -11,7 +11,7 @@ from rela_lightning.errors import ConfigError
 from rela_lightning.runs.read import find_checkpoint, find_run, read_checkpoint, read_run
 from rela_lightning.weights import mismatch
 
-_SOUGHT = ("best", "last")  # Lightning's words for a checkpoint of the same process
+_WORDS = ("best", "last")  # Lightning's words for a checkpoint of the same process
 
 
 def checkpoint_file(given: Any) -> Path | None:
@@ -23,7 +23,7 @@ def checkpoint_file(given: Any) -> Path | None:
     Raises:
         ConfigError: If there is no such file, or a word that names no run.
     """
-    if given in _SOUGHT and not Path(given).exists():
+    if given in _WORDS and not Path(given).exists():
         raise ConfigError(
             f"`--ckpt_path {given}` does not say of which run: training would start afresh.",
             expected="the folder of a run, for its last checkpoint, or a checkpoint file",

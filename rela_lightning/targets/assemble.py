@@ -55,7 +55,7 @@ def assemble(
         exact: Some images embedded in strict float32, which tell how coarsely the pass rounded; None to trust it.
 
     Returns:
-        What the manifest says of it: `dim`, `dropped_dimensions` (those without variance), `explained_variance` (a
+        Its entries in the manifest: `dim`, `dropped_dimensions` (those without variance), `explained_variance` (a
         share of the total for each column), `rounding` (see `Rounding`; None without `exact`), `storage_cosine` (least
         and mean cosine of a stored target with the exact one).
 

@@ -66,7 +66,7 @@ def build_targets(
     Args:
         prior: From `load_prior`, or what `load_prior` takes.
         dataset: Map-style; `dataset[i]` is an image, or a tuple or dict with one image: PIL, uint8 tensor
-            `[C, H, W]`, or float tensor in [0, 1]. Its own `transform` is set aside while labelling and put back.
+            `[C, H, W]`, or float tensor in [0, 1]. Its own `transform` is set aside while labelling and restored.
         path: Folder to write: missing (its parent too), empty, or with targets of ours. A link stands
             for the folder it points to.
         image: Where the image is in a sample that holds several (masks, depth maps, other views), keys and positions
@@ -87,7 +87,7 @@ def build_targets(
         batch_size: Images (each view is one) in one forward of the prior, on each device.
         num_workers: Worker processes that read images, on each device.
         trainer: A Lightning trainer of either package, with any strategy; its callbacks other than
-            the progress bar rest meanwhile. `None` makes a quiet one for one device.
+            the progress bar are left out meanwhile. `None` makes a quiet one for one device.
         overwrite: Build again where targets exist; the old ones stay until the new ones are done. Only
             targets that `build_targets` made are replaced, and only if nothing else is in their folder.
 

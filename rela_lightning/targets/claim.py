@@ -1,7 +1,7 @@
 """The claim on a working folder: whose it is, and that one job at a time uses it.
 
 Working files lie in `.rela_lightning/<name>` beside the store `<name>`. The lock in there also is the mark that the
-folder is ours: it is the first file to come and the last to go. A folder without it is somebody else's.
+folder is ours: it is the first file written and the last removed. A folder without it is somebody else's.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP)
 
 
 class Claim:
-    """Holds a working folder against other jobs; the operating system lets go of it if this process dies.
+    """Holds a working folder against other jobs; the operating system releases it if this process dies.
 
-    Leaving a `with` block releases it. Where the system has no file locks (Windows, some network disks), nobody is
-    kept off.
+    Leaving a `with` block releases it. Where the system has no file locks (Windows, some network disks), nothing
+    is excluded.
 
     Args:
         folder: `.rela_lightning/<name>`; created when taken.
@@ -70,7 +70,7 @@ class Claim:
                         handle.close()
 
     def release(self) -> None:
-        """Let go; a folder that holds nothing but the lock is removed."""
+        """Release it; a folder that holds nothing but the lock is removed."""
         handle, self._handle = self._handle, None
         if handle is None:
             return
@@ -139,7 +139,7 @@ def refuse_foreign(folder: Path) -> None:
             f"{home} is for the working files of build_targets, and holds something else.",
             expected=f"folders with {LOCK}, or nothing",
             found=", ".join(sorted(foreign)[:12]),
-            do="move that away, or give a path in another folder; nothing here was touched",
+            do="move that away, or give a path in another folder; nothing here was changed",
         )
 
 

@@ -1,4 +1,4 @@
-"""What the operating system says when files cannot be written, as errors that name the path and the way out."""
+"""Files that the operating system refuses to write, as errors that name the path and what to do."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def writing(path: Path, need: int | None = None) -> Iterator[None]:
 
     Args:
         path: Named in the error, beside the file that was refused.
-        need: Bytes that the whole of it takes, if known; told where the disk is full.
+        need: Bytes that the whole of it takes, if known; named where the disk is full.
     """
     try:
         yield
@@ -76,7 +76,7 @@ def writing(path: Path, need: int | None = None) -> Iterator[None]:
         raise TargetError(
             problem,
             expected=f"{_size(need)} in all" if full and need else None,
-            found=f"{_told(error)}, at {path}" + (f" ({_size(free)} free)" if full and free is not None else ""),
+            found=f"{_reported(error)}, at {path}" + (f" ({_size(free)} free)" if full and free is not None else ""),
             do=do,
         ) from error
 
@@ -88,7 +88,7 @@ def _number(error: Exception) -> int:
     return int(found[1]) if found else 0
 
 
-def _told(error: Exception) -> str:
+def _reported(error: Exception) -> str:
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     return error.strerror if error.filename is None else f"{error.strerror} ({error.filename})"

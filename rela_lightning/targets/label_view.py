@@ -19,11 +19,11 @@ from rela_lightning.rng import preserved_rng
 
 CropsOf = Callable[[Any, int], Sequence[Crop]]
 """Crops of an image, from the image and its row in the data set."""
-_WANTED = "a PIL image, a uint8 tensor [C, H, W] or a float tensor in [0, 1], alone or in a tuple or dict"
+_EXPECTED = "a PIL image, a uint8 tensor [C, H, W] or a float tensor in [0, 1], alone or in a tuple or dict"
 
 
 def unchanged(*images: Any, **named: Any) -> Any:
-    """The transform that stands in while a data set's own is set aside: hands back what it gets."""
+    """The transform in place of a data set's own while that is set aside: returns what it gets."""
     if named:
         return named
     return images[0] if len(images) == 1 else images
@@ -46,7 +46,7 @@ def raw_image(dataset: Any, row: int) -> Any:
     """One image of a data set as it was before its `transform`.
 
     Args:
-        dataset: Map-style; its `transform`, also inside wrappers, is put back afterwards.
+        dataset: Map-style; its `transform`, also inside wrappers, is restored afterwards.
         row: Index of the sample.
 
     Returns:
@@ -60,7 +60,7 @@ def raw_image(dataset: Any, row: int) -> Any:
     if image is None:
         raise DataError(
             f"Row {row} of the data set holds no image.",
-            expected=_WANTED,
+            expected=_EXPECTED,
             found=_kind(item),
             do="wrap the data set so that dataset[i] is the image or holds it",
         )
@@ -191,7 +191,7 @@ def _checked(image: Any, row: int) -> Any:
 def _unusable(image: Any, row: int) -> DataError:
     return DataError(
         f"Row {row} of the data set is not a raw image.",
-        expected=_WANTED,
+        expected=_EXPECTED,
         found=_kind(image),
         do="label the images before normalisation: the prior brings its own preprocessing",
     )

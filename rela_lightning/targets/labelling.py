@@ -25,7 +25,7 @@ def label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[tor
     Args:
         prior: Network that embeds.
         plan: What to embed, and where to.
-        trainer: Of either Lightning tree; its callbacks other than the progress bar rest meanwhile. None makes one
+        trainer: Of either Lightning tree; its callbacks other than the progress bar are left out. None makes one
             for one device, which says how far it is.
         finish: Called with the device of the pass, and the time at which it ended.
     """

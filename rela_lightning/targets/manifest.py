@@ -1,4 +1,4 @@
-"""`manifest.json`: what a store says of itself, with a check sum of its own and of the projection beside it."""
+"""`manifest.json`: the record of a store, with a check sum of its own and of the projection beside it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is at the path of a store: ours or not, and how a new store takes the place of an old one.
+"""What is at the path of a store: ours or not, and how a new store replaces an old one.
 
 Files move one by one and only by the names of `STORE_FILES`, so that whatever else is in a folder stays, and the folder
 itself too. The manifest goes first and comes last: without it there is no store. The steps, in the working folder:
@@ -31,7 +31,7 @@ _NEW, _READY, _OLD = "new", "ready", "old"
 
 
 def settle(place: Path, claim: Claim, *, overwrite: bool) -> bool:
-    """Finish what a killed job left and see what is at `place`, where only targets of ours may be.
+    """Finish what a killed job left and see what is at `place`, where only targets that we wrote may be.
 
     Args:
         place: See `rela_lightning.targets.partial.place_of`.
@@ -98,7 +98,7 @@ def _move(names: Iterable[str], source: Path, target: Path) -> None:
             continue
         if os.path.lexists(target / name):
             raise TargetError(
-                "Something else has come to the place of a file of these targets.",
+                "Another file is in the place of a file of these targets.",
                 expected=f"nothing at {target / name}",
                 found=f"its own file waits at {source / name}",
                 do="move what is there away and call again",
@@ -119,7 +119,7 @@ def _present(folder: Path) -> list[str]:
 
 
 def _holds_store(place: Path, overwrite: bool) -> bool:
-    """Whether a store of ours is at `place`; anything else but an empty folder is refused, by name."""
+    """Whether a store that we wrote is at `place`; anything else but an empty folder is refused, by name."""
     if HOME in place.parts:
         raise TargetError(f"{HOME} is for working files.", found=place, do="give a path outside it")
     if not os.path.lexists(place):

@@ -149,7 +149,7 @@ def without_rounding(result: PCA, difference: Moments, limit: float = MAX_ROUNDI
     clear = shares <= limit
     if not bool(clear.any()):
         raise TargetError(
-            "The features of this pass are rounding noise: the same images embedded in float32 look otherwise.",
+            "The features of this pass are rounding noise: the same images embedded in float32 differ.",
             expected=f"a direction in which rounding is at most {limit:.0%} of the variance",
             found=f"{float(shares.min()):.0%} in the best of {len(shares)}",
             do="label in 32-bit precision; check that the data set gives the same image at each reading",

@@ -122,7 +122,7 @@ def locate(folder: Path, length: int, shape: Shape) -> Path:
     before = 0
     for shard in find_shards(folder, shape):
         for start, entries in _index_chunks(shard, shape):
-            where = np.load(path, mmap_mode="r+")  # opened for each chunk: its pages are given back
+            where = np.load(path, mmap_mode="r+")  # opened for each chunk: its pages are released
             where[entries["row"]] = np.arange(before + start, before + start + len(entries))
             where.flush()
         before += shard.count

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rela_lightning.data.normalisation import Scale, told_scale
+from rela_lightning.data.normalisation import Scale, stated_scale
 from rela_lightning.data.swap import has_rows, transform_owners
 from rela_lightning.data.transforms import common_scale
 from rela_lightning.errors import DataError, TargetError
 from rela_lightning.networks.preprocess import EachPreprocess, Preprocess
 from rela_lightning.priors import Prior, load_prior
-from rela_lightning.targets.fly import Learner
 from rela_lightning.targets.lookup import Crops, TargetLookup
+from rela_lightning.targets.on_the_fly import Learner
 from rela_lightning.targets.reduce import Projection, project
 from rela_lightning.targets.rounding import exactly
 from rela_lightning.targets.store import TargetStore
@@ -80,13 +80,13 @@ class StoredTargets:
         """Nothing to restore."""
 
     def release(self) -> None:
-        """Nothing to give back."""
+        """Nothing to release."""
 
 
 class PriorTargets:
     """Targets on the fly, `y = project(prior(view))`, one forward of the prior a step.
 
-    The projection is learnt from the first batches, see `rela_lightning.targets.fly.Learner`: until
+    The projection is learnt from the first batches, see `rela_lightning.targets.on_the_fly.Learner`: until
     `4 * feature_dim` images have passed, calls only collect and return None.
 
     Args:
@@ -110,13 +110,13 @@ class PriorTargets:
     def check(self, dataset: Any) -> None:
         """Learn how the training views are normalised.
 
-        Observed where the data set has rows and a transform; else a `Normalize` inside it is believed, and views
+        Observed where the data set has rows and a transform; else a `Normalize` inside it is taken, and views
         without one are taken to be in `[0, 1]`.
         """
         owners = transform_owners(dataset)
         self._scale = common_scale(dataset) if owners and has_rows(dataset) else None
         if self._scale is None:
-            self._scale = told_scale([owner.transform for owner in owners] if owners else dataset)
+            self._scale = stated_scale([owner.transform for owner in owners] if owners else dataset)
 
     def __call__(self, rows: BatchRows, view: Tensor, trainer: Any) -> Tensor | None:
         """Targets of a view.
@@ -139,7 +139,7 @@ class PriorTargets:
             return project(features, self._projection)[:, None]
 
     def release(self) -> None:
-        """Give the device's memory back."""
+        """Free the device's memory."""
         self.prior.to("cpu")
 
     def _inputs(self, view: Tensor) -> Any:
@@ -214,7 +214,7 @@ def open_source(
 
 
 def _check_range(images: Tensor) -> None:
-    """Refuse images whose scale was not understood, as the prior would see them cut off."""
+    """Refuse images outside [0, 1]: their scale is not known, and clamping would change them."""
     low, high = float(images.min()), float(images.max())
     if low < -0.1 or high > 1.1:
         raise DataError(

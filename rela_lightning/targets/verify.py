@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 MIN_COSINE = 0.95
 """Least cosine between a stored target and that of the same image embedded again: mixed precision stays above .98
 (see `MAX_ROUNDING`), other images fall far below."""
-_SHOWN_OTHERWISE = "its images may be shown otherwise than before augmentation."
+_OTHER_VIEWS = "its images may be shown otherwise than before augmentation."
 _UNREADABLE = "its images cannot be read as they were before augmentation."
 
 
@@ -110,7 +110,7 @@ def _compare_pixels(store: TargetStore, dataset: Any, rows: list[int], moved: li
     if changing_rows(dataset, found, len(rows)):
         return [], _UNREADABLE
     if not raw:
-        return [], _SHOWN_OTHERWISE
+        return [], _OTHER_VIEWS
     if other:
         return other, ""
     size = " x ".join(map(str, found.sizes[found.rows.index(resized[0])]))

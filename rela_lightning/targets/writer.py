@@ -125,13 +125,13 @@ class ShardSteps:
         self._writer: ShardWriter | None = None
         self._pending: tuple[LabelItem, Tensor, Any] | None = None
         self._clock = 0.0
-        self._earlier = 0.0
+        self._seconds_before = 0.0
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
         """Open this rank's shard."""
         with writing(self.plan.folder, self.plan.bytes):
             self._writer = ShardWriter(self.plan.folder, trainer.global_rank, self.plan.shape)
-        self._earlier = read_seconds(self.plan.folder)
+        self._seconds_before = read_seconds(self.plan.folder)
 
     def write_on_batch_end(  # noqa: PLR0917
         self,
@@ -154,18 +154,18 @@ class ShardSteps:
             event.record()
         self._flush()
         self._pending = (LabelItem(row, size, crops, None), features, event)
-        if trainer.received_sigterm:  # Lightning notes the signal and leaves it to the loop, which here does not look
+        if trainer.received_sigterm:  # Lightning notes the signal, and its predict loop does not check it
             log.warning("SIGTERM: labelling stops. The rows so far are kept, the same call goes on from there.")
             raise SystemExit(128 + signal.SIGTERM)
         if trainer.is_global_zero and time.time() - self._clock > 1.0:
             self._clock = time.time()
-            write_seconds(self.plan.folder, self._earlier + self._clock - self.plan.started)
+            write_seconds(self.plan.folder, self._seconds_before + self._clock - self.plan.started)
 
     def on_predict_end(self, trainer: Any, pl_module: Any) -> None:
         """Write the last batch; wait until all ranks have."""
         self._flush()
         if trainer.is_global_zero:
-            write_seconds(self.plan.folder, self._earlier + time.time() - self.plan.started)
+            write_seconds(self.plan.folder, self._seconds_before + time.time() - self.plan.started)
         trainer.strategy.barrier("rela targets")
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
@@ -176,7 +176,7 @@ class ShardSteps:
         """Keep what is whole."""
         if not isinstance(exception, TargetError):
             self._flush()
-        with suppress(TargetError):  # the first error is told, not what closing has to say of a full disk
+        with suppress(TargetError):  # the first error counts, not that of closing on a full disk
             self._close()
 
     def _flush(self) -> None:

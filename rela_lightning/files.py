@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
         write: Writes to the path it is given.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.stem}.{os.getpid()}.partial{file.suffix}")
+    partial = file.with_name(f".{file.stem}.{secrets.token_hex(4)}.partial{file.suffix}")
     try:
         write(partial)
         partial.replace(file)
