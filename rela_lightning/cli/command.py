@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("rela_lightning.cli.fit:run", "run a module's test"),
     "predict": ("rela_lightning.cli.fit:run", "run a module's prediction"),
     "targets": ("rela_lightning.cli.targets:targets", "embed the training images once with a prior"),
+    "rank": ("rela_lightning.cli.rank:rank", "priors in order before any training, without labels"),
     "probe": ("rela_lightning.cli.probe:probe", "linear and kNN accuracy of a run, a checkpoint or a prior"),
     "compare": ("rela_lightning.cli.compare:compare", "two or more runs as a table, a plot and JSON"),
     "export": (

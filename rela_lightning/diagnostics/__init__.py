@@ -11,6 +11,8 @@ from rela_lightning._lazy import lazy
 
 if TYPE_CHECKING:
     from rela_lightning.diagnostics.collapse import CollapseMonitor
+    from rela_lightning.diagnostics.fitness_check import Fitness, fitness
+    from rela_lightning.diagnostics.image_faults import Finding
     from rela_lightning.diagnostics.linear_map import representation_similarity, transport_distance
     from rela_lightning.diagnostics.ranking import rank_priors
     from rela_lightning.diagnostics.ranking_table import PriorRanking, PriorRow
@@ -19,11 +21,14 @@ if TYPE_CHECKING:
 
 _EXPORTS = {
     "CollapseMonitor": ".collapse",
+    "Finding": ".image_faults",
+    "Fitness": ".fitness_check",
     "PriorRanking": ".ranking_table",
     "PriorRow": ".ranking_table",
     "alignment": ".spread",
     "effective_rank": ".spread",
     "feature_deviation": ".spread",
+    "fitness": ".fitness_check",
     "linear_cka": ".similarity",
     "mutual_knn": ".similarity",
     "rank_priors": ".ranking",
@@ -35,11 +40,14 @@ __getattr__, __dir__ = lazy(__name__, _EXPORTS)
 
 __all__ = [
     "CollapseMonitor",
+    "Finding",
+    "Fitness",
     "PriorRanking",
     "PriorRow",
     "alignment",
     "effective_rank",
     "feature_deviation",
+    "fitness",
     "linear_cka",
     "mutual_knn",
     "rank_priors",

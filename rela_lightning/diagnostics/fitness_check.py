@@ -1,0 +1,243 @@
+"""Do prior, targets and images fit together? Asked before training, answered with the faults that were found."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rela_lightning.data.find_image import image_at
+from rela_lightning.diagnostics.image_faults import (
+    TOO_MANY,
+    Finding,
+    blank,
+    grey,
+    levels,
+    other_normalisation,
+    repeated,
+    swapped_channels,
+    tiny,
+    wrong_scale,
+)
+from rela_lightning.diagnostics.similarity import mutual_knn
+from rela_lightning.diagnostics.spread import effective_rank
+from rela_lightning.diagnostics.survey import survey
+from rela_lightning.diagnostics.worth import worth_of
+from rela_lightning.errors import ConfigError
+from rela_lightning.fingerprint.dataset import sampled_rows
+from rela_lightning.priors.base import FusedPrior, Prior
+from rela_lightning.priors.load import load_prior
+from rela_lightning.rng import preserved_rng
+from rela_lightning.targets.label_view import check_length, pixels, raw_image
+from rela_lightning.targets.reduce import project
+from rela_lightning.targets.verify import MIN_COSINE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rela_lightning.targets.store import TargetStore
+
+LEAST_SPREAD = 1e-3
+"""Features whose deviation is less than this share of their mean are nearly constant."""
+LEAST_DIRECTIONS = 3.0
+BEYOND_RANDOM = 1.05
+"""Times as many directions have to survive a change of view as with fresh random weights."""
+LEAST_SHARED = 0.01
+"""Neighbours beyond chance that targets and pixels share at least, where they are of the same images."""
+
+
+@dataclass(frozen=True)
+class Fitness:
+    """What `fitness` found. True where it found nothing.
+
+    Attributes:
+        findings: The faults.
+        num_samples: Images that were looked at.
+    """
+
+    findings: tuple[Finding, ...]
+    num_samples: int
+
+    def __bool__(self) -> bool:
+        """Whether there is no fault."""
+        return not self.findings
+
+    def __str__(self) -> str:
+        """A paragraph for each fault."""
+        if not self.findings:
+            return f"Nothing wrong was found in {self.num_samples} images."
+        lines = [f"{len(self.findings)} of the checks found something, in {self.num_samples} images:"]
+        lines += [f"- {name}: {found}\n  hint: {do}" for name, found, do in self.findings]
+        return "\n".join(lines)
+
+
+def fitness(
+    dataset: Any,
+    *,
+    prior: Prior | str | None = None,
+    targets: TargetStore | str | Path | None = None,
+    num_samples: int = 256,
+    image: str | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> Fitness:
+    """Look for what makes targets worthless before anything is trained: some images, one view of each, no labels.
+
+    Of images: duplicates, blank, grey and tiny ones. Of the prior's preprocessing: pixels scaled twice or not at all,
+    inverted, red and blue swapped, another mean and std than its first batch norm has learnt from. Of its features:
+    nearly constant, few directions, or no more that survives a change of view than with fresh random weights. Of
+    targets: rows that are not those of the images. A fault is a suspicion, with what it rests on; nothing is raised.
+
+    Args:
+        dataset: Map-style, as `build_targets` takes it; its own transform is set aside.
+        prior: The prior, or what `load_prior` takes.
+        targets: A store, or its folder.
+        num_samples: Images, at least 32, spread evenly over the data set.
+        image: Where the image is in a sample that holds several, as in `build_targets`.
+        device: Where the prior runs.
+        seed: Seed of the views; the random state is left as it was.
+
+    Returns:
+        The faults, if any: `print` it, or test it as a bool.
+
+    Raises:
+        ConfigError: If there are neither targets nor a prior, or too few samples are asked for.
+        DataError: If the data set has no length or indices, or rows that are not images.
+        PriorError: If there is no such prior.
+        TargetError: If there is no such store, or the prior gives all images the same features.
+    """
+    if (prior is None and targets is None) or num_samples < 32:
+        raise ConfigError(
+            "There is nothing to compare the images with." if num_samples >= 32 else "Too few images to judge by.",
+            expected="a prior, targets or both; num_samples >= 32",
+            found=f"prior={prior}, targets={targets}, num_samples={num_samples}",
+        )
+    store = _opened(targets)
+    loaded = None if prior is None else load_prior(prior)
+    with preserved_rng():
+        where = image if image is not None or store is None else store.settings.get("image")
+        dataset = image_at(dataset, where)
+        length = check_length(dataset)
+        rows = sampled_rows(length, num_samples)
+        images = [raw_image(dataset, row) for row in rows]
+        arrays = [_bytes(picture) for picture in images]
+        found = [repeated(arrays), blank(arrays)]
+        features: Tensor | None = None
+        if loaded is not None:
+            for part in loaded.network.children() if isinstance(loaded, FusedPrior) else [loaded]:
+                found += _preprocessing(part, images, arrays, device)  # type: ignore[arg-type]
+            features, faults = _features(loaded, images, length, device, seed)
+            found += faults
+        if store is not None:
+            found += _targets(store, rows, length, arrays, features)
+    return Fitness(tuple(finding for finding in found if finding is not None), len(rows))
+
+
+def _opened(targets: Any) -> Any:
+    from rela_lightning.targets.store import TargetStore
+
+    return targets if targets is None or isinstance(targets, TargetStore) else TargetStore(targets)
+
+
+def _bytes(image: Any) -> Any:
+    """Pixels `[C, H, W]` from 0 to 255."""
+    array = pixels(image)
+    return array * 255.0 if array.dtype.kind == "f" else array
+
+
+def _preprocessing(prior: Prior, images: list[Any], arrays: list[Any], device: Any) -> list[Finding | None]:
+    flat = levels(prior.preprocess)
+    scale = wrong_scale(flat)
+    mean = -flat.black / (flat.white - flat.black)
+    found = [tiny(arrays, min(prior.input_shape[1:])), scale, swapped_channels(prior.preprocess, flat)]
+    if scale is None:
+        found.append(grey(arrays, colour_prior=float(mean.max() - mean.min()) > 0.02))
+        home = next((p.device for p in prior.parameters()), torch.device("cpu"))
+        inputs = torch.stack([prior.preprocess(picture) for picture in images[:128]])
+        try:
+            found.append(other_normalisation(prior.to(device).network, inputs.to(device), flat))
+        finally:
+            prior.to(home)
+    return found
+
+
+def _features(
+    prior: Prior, images: list[Any], length: int, device: Any, seed: int
+) -> tuple[Tensor, list[Finding | None]]:
+    """Features of the sample, and what is wrong with them."""
+    both = {"prior": prior, "untrained": untrained(prior, seed)}
+    seen = survey(both, images, num_samples=len(images), num_views=len(images), device=device, seed=seed)
+    features = seen.features["prior"]
+    centre = features.double().mean(dim=0)
+    spread = float((features.double() - centre).square().sum(dim=1).mean().sqrt() / centre.norm().clamp_min(1e-30))
+    if spread < LEAST_SPREAD:
+        told = f"features vary by {spread:.1g} of their mean from image to image: mostly rounding."
+        return features, [Finding("nearly constant targets", told, "check the prior's weights and preprocessing")]
+    directions = effective_rank(features, centre=True)
+    if directions < LEAST_DIRECTIONS:
+        told = f"features fill {directions:.1f} directions of {features.shape[1]}."
+        return features, [Finding("nearly constant targets", told, "check the prior's weights and preprocessing")]
+    own, known_nothing = (
+        worth_of(seen.features[name], seen.views[name], length=length).stable_directions for name in both
+    )
+    if own >= BEYOND_RANDOM * known_nothing:
+        return features, [None]
+    told = f"{own:.1f} directions survive a change of view, and {known_nothing:.1f} with fresh random weights."
+    do = "check that the prior's weights were loaded and its preprocessing is its own; rank_priors compares others"
+    return features, [Finding("no better than a random network", told, do)]
+
+
+def untrained(prior: Prior, seed: int = 0) -> Prior:
+    """The same network with fresh weights, wherever a layer knows how to draw them; the random state is kept."""
+    twin = copy.deepcopy(prior)
+    with preserved_rng():
+        torch.default_generator.manual_seed(seed)
+        for part in twin.modules():
+            if callable(reset := getattr(part, "reset_parameters", None)):
+                reset()
+    return twin
+
+
+def _targets(
+    store: TargetStore, rows: list[int], length: int, arrays: list[Any], features: Tensor | None
+) -> list[Finding | None]:
+    if len(store) != length:
+        told = f"{len(store)} rows of targets for {length} images."
+        return [Finding("other images", told, "build targets for this data set")]
+    targets = store[torch.tensor(rows)].double()
+    if not bool(targets.isfinite().all()):
+        return [Finding("broken targets", "rows hold NaN or infinity.", "build the targets again")]
+    found: list[Finding | None] = []
+    if len(set(map(bytes, targets.numpy()))) < (1 - TOO_MANY) * len(rows):
+        told = "many rows of targets are the same."
+        found.append(Finding("nearly constant targets", told, "check the prior, or leave out images that repeat"))
+    do = "build targets for this data set, with this prior; see that rows are in the order that was labelled"
+    if features is not None and features.shape[1] == len(store.projection.mean):
+        cosine = F.cosine_similarity(project(features.double(), store.projection), targets, dim=1)
+        wrong = int((cosine < MIN_COSINE).sum())
+        if wrong:
+            told = (
+                f"{wrong} of {len(rows)} rows are not what the prior makes of their images (cosine below {MIN_COSINE})."
+            )
+            found.append(Finding("other images", told, do))
+    elif features is not None:
+        told = f"the prior gives {features.shape[1]} features, the targets were made from {len(store.projection.mean)}."
+        found.append(Finding("other prior", told, do))
+    else:
+        small = torch.stack([_thumbnail(array) for array in arrays])
+        shared = mutual_knn(small, targets, k=min(10, len(rows) - 2))
+        if shared < LEAST_SHARED:
+            told = f"images that look alike have targets like any others' ({shared:.1%} of neighbours beyond chance)."
+            found.append(Finding("other images", told, f"{do}; fitness(prior=...) compares row by row"))
+    return found
+
+
+def _thumbnail(array: Any) -> Tensor:
+    """8 x 8 grey pixels, centred."""
+    plane = torch.as_tensor(array, dtype=torch.float64).mean(dim=0, keepdim=True)
+    small = F.interpolate(plane[None], size=(8, 8), mode="area").flatten()
+    return small - small.mean()
