@@ -1,13 +1,16 @@
 """Step times of SSL methods alone, in the transport phase, with the mixed loss and after the switch, as ratios.
 
-All variants of a case run in one process, in turn, each time in another order, on views that are in memory: neither
-data loading nor the machine's mood decides. A step is the whole Lightning loop: hooks, logging, forward, backward,
-optimizer. Medians are over the steps of a run, ratios over the rounds, each to the plain run of its own round.
+All runs of a case are in one process, on views that are in memory: data loading does not decide. Each run of a variant
+stands beside one of the base, now before it, now after it, so that neither does the machine's mood. A step is the
+whole Lightning loop: hooks, logging, forward, backward, optimizer. Medians are over the steps of a run, and over the
+rounds.
 
     python benchmarks/overhead.py [--cases Tiny BYOL DINO SwAV] [--rounds 5] [--backbone resnet18]
+    python benchmarks/overhead.py --cases Tiny --against idle --variants "after the switch" --rounds 25 --out FILE
 
 `Tiny` is a module whose whole step takes one or a few milliseconds: what a step costs besides its arithmetic shows
-there. Beside it stands a callback that does nothing, which Lightning asks at every hook of every step all the same.
+there. `idle` is the plain run with a callback that does nothing: Lightning asks it at every hook of every step all the
+same, so no callback costs less.
 On a machine that others use, wall-clock times of so short steps scatter more than they differ: processor time of the
 process scatters less, and Python's function calls a step do not scatter.
 """
@@ -77,7 +80,8 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "transport, one view": {"schedule": TransportOnly(), "num_views": 1},
     "after the switch": {"schedule": Switch(1e-6)},
 }
-IDLE = "alone, with a callback that does nothing"
+IDLE = "idle"
+"""The plain run with a callback that does nothing."""
 
 
 class Views(Dataset):
@@ -176,29 +180,31 @@ class Bench:
             "bytes": float(sum(t.nbytes for t in tensors)),
         }
 
-    def compare(self, variants: list[str], rounds: int) -> dict[str, Any]:
-        """What each variant costs, and its ratio to the plain run of the same round."""
-        runs: dict[str, list[dict[str, float]]] = {name: [] for name in ("alone", *variants)}
-        for number in range(rounds):
-            for name in runs if number % 2 else reversed(runs):  # neither is always the first
-                runs[name].append(self.run(name))
-        calls = {name: self.run(name, cProfile.Profile())["calls"] for name in runs}
-        return {
-            name: {
-                "seconds_per_step": statistics.median(row["seconds"] for row in rows),
-                "processor_seconds_per_step": statistics.median(row["processor_seconds"] for row in rows),
-                "python_calls_per_step": round(calls[name], 1),
-                **_ratios("ratio", "seconds", rows, runs["alone"]),
-                **_ratios("ratio_of_processor_time", "processor_seconds", rows, runs["alone"]),
-                "ratio_of_calls": round(calls[name] / calls["alone"], 4),
-                "bytes_of_map_and_optimizer": rows[0]["bytes"],
+    def compare(self, variants: list[str], base: str, rounds: int) -> dict[str, Any]:
+        """What each variant costs, and its ratio to the run of the base beside it."""
+        calls_of_base = self.run(base, cProfile.Profile())["calls"]
+        found: dict[str, Any] = {}
+        for name in variants:
+            rows: dict[str, list[dict[str, float]]] = {name: [], base: []}
+            for number in range(rounds):
+                for one in rows if number % 2 else reversed(rows):  # neither is always the first
+                    rows[one].append(self.run(one))
+            calls = self.run(name, cProfile.Profile())["calls"]
+            found[name] = {
+                "seconds_per_step": statistics.median(row["seconds"] for row in rows[name]),
+                "seconds_per_step_of_base": statistics.median(row["seconds"] for row in rows[base]),
+                "python_calls_per_step": round(calls, 1),
+                "python_calls_per_step_of_base": round(calls_of_base, 1),
+                **_ratios("ratio", "seconds", rows[name], rows[base]),
+                **_ratios("ratio_of_processor_time", "processor_seconds", rows[name], rows[base]),
+                "ratio_of_calls": round(calls / calls_of_base, 4),
+                "bytes_of_map_and_optimizer": rows[name][0]["bytes"],
             }
-            for name, rows in runs.items()
-        }
+        return found
 
 
-def _ratios(name: str, key: str, rows: list[dict[str, float]], alone: list[dict[str, float]]) -> dict[str, Any]:
-    ratios = [row[key] / other[key] for row, other in zip(rows, alone, strict=True)]
+def _ratios(name: str, key: str, rows: list[dict[str, float]], base: list[dict[str, float]]) -> dict[str, Any]:
+    ratios = [row[key] / other[key] for row, other in zip(rows, base, strict=True)]
     return {name: round(statistics.median(ratios), 4), f"{name}_of_each_round": [round(ratio, 4) for ratio in ratios]}
 
 
@@ -208,6 +214,7 @@ def main() -> None:
     parser.add_argument(
         "--variants", nargs="*", choices=[IDLE, *list(VARIANTS)[1:]], default=[IDLE, *list(VARIANTS)[1:]]
     )
+    parser.add_argument("--against", choices=["alone", IDLE], default="alone", help="what every variant is set against")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--backbone", default="resnet18")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "overhead.json")
@@ -217,17 +224,20 @@ def main() -> None:
     table: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name in options.cases:
-            table[name] = Bench(name, options.backbone, Path(folder)).compare(options.variants, options.rounds)
+            table[name] = Bench(name, options.backbone, Path(folder)).compare(
+                options.variants, options.against, options.rounds
+            )
             for variant, row in table[name].items():
                 print(
-                    f"{name:5s} {variant:41s} {row['seconds_per_step'] * 1e3:7.2f} ms {row['ratio']:6.3f}"
-                    f"  processor {row['processor_seconds_per_step'] * 1e3:7.2f} ms"
-                    f" {row['ratio_of_processor_time']:6.3f}"
+                    f"{name:5s} {variant:41s} {row['seconds_per_step'] * 1e3:7.2f} ms, {options.against}"
+                    f" {row['seconds_per_step_of_base'] * 1e3:7.2f} ms, ratio {row['ratio']:6.3f}"
+                    f"  processor {row['ratio_of_processor_time']:6.3f}"
                     f"  calls {row['python_calls_per_step']:6.0f} {row['ratio_of_calls']:6.3f}",
                     flush=True,
                 )
     settings = {
         "backbone": options.backbone,
+        "against": options.against,
         "rounds": options.rounds,
         "cases": {name: CASES[name]._asdict() for name in table},
     }
