@@ -210,7 +210,7 @@ class ReLACallback(DualCallback):
             self._run.start()
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Say so, where the transport loss never levelled off, or there was none."""
+        """Say what each phase took; warn where the transport loss never levelled off, or there was none."""
         if self._run is not None:
             self._run.end()
 

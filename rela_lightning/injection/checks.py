@@ -6,8 +6,6 @@ import inspect
 import warnings
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_info
-
 from rela_lightning.errors import ConfigError, InjectionError
 from rela_lightning.schedules import Schedule
 
@@ -99,15 +97,6 @@ def replaces_step(module: Any, step: str, transport_resolution: int | None) -> b
             do="leave `transport_resolution` out",
         )
     return bool(replace)
-
-
-def log_open_end(schedule: Schedule) -> None:
-    """Log what an adaptive schedule will do, before training, as its end is not known."""
-    rank_zero_info(
-        f"ReLA: transport alone until {type(schedule).__name__} finds that its loss has levelled off. A short budget "
-        "may end first, and the module's own objective then never runs; rela/phase says what does. Switch(at) has a "
-        "fixed end."
-    )
 
 
 def warn_never_hands_over(schedule: Schedule) -> None:

@@ -9,6 +9,7 @@ import torch
 
 from rela_lightning.errors import TargetError
 from rela_lightning.injection import checks
+from rela_lightning.injection.announce import Announcer
 from rela_lightning.injection.loader import RowTracker
 from rela_lightning.injection.monitors import Logging, Monitors
 from rela_lightning.injection.optim import TransportMap, check_same
@@ -65,6 +66,7 @@ class Run:
             crops=callback.crops,
             num_views=callback.num_views,
         )
+        self._announcer = Announcer(source.summary, callback.loss, source.labelling_seconds)
         self._map = TransportMap(callback.transport_optimizer, callback.seed)
         student = Student(
             module,
@@ -131,8 +133,7 @@ class Run:
         self.phases.start()
         if self._callback.teachers != "auto":
             named_pairs(self._module, self._callback.teachers)
-        if self._schedule.adaptive:
-            checks.log_open_end(self._schedule)
+        self._announcer.start(self._schedule)
         if not self._schedule.hands_over:
             checks.warn_never_hands_over(self._schedule)
         images = checks.images_per_step(self._trainer)
@@ -146,7 +147,8 @@ class Run:
             )
 
     def end(self) -> None:
-        """Say so, where the transport loss never levelled off, or there was none."""
+        """Say what each phase took; warn where the transport loss never levelled off, or there was none."""
+        self._announcer.end(self._trainer)
         if isinstance(self._source, PriorTargets) and self._source.images_needed:
             checks.warn_projection_never(self._source.images_needed)
         if self._schedule.adaptive and self.phases.now.weights.transport_only:
@@ -194,6 +196,7 @@ class Run:
         output = step.run(original, args, kwargs)
         if step.loss is not None:
             module.log("rela/loss", step.loss, batch_size=step.samples)
+            self._announcer.loss(step.loss)
             following = [] if self._teachers is None else [pair.teacher for pair in self._teachers.pairs]
             self.parts.student.log_once(following)
         self._log_phase(phase, step.samples)
@@ -207,6 +210,7 @@ class Run:
         logged = (tuple(values.values()), None if over else self._trainer.current_epoch)
         if logged == self._logged:
             return
+        self._announcer.phase(phase.number, self._trainer, self.phases.progress)
         for name, value in values.items():
             # filled on the device: a Python number would be copied there, and that waits
             self._module.log(name, torch.full((), value, device=self._module.device), batch_size=samples)

@@ -62,6 +62,19 @@ class StoredTargets:
         self.lookup = TargetLookup(store, crops=crops, num_views=num_views)
         self.fingerprint = store.fingerprint
 
+    @property
+    def summary(self) -> str:
+        """What the targets are, in words."""
+        store, crops = self._store, ""
+        if store.views:
+            crops = f" and of {store.views} crops each, {self.lookup.crops}"
+        return f"{store.path} ({store.manifest['prior']} of {len(store)} images{crops}, {store.dim} columns)"
+
+    @property
+    def labelling_seconds(self) -> float:
+        """What the targets took to make."""
+        return float(self._store.manifest["labelling_seconds"])
+
     def check(self, dataset: Any) -> None:
         """Refuse a training data set that the targets do not belong to."""
         self._store.verify(dataset, self._prior, self._num_samples)
@@ -101,6 +114,14 @@ class PriorTargets:
         self._scale: Scale | None = None
         self._learner = Learner(prior.feature_dim)
         self._projection: Projection | None = None
+
+    @property
+    def summary(self) -> str:
+        """What the targets are, in words."""
+        return f"{self.prior.name}, which embeds every batch"
+
+    labelling_seconds = 0.0
+    """Nothing beforehand."""
 
     @property
     def images_needed(self) -> int:
