@@ -39,7 +39,10 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f".{file.stem}.{secrets.token_hex(4)}.partial{file.suffix}")
     try:
+        partial.touch()
+        mode = partial.stat().st_mode
         write(partial)
+        partial.chmod(mode)  # that of any new file: some libraries write what nobody else may read
         partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)

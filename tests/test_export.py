@@ -275,6 +275,9 @@ def test_a_failed_export_leaves_the_old_file_and_no_other(tmp_path):
     ("name", "options", "said"),
     [
         ("b.onnx", {"format": "safetensors"}, "ending is that of another format"),
+        ("b.safetensor", {}, r"ending names no format(?s:.*)\.safetensors"),
+        ("b.ONNX", {}, r"ending names no format(?s:.*)\.onnx"),
+        ("model.v2", {}, r"ending names no format(?s:.*)format=hub"),
         ("b.safetensors", {"format": "hub"}, "ending is that of another format"),
         ("", {"format": "torch"}, "output is a folder"),
         ("b", {"format": "pickle"}, r"Unknown format(?s:.*)safetensors"),

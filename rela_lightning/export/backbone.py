@@ -13,11 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.export.architecture import Plain, Recipe, missing_keys, plain_network
+from rela_lightning.export.architecture import Plain, Recipe, make_recipe, missing_keys, plain_network
 from rela_lightning.export.hub import FILES, write_hub
 from rela_lightning.export.inputs import Inputs, inputs_of
 from rela_lightning.export.keys import cut, find_key
 from rela_lightning.export.onnx import require_onnx, write_onnx
+from rela_lightning.export.sequence import by_own_names, is_numbered, recognised
 from rela_lightning.export.source import Source, read_source
 from rela_lightning.files import check_free, write_whole
 from rela_lightning.runs.report import versions
@@ -53,13 +54,15 @@ def export_backbone(
     """Write the backbone alone, under the names of the plain architecture.
 
     The state dict loads with `strict=True` into the network that was trained: torchvision's with an identity in
-    place of its classifier, timm's made with `num_classes=0`, or any other. Heads, teachers, optimizers and the
+    place of its classifier, timm's made with `num_classes=0`, or any other. A ResNet of torchvision wrapped as
+    `nn.Sequential(*list(resnet.children())[:-1])` is recognised and gets its own names back, another network wrapped
+    so by its `architecture`. Heads, teachers, optimizers and the
     prefixes of torch.compile and DDP stay behind; tensors keep their dtype.
 
     Args:
         checkpoint: Lightning checkpoint; run folder, of which the last checkpoint is taken; weights file; or a module.
         path: File to write; for `hub` a folder. Missing folders are made.
-        format: `auto` goes by the file's ending, and takes safetensors where that says nothing. `safetensors`, `torch`:
+        format: `auto` goes by the file's ending, and takes safetensors where there is none. `safetensors`, `torch`:
             the state dict. `onnx`: images float32 `[N, C, S, S]` in, pooled features float32 `[N, F]` out, any N; needs
             the extra `export`. `hub`: `model.safetensors`, `config.json` (timm's, where a timm model takes the weights)
             and a model card.
@@ -86,15 +89,17 @@ def export_backbone(
     """
     out = Path(path).expanduser()
     if format == "auto":
-        format = _by_ending(out)
+        format = format_of(out)
     _check_output(out, format, overwrite)
     source = read_source(checkpoint, run)
     found = find_key(source.state, key, frozen=source.frozen, whole=not source.lightning)
     state = cut(source.state, found)
     _check_finite(state)
+    if is_numbered(state):
+        architecture, state = _by_own_names(state, architecture, backbone_kwargs, cifar_stem=cifar_stem)
     plain = plain_network(source, found, state, architecture, backbone_kwargs=backbone_kwargs, cifar_stem=cifar_stem)
     if plain.network is None and format in ("onnx", "hub"):
-        raise _unknown_architecture(format, source)
+        raise _unknown_network(format, source)
     inputs = inputs_of(plain.network, source.facts, image_size=image_size, mean=mean, std=std)
     missing = missing_keys(plain.recipe, state) if plain.recipe is not None else []
     metadata = _metadata(found, plain.recipe, missing, inputs)
@@ -112,10 +117,35 @@ def export_backbone(
     return out
 
 
-def _by_ending(out: Path) -> Format:
-    """The format whose files end so; safetensors for other endings."""
-    named: dict[str, Format] = {".onnx": "onnx", **dict.fromkeys(FORMATS["torch"], "torch")}
-    return named.get(out.suffix, "safetensors")
+def format_of(path: str | Path) -> Format:
+    """The format whose files end so; safetensors for a name without an ending.
+
+    Raises:
+        ConfigError: For an ending that no format has.
+    """
+    suffix = Path(path).suffix
+    named: dict[str, Format] = {".onnx": "onnx", ".safetensors": "safetensors", "": "safetensors"}
+    named |= dict.fromkeys(FORMATS["torch"], "torch")
+    if suffix not in named:
+        raise ConfigError(
+            "The file's ending names no format.",
+            expected=", ".join(ending for endings in FORMATS.values() for ending in endings),
+            found=Path(path).name,
+            do="end the name so, or say which format it is: format=hub writes a folder",
+        )
+    return named[suffix]
+
+
+def _by_own_names(
+    state: State, architecture: Any, backbone_kwargs: Mapping[str, Any] | None, *, cifar_stem: bool
+) -> tuple[Any, State]:
+    """Tensors of numbered children by the names of the architecture, given or recognised, where they fit it."""
+    if architecture is None:
+        return recognised(state) or (None, state)
+    network = architecture
+    if isinstance(architecture, str):
+        network = make_recipe(architecture, backbone_kwargs or {}, cifar_stem).build()
+    return architecture, by_own_names(state, network) or state
 
 
 def _check_output(out: Path, format: str, overwrite: bool) -> None:
@@ -146,9 +176,13 @@ def _check_finite(state: State) -> None:
         )
 
 
-def _unknown_architecture(format: str, source: Source) -> ConfigError:
+class UnknownNetwork(ConfigError):
+    """The format needs the network itself, and there are only weights."""
+
+
+def _unknown_network(format: str, source: Source) -> UnknownNetwork:
     saved = source.hyper.get("backbone")
-    return ConfigError(
+    return UnknownNetwork(
         f"The network has to be built for {format}, and nothing says what it is.",
         expected="hyper-parameters of a rela_lightning method, or `architecture`",
         found=f"backbone={saved!r}, which the weights do not fit" if saved else "weights alone",

@@ -17,8 +17,8 @@ from rela_lightning.networks.encode import find_backbone
 from rela_lightning.priors import Prior, load_prior
 from rela_lightning.priors.load import SCHEMES
 from rela_lightning.runs.folder import run_of
-from rela_lightning.runs.names import CONFIG
-from rela_lightning.runs.read import find_checkpoint
+from rela_lightning.runs.names import CONFIG, RECORD
+from rela_lightning.runs.read import find_checkpoint, read_checkpoint, read_run
 from rela_lightning.runs.resume import check_belongs
 
 
@@ -65,12 +65,33 @@ def find_subject(given: str, *, backbone: str = "auto", prior_kwargs: dict[str, 
             found=file,
             do=f"rela probe checkpoint:{file} --prior_kwargs.arch torchvision:resnet18 (and prior_kwargs.image_size)",
         )
-    module, data = build(folder / CONFIG)
-    check_belongs(module, file)
-    module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+    module, data = filled(folder / CONFIG, file)
     found = find_backbone(module, backbone)
     network = found.network if found.call is found.network else _Called(found.network, found.call)
     return Subject(network, folder.name, folder, file, data)
+
+
+def rebuilt(path: Path) -> tuple[LightningModule, dict[str, Any]] | None:
+    """The module of a run with the weights of a checkpoint, and the facts of the run; None without a config.
+
+    Args:
+        path: Folder of a run, or a checkpoint in one.
+    """
+    file = find_checkpoint(path)
+    folder = path if path.is_dir() and (path / CONFIG).is_file() else run_of(file)
+    if folder is None or not (folder / CONFIG).is_file():
+        return None
+    module, _ = filled(folder / CONFIG, file)
+    facts = read_run(folder) if (folder / RECORD).is_file() else {}
+    return module, {**facts, "steps_of_weights": read_checkpoint(file).get("global_step")}
+
+
+def filled(config: Path, file: Path) -> tuple[LightningModule, Any]:
+    """Module, with the weights of a checkpoint, and data module of a run's config."""
+    module, data = build(config)
+    check_belongs(module, file)
+    module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
+    return module, data
 
 
 class _Called(nn.Module):

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from rela_lightning.errors import TargetError
+from rela_lightning.files import write_whole
 from rela_lightning.targets.manifest import PROJECTION, TARGETS
 from rela_lightning.targets.records import Storage, cosines, decode, encode, record_type
 from rela_lightning.targets.reduce import (
@@ -76,7 +77,8 @@ def assemble(
     kept = clear.first(target_dim)
     by = projection(kept, standardise)
     cosine = _write_rows(out / TARGETS, chunks(), by, (length, shape.views), storage)
-    save_file({name: tensor.contiguous() for name, tensor in by._asdict().items()}, out / PROJECTION)
+    tensors = {name: tensor.contiguous() for name, tensor in by._asdict().items()}
+    write_whole(out / PROJECTION, lambda file: save_file(tensors, file))
     return {
         "dim": len(by.scales),
         "feature_dim": shape.dim,
