@@ -71,7 +71,7 @@ def test_a_disk_that_fills_in_a_run_leaves_what_was_written(
 ) -> None:
     full = f"--trainer.callbacks=[{{class_path: tests.test_cli_system.Full, init_args: {{size: {size}}}}}]"
     said = refused(capsys, "fit", "--config=c.yaml", "--name=r", full)
-    assert "The operating system refuses: File too large." in said and "--ckpt_path runs/NAME" in said
+    assert "The operating system refuses: File too large." in said and "--resume runs/NAME" in said
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     kept = torch.load("runs/r/checkpoints/last.ckpt", weights_only=True)
     assert kept["global_step"] == 2

@@ -129,12 +129,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _stopped(command: str | None, code: int = 130) -> int:
-    """Say that the signal was heard, and how to go on."""
-    go_on = {
-        "targets": "; what is labelled is kept, the same command goes on from there",
-        "fit": "; a run that has a checkpoint goes on from it by --ckpt_path runs/NAME",
-    }
-    sys.stderr.write(f"rela: stopped{go_on.get(command or '', '')}\n")
+    """Say that the signal was heard, and of labelling how to go on; `rela fit` has said so itself."""
+    kept = "; what is labelled is kept, the same command goes on from there" if command == "targets" else ""
+    sys.stderr.write(f"rela: stopped{kept}\n")
     return code
 
 

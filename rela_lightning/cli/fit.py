@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,19 +31,31 @@ from rela_lightning.probe import OnlineLinearProbe
 from rela_lightning.runs.folder import choose_folder, run_of
 from rela_lightning.runs.names import CHECKPOINTS, CONFIG, RECORD
 from rela_lightning.runs.read import read_run
-from rela_lightning.runs.record import RunRecord
-from rela_lightning.runs.resume import check_belongs, checkpoint_file
+from rela_lightning.runs.record import RunRecord, last_checkpoint
+from rela_lightning.runs.resume import check_belongs, checkpoint_file, resumed
 
 _OF_A_START = (CONFIG, "hparams.yaml")  # files that a run has before its first step
+
+
+_NOISE = (
+    "LightningCLI's args parameter",  # words are always given
+    ".*LeafSpec.*",  # Lightning's own use of torch
+    ".*across ranks is zero.*",  # of the list of loaders of a module without any
+    ".*smaller than the logging interval.*",  # the record sees to it
+)
+"""Warnings that a user of the command can do nothing about."""
 
 
 def run(command: str, words: Sequence[str]) -> None:
     """`rela fit`, `validate`, `test` or `predict`; `words` are those after the command."""
     register_names()
-    try:
-        RelaCLI(command, words)
-    except MisconfigurationException as error:
-        raise ReLAError(str(error)) from error
+    with warnings.catch_warnings():
+        for message in _NOISE:
+            warnings.filterwarnings("ignore", message=message)
+        try:
+            RelaCLI(command, resumed(words) if command == "fit" else words)
+        except MisconfigurationException as error:
+            raise ReLAError(str(error)) from error
 
 
 class FitParser(Readable, LightningArgumentParser):
@@ -96,6 +109,7 @@ class RelaCLI(LightningCLI):
             )
         except BaseException:
             self._leave_no_name_taken()
+            self._say_how_to_go_on()
             raise
 
     def _leave_no_name_taken(self) -> None:
@@ -112,6 +126,14 @@ class RelaCLI(LightningCLI):
             with suppress(OSError):  # not empty: another run's
                 place.rmdir()
 
+    def _say_how_to_go_on(self) -> None:
+        """After a failure or a signal in training, name the command that goes on from the last checkpoint."""
+        trainer = getattr(self, "trainer", None)
+        if self._record is None or trainer is None or not trainer.global_step or not trainer.is_global_zero:
+            return
+        if last_checkpoint(trainer) is not None:
+            sys.stderr.write(f"rela: go on from the last checkpoint by: rela fit --resume {self._record.folder}\n")
+
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The one command: parsers of the others would take seconds to build."""
         return {self.command: LightningCLI.subcommands()[self.command]}
@@ -125,6 +147,14 @@ class RelaCLI(LightningCLI):
             help="Name of the run that `fit` starts; null for <method>-<data>. Its folder is runs/<name>, unless "
             "trainer.default_root_dir names one.",
         )
+        if self.command == "fit":
+            parser.add_argument(
+                "--resume",
+                type=str | None,
+                default=None,
+                help="Folder of a run, or its name below runs/, to go on with from its last checkpoint: short for its "
+                "config.yaml as --config and the folder as --ckpt_path. Options beside it change that config.",
+            )
         parser.add_argument(
             "--compile",
             type=bool | str,
@@ -171,6 +201,7 @@ class RelaCLI(LightningCLI):
                 do="pass for example --data CIFAR10Data --data.root DIR",
             )
         if self._resumed is not None:
+            warnings.filterwarnings("ignore", message=".*(exists and is not empty|dirpath has changed).*")
             check_belongs(self.model, self._resumed)
         self._check_classes()
         backend = self._get(self.config_init, "compile", default=False)

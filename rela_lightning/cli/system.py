@@ -16,7 +16,7 @@ from typing import TextIO
 from rela_lightning.errors import ConfigError, ReLAError
 
 _GO_ON = (
-    "what was written before is kept: a run goes on from its last checkpoint by --ckpt_path runs/NAME, labelling by "
+    "what was written before is kept: a run goes on from its last checkpoint by --resume runs/NAME, labelling by "
     "the same command"
 )
 _ELSEWHERE = "name a place that you may write to"

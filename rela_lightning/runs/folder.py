@@ -8,7 +8,7 @@ from pathlib import Path
 from lightning.pytorch.utilities import rank_zero_only
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.runs.names import RECORD
+from rela_lightning.runs.names import RECORD, RUNS
 from rela_lightning.runs.read import find_run, read_run
 
 _NO_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # what some file system refuses, and what leads elsewhere
@@ -42,7 +42,7 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, requested:
                 "The folder holds a run already.",
                 expected="a new folder as trainer.default_root_dir",
                 found=folder / RECORD,
-                do=f"go on with that run by --ckpt_path {folder}, or name another folder",
+                do=f"go on with that run by --resume {folder}, or name another folder",
             )
         return folder
     if before is not None:
@@ -52,8 +52,8 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, requested:
                 "A run that is resumed keeps its name and its folder.",
                 expected=f"--name {known[1]}, or --name null",
                 found=requested,
-                do="leave --ckpt_path out to start a run of that name, or name a new folder, to go on there from the "
-                f"weights of this one, by --trainer.default_root_dir runs/{requested}",
+                do="leave --resume and --ckpt_path out to start a run of that name, or name a new folder, to go on "
+                f"there from the weights of this one, by --trainer.default_root_dir runs/{requested}",
             )
         return before
     if not name.strip(". ") or _NO_NAME.search(name):
@@ -62,7 +62,7 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, requested:
             expected="letters, digits, `-`, `+`, `_`, `.`, blanks",
             found=name,
         )
-    names = (Path("runs") / (name if number == 1 else f"{name}-{number}") for number in range(1, 100_000))
+    names = (Path(RUNS) / (name if number == 1 else f"{name}-{number}") for number in range(1, 100_000))
     return next(folder for folder in names if _claim(folder))
 
 

@@ -5,3 +5,5 @@ from __future__ import annotations
 CONFIG = "config.yaml"
 RECORD = "run.json"
 CHECKPOINTS = "checkpoints"
+RUNS = "runs"
+"""Where runs without a folder of their own go."""

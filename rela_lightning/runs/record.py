@@ -61,13 +61,17 @@ class RunRecord(Callback):
         store = _store(trainer)
         self._labelling = float(store.manifest["labelling_seconds"]) if store is not None else 0.0
         self._alone = trainer.world_size == 1
+        if trainer.num_training_batches < trainer.log_every_n_steps:  # an epoch leaves a row in the logs
+            trainer.log_every_n_steps = max(1, trainer.num_training_batches)
         self._resume()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Draw, after a resumption, as the run would have gone on to draw."""
+        """Draw, after a resumption, as the run would have gone on to draw; name the last epoch's checkpoint."""
         if self._random is not None and self._alone:
             restore(self._random)
         self._random = None
+        if trainer.current_epoch:
+            self._write(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """Stop the clock: probing is no part of a run's cost."""
@@ -99,6 +103,12 @@ class RunRecord(Callback):
         self._pause()
         self._write(trainer, pl_module)
 
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Write what there is, with the checkpoint to go on from."""
+        if self._since is not None:
+            self._pause()
+            self._write(trainer, pl_module)
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
         seconds = self.seconds - self._labelling
@@ -117,7 +127,7 @@ class RunRecord(Callback):
     def _record(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
         store, rela = _store(trainer), _rela(trainer)
         data = trainer.datamodule if trainer.datamodule is not None else trainer.train_dataloader
-        checkpoint = _checkpoint(trainer)
+        checkpoint = last_checkpoint(trainer)
         return {
             "name": self.name,
             "method": type(pl_module).__name__,
@@ -153,7 +163,7 @@ def _prior(rela: ReLACallback | None) -> str | None:
     return prior if prior is None or isinstance(prior, str) else str(getattr(prior, "name", type(prior).__name__))
 
 
-def _checkpoint(trainer: Any) -> Path | None:
+def last_checkpoint(trainer: Any) -> Path | None:
     """The last checkpoint; where only the best are kept, the best."""
     kept = [getattr(callback, name, "") for name in _KEPT for callback in trainer.checkpoint_callbacks]
     return next((Path(file) for file in kept if file), None)

@@ -1,17 +1,46 @@
-"""Does a checkpoint belong to a module? Told before anything is trained."""
+"""Which checkpoint a run goes on from, and whether it belongs to the module: told before anything is trained."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
 
 from rela_lightning.errors import ConfigError
+from rela_lightning.runs.names import CONFIG, RUNS
 from rela_lightning.runs.read import find_checkpoint, find_run, read_checkpoint, read_run
 from rela_lightning.weights import mismatch
 
 _WORDS = ("best", "last")  # Lightning's words for a checkpoint of the same process
+
+
+def resumed(words: Sequence[str]) -> list[str]:
+    """Words of `rela fit` with the config and the checkpoint of a run in place of `--resume RUN`.
+
+    Args:
+        words: Words after the command. Options of theirs come later than the run's, and so change them.
+
+    Raises:
+        ConfigError: If there is no such run, or it has no config.
+    """
+    at = next((number for number, word in enumerate(words) if word.partition("=")[0] == "--resume"), None)
+    if at is None:
+        return list(words)
+    name, given = words[at].partition("=")[1:]
+    value = given if name else next(iter(words[at + 1 : at + 2]), "")
+    rest = [*words[:at], *words[at + (1 if name else 2) :]]
+    folder = next((place for place in (Path(value).expanduser(), Path(RUNS) / value) if place.is_dir()), None)
+    if not value or folder is None or not (folder / CONFIG).is_file():
+        runs = sorted(str(path.parent) for path in Path(RUNS).glob(f"*/{CONFIG}"))
+        raise ConfigError(
+            "`--resume` needs the folder of a run.",
+            expected=f"a folder with {CONFIG}, as `rela fit` writes it",
+            found=value or "nothing",
+            exists=runs[:20],
+        )
+    return ["--config", str(folder / CONFIG), "--ckpt_path", str(folder), *rest]
 
 
 def checkpoint_file(given: Any) -> Path | None:
