@@ -264,7 +264,7 @@ def test_the_probe_agrees_with_scikit_learn_and_a_prior_sees_its_own_preprocessi
 
     words = [PRIOR[0].removeprefix("--prior="), PRIOR[1], DIGITS, "--solver=lbfgs", "--k=1", "--standardise=true"]
     assert main(["probe", *words]) == 0
-    found = json.loads(Path("probe.json").read_text())
+    found = json.loads(next(Path().glob("probe-*.json")).read_text())
     prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=0.5, std=0.5)
     (x, y), (test_x, test_y) = (
         extract_features(prior, Digits(s, transform=prior.preprocess)) for s in ("train", "test")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from rela_lightning.errors import ConfigError
+from rela_lightning.runs.comparison import grouped, notes, with_interval
 from rela_lightning.runs.names import RECORD
+from rela_lightning.runs.read import read_run, setting_of
 
 REPORT = "report.json"
 
@@ -16,10 +18,12 @@ REPORT = "report.json"
 def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overwrite: bool = False) -> None:
     """Put runs side by side: prints a table, writes `report.md`, `report.json` and `curves.png`.
 
-    Runs must have been probed in the same way (`rela probe RUN`). Seconds are training plus labelling.
+    Runs must have been probed in the same way (`rela probe RUN`). Seconds are training plus labelling. Runs whose
+    configs differ in the seed alone are one row, of means. Beside each accuracy stands its 95% interval.
 
     Args:
-        runs: Folders of runs, or of reports (`rela demo`, `rela compare`), or their JSON files.
+        runs: Folders of runs, or of reports (`rela demo`, `rela compare`), or their JSON files; a run's
+            `probe-....json` stands for the run as it was probed there.
         out: Folder to write.
         title: Heading.
         overwrite: Replace a report in that folder.
@@ -36,33 +40,48 @@ def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overw
         raise ConfigError(
             "There is a report already.", expected="a new folder", found=Path(out) / REPORT, do="pass --overwrite true"
         )
-    found = [run for given in runs for run in _read(Path(given).expanduser())]
+    paths = [Path(given).expanduser() for given in runs]
+    for path in paths:
+        _check_is_run(path)
+    found = [run for path in paths for run in _read(path)]
     if len(found) < 2:
         raise ConfigError("A comparison needs runs.", expected="two or more", found=f"{len(found)}: {', '.join(runs)}")
     _check_alike(found)
-    named = _distinct(found)
+    named = _distinct(grouped(found))
+    if len(named) < 2 and len(found) > 1:
+        named = _distinct([with_interval(run) for run in found])  # seeds alone: nothing to set them against
+    remarks = notes(named)
     protocol = {
         "probe": found[0]["protocol"],
         "curves": "online probes during training, where there were any; the table is measured afterwards",
         "budgets": {run["name"]: run.get("budget") for run in named},
     }
     console = Console()
-    files = write_report(named, protocol, out, title=title)
+    files = write_report(named, protocol, out, title=title, notes=remarks)
     console.print(to_table(named, title=title))
     console.print("Top-1 in %. Seconds are training plus labelling; probing is left out.", style="dim")
+    for remark in remarks:
+        console.print(remark, style="dim")
     console.print(f"Report: {files[0]}", soft_wrap=True)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
-    """The runs of a folder or file."""
-    files = [path] if path.is_file() else [path / name for name in (RECORD, REPORT) if (path / name).is_file()]
-    if not files:
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [path / name for name in (RECORD, REPORT) if (path / name).is_file()]
+
+
+def _check_is_run(path: Path) -> None:
+    if not _files(path):
         raise ConfigError(
             "This is neither a run nor a report.",
             expected=f"a folder with {RECORD} or {REPORT}",
             found=path if path.exists() else f"nothing at {path}",
             exists=sorted(entry.name for entry in path.iterdir())[:12] if path.is_dir() else None,
         )
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The runs of a folder or file."""
+    files = _files(path)
     try:
         content = json.loads(files[0].read_text(encoding="utf-8"))
     except ValueError as error:
@@ -72,6 +91,10 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if "runs" in content:
         known = content.get("protocol", {})
         return [{"protocol": known.get("probe", known), **_named(run, path)} for run in content["runs"]]
+    folder = files[0].parent
+    if "seconds" not in content and "protocol" in content and (folder / RECORD).is_file():  # a probe beside a run's own
+        content = {**read_run(folder), **content}
+    content |= setting_of(folder)
     if "linear_top1" not in content or "knn_top1" not in content:
         raise ConfigError(
             "The run was not probed.", expected="linear_top1 and knn_top1", found=path, do=f"rela probe {path}"

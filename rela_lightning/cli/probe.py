@@ -9,19 +9,18 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
 from rela_lightning.probe import extract_features, knn_predict, linear_evaluation
 from rela_lightning.probe.checks import labelled_rows
-from rela_lightning.runs.names import RECORD
-from rela_lightning.runs.read import find_checkpoint, read_run
+from rela_lightning.runs.read import find_checkpoint
 from rela_lightning.runs.rebuild import Subject, find_subject
-from rela_lightning.runs.record import write_record
+from rela_lightning.runs.record import data_facts
 from rela_lightning.runs.report import versions
-
-PROBED = "probe.json"
+from rela_lightning.runs.scores import Written, named_after, write_beside, write_of_run
 
 
 def probe(
@@ -42,11 +41,13 @@ def probe(
     num_workers: int = 0,
     device: str = "auto",
     out: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Measure frozen features by a linear classifier and by nearest neighbours.
 
-    Prints a table and writes `probe.json`. In a run's folder `run.json` gets `linear_top1` and `knn_top1` too, for its
-    last checkpoint; of an earlier one, `probe-<checkpoint>.json` holds them, as its steps and seconds are others.
+    Prints a table and writes the result as JSON. In a run's folder that is `probe.json`, and `run.json` gets
+    `linear_top1` and `knn_top1` too. What the run was not first probed by lies beside, and leaves both as they are:
+    `probe-<data>-<hash>.json` for other data or another protocol, `probe-<checkpoint>.json` for an earlier checkpoint.
     Classifiers learn from training images under the plain probe view and are measured on validation images.
 
     Args:
@@ -69,7 +70,9 @@ def probe(
         batch_size: Images in one forward of the backbone.
         num_workers: Processes that read images.
         device: Where the backbone runs; `auto` takes the accelerator if there is one.
-        out: Folder for `probe.json`; null takes the run's, or the current one for a prior.
+        out: Folder for `probe.json`, which then is all that is written; null takes the run's, or for a prior
+            `probe-<prior>.json` in the current one.
+        overwrite: Take this protocol for the run's own from now on.
 
     Raises:
         ConfigError: If there is no such run, or a value is out of range.
@@ -80,6 +83,9 @@ def probe(
         {"epochs": epochs, "lr": lr, "l2": l2, "k": k, "temperature": temperature, "batch_size": batch_size}, device
     )
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs)
+    other_data = data is not None and subject.data is not None and data_facts(data) != data_facts(subject.data)
+    if data is not None:
+        _say_other_size(data, subject)
     data = data if data is not None else subject.data
     train, validation = (_images(data, split, subject) for split in ("train", "val"))
     images = _fingerprint(train, validation)
@@ -116,8 +122,16 @@ def probe(
         "checkpoint": str(subject.checkpoint) if subject.checkpoint is not None else None,
         "versions": versions(),
     }
-    _write(result, subject, Path(out) if out is not None else subject.folder or Path())
-    _show(result)
+    if out is not None:
+        written = write_beside(result, Path(out))
+    elif subject.folder is None:
+        written = write_beside(result, Path(), named_after(subject.name))
+    else:
+        checkpoint = subject.checkpoint
+        last = checkpoint is None or find_checkpoint(subject.folder).samefile(checkpoint)
+        earlier = None if last or checkpoint is None else checkpoint.stem
+        written = write_of_run(result, subject.folder, earlier=earlier, other_data=other_data, overwrite=overwrite)
+    _show(result, written)
 
 
 def _check_options(positive: dict[str, float], device: str) -> None:
@@ -167,24 +181,16 @@ def _fingerprint(*datasets: Any) -> str | None:
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
 
 
-def _write(result: dict[str, Any], subject: Subject, folder: Path) -> None:
-    whole = subject.folder is None or subject.checkpoint is None or _same(subject.checkpoint, subject.folder)
-    name = PROBED if whole else f"{Path(PROBED).stem}-{subject.checkpoint.stem}.json"  # type: ignore[union-attr]
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    if not whole or subject.folder is None or not (subject.folder / RECORD).is_file():
-        return
-    record = read_run(subject.folder)
-    scores = {name: result[name] for name in ("linear_top1", "knn_top1")}
-    write_record(subject.folder, {**record, **scores, "protocol": result["protocol"]})
+def _say_other_size(data: Any, subject: Subject) -> None:
+    """Say so where the images are of another size than those the run was trained on."""
+    given, own = (getattr(one, "image_size", None) for one in (data, subject.data))
+    if None not in (given, own) and given != own:
+        rank_zero_warn(
+            f"The run was trained at {own} px, and is probed at {given} px; --data.image_size {own} keeps its size."
+        )
 
 
-def _same(checkpoint: Path, folder: Path) -> bool:
-    """Whether a checkpoint is a run's last."""
-    return find_checkpoint(folder).samefile(checkpoint)
-
-
-def _show(result: dict[str, Any]) -> None:
+def _show(result: dict[str, Any], written: Written) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -195,3 +201,10 @@ def _show(result: dict[str, Any]) -> None:
         table.add_column(heading, justify="right" if heading else "left")
     table.add_row(result["name"], *(f"{100 * result[name]:.1f}" for name in names))
     Console().print(table)
+    if written.differences:
+        Console(stderr=True).print(
+            f"The run's own result, of another protocol ({', '.join(written.differences)}), is left as it is; "
+            "--overwrite true puts this one in its place.",
+            style="dim", soft_wrap=True,
+        )  # fmt: skip
+    Console().print(f"Result: {written.file}", soft_wrap=True)

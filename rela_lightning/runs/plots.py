@@ -10,7 +10,8 @@ import numpy as np
 
 Run = Mapping[str, Any]
 _PANELS = (("few_label_top1", "few-label probe"), ("linear_top1", "linear probe"), ("knn_top1", "kNN"))
-_STYLES = (":", "--", "-.")
+_CHARACTERS = 11
+"""Letters of the legend on an inch."""
 _COLOURS = ("#4d4d4d", "#0a6ebd", "#e08214", "#1b7837", "#8e44ad", "#c0392b")
 
 
@@ -22,7 +23,7 @@ def value_at(point: Mapping[str, Any], key: str) -> tuple[float, float]:
 
 
 def draw_curves(runs: Sequence[Run], path: str | Path, *, title: str = "ReLA") -> bool:
-    """Draw one panel a probe: a curve a run with history, a level line a run without.
+    """Draw one panel a probe: a curve a run with history, a square at its cost a run without.
 
     Curves start at the run's labelling seconds. Bands are one standard deviation over the folds; a
     diamond marks the switch from transport to SSL.
@@ -33,9 +34,9 @@ def draw_curves(runs: Sequence[Run], path: str | Path, *, title: str = "ReLA") -
         title: Heading of the picture.
 
     Returns:
-        False, and nothing is written, without matplotlib (the extra `plot`) or without any history.
+        False, and nothing is written, without matplotlib (the extra `plot`).
     """
-    panels = [(key, name) for key, name in _PANELS if any(key in point for run in runs for point in run["history"])]
+    panels = [(key, name) for key, name in _PANELS if any(_points(run, key) for run in runs)]
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -53,28 +54,39 @@ def draw_curves(runs: Sequence[Run], path: str | Path, *, title: str = "ReLA") -
         axis.spines[["top", "right"]].set_visible(False)
         axis.grid(alpha=0.25, linewidth=0.6)
     axes[0].set_ylabel("top-1 accuracy, %")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 6), frameon=False)
+    drawn = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    columns = max(1, min(len(drawn), int(figure.get_figwidth() * _CHARACTERS / (max(map(len, drawn)) + 6))))
+    figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=columns, frameon=False)
     figure.suptitle(title, fontsize=12)
     figure.savefig(path, dpi=130)
     return True
 
 
+def _points(run: Run, key: str) -> list[Mapping[str, Any]]:
+    """The points of a run's curve; the run's own figure, at what it cost, where there are none."""
+    points = [point for point in run["history"] if key in point]
+    return points or ([run] if run.get(key) is not None else [])
+
+
 def _panel(axis: Any, runs: Sequence[Run], key: str) -> None:
-    curved = [run for run in runs if any(key in point for point in run["history"])]
-    flat = [run for run in runs if run not in curved and run.get(key) is not None]
-    for run, style in zip(flat, _STYLES * (len(flat) // len(_STYLES) + 1), strict=False):
-        axis.axhline(value_at(run, key)[0], color="#777777", linestyle=style, linewidth=1.1, label=run["name"])
     marked = False
-    for run, colour in zip(curved, _COLOURS * (len(curved) // len(_COLOURS) + 1), strict=False):
-        points = [point for point in run["history"] if key in point]
+    for run, colour in zip(runs, _COLOURS * (len(runs) // len(_COLOURS) + 1), strict=False):
+        points = _points(run, key)
+        if not points:
+            continue
         seconds = np.array([point["seconds"] for point in points])
         mean, std = np.array([value_at(point, key) for point in points]).T
-        axis.plot(seconds, mean, color=colour, marker="o", markersize=3.5, linewidth=1.6, label=run["name"])
-        if std.any():
+        alone = points[0] is run
+        marker = (
+            {"marker": "s", "markersize": 6, "linewidth": 0, "clip_on": False}
+            if alone
+            else {"marker": "o", "markersize": 3.5}
+        )
+        axis.plot(seconds, mean, color=colour, label=run["name"], **{"linewidth": 1.6, **marker})
+        if std.any() and not alone:
             axis.fill_between(seconds, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
         switch = run.get("switch_seconds")
-        if switch is not None:
+        if switch is not None and not alone:
             level = float(np.interp(switch, seconds, mean))
             label = None if marked else "switch to SSL"
             axis.plot(switch, level, "D", color="white", markeredgecolor=colour, markersize=8, label=label, zorder=5)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml  # type: ignore[import-untyped]
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.runs.names import RECORD
+from rela_lightning.runs.names import CONFIG, RECORD
 from rela_lightning.weights import refused_object
 
 
@@ -103,6 +105,22 @@ def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigError("The run's facts are no JSON object.", found=f"{file}: {type(content).__name__}")
     return content
+
+
+def setting_of(folder: Path) -> dict[str, Any]:
+    """`setting`, equal for runs whose configs differ in seed and name alone, and `seed`; nothing without a config."""
+    try:
+        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    if not isinstance(config, dict):
+        return {}
+    trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name != "default_root_dir"}
+    rest = {
+        name: value for name, value in config.items() if name not in ("seed_everything", "name", "ckpt_path", "resume")
+    }
+    text = json.dumps({**rest, "trainer": trainer}, sort_keys=True, default=str)
+    return {"setting": hashlib.sha256(text.encode()).hexdigest(), "seed": config.get("seed_everything")}
 
 
 def read_checkpoint(path: Path, *, do: str | None = None) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class RunRecord(Callback):
             "name": self.name,
             "method": type(pl_module).__name__,
             "prior": store.manifest["prior"] if store is not None else _prior(rela),
-            "data": _data(data),
+            "data": data_facts(data),
             "seconds": round(self.seconds, 3),
             "labelling_seconds": round(self._labelling, 3),
             "switch_seconds": self._switched,
@@ -184,7 +184,7 @@ def _store(trainer: Any) -> Any:
     return rela.targets if isinstance(rela.targets, TargetStore) else TargetStore(rela.targets)
 
 
-def _data(data: Any) -> dict[str, Any]:
+def data_facts(data: Any) -> dict[str, Any]:
     """Name of the data, and how its images reach the network, as far as is known."""
     facts = {name: getattr(data, name, None) for name in ("root", "image_size", "mean", "std")}
     return {"name": type(data).__name__, **{name: value for name, value in facts.items() if value is not None}}

@@ -12,7 +12,9 @@ curves of an accelerated run start where its labelling ends.
 | `linear_top1`, `knn_top1` | top-1 accuracies in `[0, 1]` |
 | `few_label_top1` | `{"mean": 0..1, "std": >= 0}`, or left out |
 | `switch_seconds` | when SSL took over, on the axis of `seconds`; None or left out if it never did |
-| `history` | list of points `{"seconds", "steps", "linear_top1", "knn_top1", "few_label_top1"}` in order of time |
+| `interval` | half the width of a 95% interval by the name of an accuracy, or left out |
+| `history` | list of points `{"seconds", "steps", "linear_top1", "knn_top1", "few_label_top1"}` in order of time; |
+| | an accuracy may be `{"mean", "std"}` there |
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rela_lightning.errors import ConfigError
+from rela_lightning.runs.comparison import in_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -99,7 +102,9 @@ def _check_history(name: str, history: Any) -> None:
             )
         before = point["seconds"]
         for key in ("linear_top1", "knn_top1"):
-            if key in point:
+            if isinstance(point.get(key), Mapping):
+                _check_spread(name, point[key])
+            elif key in point:
                 _in_range(name, f"history[{number}].{key}", point[key], 1)
         _check_spread(name, point.get("few_label_top1"))
 
@@ -119,19 +124,31 @@ def _percent(value: float) -> str:
     return f"{100 * value:.1f}"
 
 
+def _header(runs: Sequence[Run]) -> tuple[str, ...]:
+    few = any(run.get("few_label_top1") is not None for run in runs)
+    return tuple(name for name in _HEADER if few or name != "few labels")
+
+
 def _cells(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
     """One row of text a run: accuracies in percent, times in seconds."""
+    header = _header(runs)
     for run in runs:
         spread = run.get("few_label_top1")
-        yield (
-            run["name"],
-            "-" if spread is None else f"{_percent(spread['mean'])} ± {_percent(spread['std'])}",
-            _percent(run["linear_top1"]),
-            _percent(run["knn_top1"]),
-            f"{run['seconds']:.1f}",
-            f"{run['labelling_seconds']:.1f}",
-            f"{run['steps']:,}",
-        )
+        row = {
+            "run": run["name"],
+            "few labels": "-" if spread is None else f"{_percent(spread['mean'])} ± {_percent(spread['std'])}",
+            "linear": _with_interval(run, "linear_top1"),
+            "kNN": _with_interval(run, "knn_top1"),
+            "seconds": f"{run['seconds']:.1f}",
+            "labelling": f"{run['labelling_seconds']:.1f}",
+            "steps": f"{run['steps']:,}",
+        }
+        yield tuple(row[name] for name in header)
+
+
+def _with_interval(run: Run, name: str) -> str:
+    half = run.get("interval", {}).get(name)
+    return _percent(run[name]) + ("" if half is None else f" ± {_percent(half)}")
 
 
 def to_table(runs: Sequence[Run], *, title: str | None = None) -> Table:
@@ -141,7 +158,7 @@ def to_table(runs: Sequence[Run], *, title: str | None = None) -> Table:
 
     check_runs(runs)
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # fits 80 columns
-    for number, heading in enumerate(_HEADER):
+    for number, heading in enumerate(_header(runs)):
         table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
     for row in _cells(runs):
         table.add_row(*row)
@@ -158,7 +175,9 @@ def to_dict(runs: Sequence[Run], protocol: Mapping[str, Any]) -> dict[str, Any]:
     return {"runs": [dict(run) for run in runs], "protocol": dict(protocol), "versions": versions()}
 
 
-def to_markdown(runs: Sequence[Run], protocol: Mapping[str, Any], *, title: str, curves: str | None) -> str:
+def to_markdown(
+    runs: Sequence[Run], protocol: Mapping[str, Any], *, title: str, curves: str | None, notes: Sequence[str] = ()
+) -> str:
     """The report as Markdown: table, curves, protocol, versions.
 
     Args:
@@ -166,20 +185,28 @@ def to_markdown(runs: Sequence[Run], protocol: Mapping[str, Any], *, title: str,
         protocol: What was done, name to value; printed as a list in this order.
         title: Heading of the page.
         curves: File name of the picture, or None without one.
+        notes: What a reader must know before comparing the numbers.
     """
     check_runs(runs)
-    lines = [f"# {title}", "", "| " + " | ".join(_HEADER) + " |", "|---" + "|---:" * (len(_HEADER) - 1) + "|"]
+    header = _header(runs)
+    lines = [f"# {title}", "", "| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _cells(runs)]
     lines += ["", "Top-1 accuracy in percent. Seconds are training plus labelling; probing is left out.", ""]
+    lines += [text for note in notes for text in (note, "")]
     if curves is not None:
         lines += [f"![Probe accuracy against seconds]({curves})", ""]
-    lines += ["## Protocol", "", *(f"- **{key}**: {value}" for key, value in protocol.items()), ""]
+    lines += ["## Protocol", "", *(f"- **{key}**: {in_text(value)}" for key, value in protocol.items()), ""]
     lines += ["## Versions", "", ", ".join(f"{key} {value}" for key, value in versions().items()), ""]
     return "\n".join(lines)
 
 
 def write_report(
-    runs: Sequence[Run], protocol: Mapping[str, Any], folder: str | Path, *, title: str = "ReLA"
+    runs: Sequence[Run],
+    protocol: Mapping[str, Any],
+    folder: str | Path,
+    *,
+    title: str = "ReLA",
+    notes: Sequence[str] = (),
 ) -> list[Path]:
     """Write `report.json`, `report.md` and, where matplotlib is installed, `curves.png`.
 
@@ -188,6 +215,7 @@ def write_report(
         protocol: What was done, name to value; JSON types only.
         folder: Folder to write into; made if missing.
         title: Heading of the page and of the picture.
+        notes: What a reader must know before comparing the numbers.
 
     Returns:
         The files written, `report.md` first. Without matplotlib (the extra `plot`) there is no
@@ -204,7 +232,7 @@ def write_report(
     picture = folder / "curves.png"
     picture.unlink(missing_ok=True)  # never an older run's curves beside this run's table
     drawn = draw_curves(runs, picture, title=title)
-    page = to_markdown(runs, protocol, title=title, curves=picture.name if drawn else None)
+    page = to_markdown(runs, protocol, title=title, curves=picture.name if drawn else None, notes=notes)
     written = [folder / "report.md", folder / "report.json"]
     written[0].write_text(page, encoding="utf-8")
     written[1].write_text(text + "\n", encoding="utf-8")

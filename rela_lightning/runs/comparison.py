@@ -1,0 +1,130 @@
+"""Several runs side by side: intervals of their accuracies, seeds of one setting as one row, and what differs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Run = Mapping[str, Any]
+SCORES = ("linear_top1", "knn_top1")
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""97.5% points of Student's t for 1 to 9 degrees of freedom."""
+_Z95 = 1.96
+
+
+def wilson(share: float, count: int) -> float:
+    """Half the width of Wilson's 95% interval of a share that was counted, in `[0, 0.5]`.
+
+    Args:
+        share: Of rows that were right, in `[0, 1]`.
+        count: Rows, >= 1.
+    """
+    z2 = _Z95**2
+    return _Z95 * math.sqrt(share * (1 - share) / count + z2 / (4 * count**2)) / (1 + z2 / count)
+
+
+def of_mean(values: Sequence[float]) -> float:
+    """Half the width of the 95% interval of a mean (Student's t) of two or more values."""
+    freedom = len(values) - 1
+    t = _T95[freedom - 1] if freedom <= len(_T95) else _Z95 * (1 + 1.2 / freedom)
+    return t * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def with_interval(run: Run) -> dict[str, Any]:
+    """The run with `interval`, of its validation images, where their number is known."""
+    count = run.get("protocol", {}).get("validation_images")
+    if not isinstance(count, int) or count < 1:
+        return dict(run)
+    return {**run, "interval": {name: wilson(run[name], count) for name in SCORES}}
+
+
+def grouped(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Runs of one `setting` and different `seed` as one row of means; the others as they are, with their interval.
+
+    Args:
+        runs: As in `rela_lightning.runs.report`; `setting` is equal for runs whose configs differ in seed alone, None
+            where that is not known.
+    """
+    groups: dict[Any, list[Run]] = {}
+    for number, run in enumerate(runs):
+        setting = run.get("setting")
+        groups.setdefault(number if setting is None else setting, []).append(run)
+    rows: list[dict[str, Any]] = []
+    for group in groups.values():
+        different = len({run.get("seed") for run in group}) == len(group) > 1
+        rows += [_as_one(group)] if different else [with_interval(run) for run in group]
+    return rows
+
+
+def _as_one(group: Sequence[Run]) -> dict[str, Any]:
+    first = group[0]
+    mean = {
+        name: statistics.fmean(run[name] for run in group)
+        for name in (*SCORES, "seconds", "labelling_seconds")
+        if all(run.get(name) is not None for run in group)
+    }
+    switches = [float(run["switch_seconds"]) for run in group if run.get("switch_seconds") is not None]
+    return {
+        **first,
+        **mean,
+        "name": f"{first['name']} ({len(group)} seeds)",
+        "steps": round(statistics.fmean(run["steps"] for run in group)),
+        "switch_seconds": statistics.fmean(switches) if len(switches) == len(group) else None,
+        "seeds": [run.get("seed") for run in group],
+        "interval": {name: of_mean([run[name] for run in group]) for name in SCORES},
+        "history": _mean_history([run.get("history", []) for run in group]),
+    }
+
+
+def _mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Mean and standard deviation point by point; nothing where the runs were not measured at the same steps."""
+    if len({tuple(point.get("steps") for point in history) for history in histories}) != 1:
+        return []
+    found = []
+    for points in zip(*histories, strict=True):
+        mean: dict[str, Any] = {"steps": points[0].get("steps")}
+        mean["seconds"] = statistics.fmean(point["seconds"] for point in points)
+        for name in SCORES:
+            values = [point[name] for point in points if name in point]
+            if len(values) == len(points):
+                mean[name] = {"mean": statistics.fmean(values), "std": statistics.pstdev(values)}
+        found.append(mean)
+    return found
+
+
+def notes(runs: Sequence[Run]) -> list[str]:
+    """What a reader must know before comparing the numbers: other steps, other data; and what the intervals are."""
+    found = []
+    steps = {run["name"]: f"{run['steps']:,}" for run in runs}
+    if len(set(steps.values())) > 1:
+        found.append(f"The runs made different numbers of steps: {_listed(steps)}.")
+    data = {run["name"]: (run.get("data") or {}).get("name", "unknown") for run in runs}
+    if len(set(data.values())) > 1:
+        found.append(f"The runs were trained on different data: {_listed(data)}.")
+    counts = {run["protocol"]["validation_images"] for run in runs if "interval" in run and "seeds" not in run}
+    if counts:
+        images = " or ".join(f"{count:,}" for count in sorted(counts))
+        found.append(f"± of a single run: 95% interval of its {images} validation images (Wilson).")
+    if any("seeds" in run for run in runs):
+        found.append("± of several seeds: 95% interval of their mean (Student's t).")
+    return found
+
+
+def _listed(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def in_text(value: Any) -> str:
+    """A JSON value as a reader says it: `solver adam, epochs 100`."""
+    if isinstance(value, Mapping):
+        parts = (
+            f"{key} ({in_text(v)})" if isinstance(v, Mapping) else f"{key} {in_text(v)}" for key, v in value.items()
+        )
+        return ", ".join(parts)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(in_text(inner) for inner in value)
+    if value is None or isinstance(value, bool):
+        return {None: "unknown", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value)
