@@ -41,7 +41,7 @@ def walk(item: Any, is_leaf: Callable[[Any, Path], bool], path: Path = ()) -> It
 def parts_of(item: Any) -> dict[str, Any]:
     """The fields of a dataclass by name, also of one with slots."""
     if hasattr(item, "__dict__"):
-        return vars(item)
+        return dict(vars(item))
     return {name: getattr(item, name) for name in item.__dataclass_fields__ if hasattr(item, name)}
 
 
