@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +12,12 @@ from torch import Tensor
 
 from rela_lightning.errors import ConfigError, DataError
 
+IMAGE_NAMES = frozenset({"image", "img", "pixel_values", "photo", "picture", "rgb", "jpg", "jpeg", "png", "webp"})
+_OTHER_NAMES = re.compile(
+    r"((seg|segm|segment|segmentation|flow|edge|normal|target|disparity)|.*(mask|depth|label|box|keypoint|heat))"
+    r"(e?s)?(maps?)?"
+)
+"""Words for what is aligned with an image, or tells of it."""
 LABEL_NAMES = ("label", "labels", "target", "targets", "y")
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -28,7 +35,28 @@ def walk(item: Any, is_leaf: Callable[[Any, Path], bool], path: Path = ()) -> It
         for position, value in enumerate(item):
             yield from walk(value, is_leaf, (*path, str(position)))
     elif hasattr(item, "__dataclass_fields__"):
-        yield from walk(vars(item), is_leaf, path)
+        yield from walk(parts_of(item), is_leaf, path)
+
+
+def parts_of(item: Any) -> dict[str, Any]:
+    """The fields of a dataclass by name, also of one with slots."""
+    if hasattr(item, "__dict__"):
+        return dict(vars(item))
+    return {name: getattr(item, name) for name in item.__dataclass_fields__ if hasattr(item, name)}
+
+
+def names_image(path: Path) -> bool:
+    """Whether a key on the way to a part is a usual name of an image."""
+    return any(part.lower() in IMAGE_NAMES for part in path)
+
+
+def names_other(path: Path) -> bool:
+    """Whether a key on the way holds a word for something else than an image, as in `depth_map` and `targetMasks`.
+
+    Whole words count: `flower` is no `flow`, and `normalized` no `normal`.
+    """
+    words = {word.lower() for part in path for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", part)}
+    return any(_OTHER_NAMES.fullmatch(word) for word in words)
 
 
 def leaves(batch: Any) -> Iterator[tuple[str, Tensor]]:
@@ -54,7 +82,7 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
         batch: The batch as the training step gets it: tensors in tuples, lists, dicts or dataclasses.
         rows: Number B of samples in the batch; None takes the shortest view's.
         names: Dotted paths such as `"0.1"` or `"image"`; None takes every float tensor `[k B, C, H, W]`
-            (and `[B, V, C, H, W]`, as V views).
+            (and `[B, V, C, H, W]`, as V views), those with the name of a mask, a depth map or the like last.
 
     Returns:
         Views, each `[k B, C, H, W]` with k >= 1.
@@ -64,7 +92,7 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
     """
     parts = dict(leaves(batch))
     if names is None:
-        chosen = [leaf for leaf in parts.values() if leaf.is_floating_point() and leaf.ndim in (4, 5)]
+        chosen = [leaf for _, leaf in _image_leaves(batch)]
     else:
         missing = [name for name in names if name not in parts]
         if missing:
@@ -106,6 +134,13 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
     return views
 
 
+def _image_leaves(batch: Any) -> list[tuple[Path, Tensor]]:
+    """Float tensors of 4 or 5 axes in order, those with the name of something else than an image last."""
+    found = list(walk(batch, lambda item, _: isinstance(item, Tensor)))
+    found = [(path, leaf) for path, leaf in found if leaf.is_floating_point() and leaf.ndim in (4, 5)]
+    return sorted(found, key=lambda pair: names_other(pair[0]))
+
+
 def _kinds(batch: Any) -> str:
     inside = sorted({type(part).__name__ for part in batch}) if isinstance(batch, (list, tuple)) else []
     return type(batch).__name__ + (f" of {', '.join(inside)}" if inside else "")
@@ -120,6 +155,8 @@ def _single_samples(batch: Any, parts: dict[str, Tensor], rows: int) -> bool:
 def find_images(batch: Any) -> Tensor:
     """The images of a batch: its first float tensor `[B, C, H, W]`; of several views, the first.
 
+    What has the name of an image goes first; what has the name of a mask, a depth map or the like goes last.
+
     Args:
         batch: Tensors in tuples, lists, dicts or dataclasses. `[B, V, C, H, W]` counts as V views.
 
@@ -129,9 +166,10 @@ def find_images(batch: Any) -> Tensor:
     Raises:
         DataError: If there is none, listing what the batch holds.
     """
-    for _, leaf in leaves(batch):
-        if leaf.is_floating_point() and leaf.ndim in (4, 5):
-            return leaf if leaf.ndim == 4 else leaf[:, 0]
+    found = _image_leaves(batch)
+    named = [leaf for path, leaf in found if names_image(path) and not names_other(path)]
+    for leaf in (*named, *(leaf for _, leaf in found)):
+        return leaf if leaf.ndim == 4 else leaf[:, 0]
     raise DataError(
         "No images were found in the batch.",
         expected="a float tensor [B, C, H, W]",

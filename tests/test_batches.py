@@ -13,6 +13,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from rela_lightning.batches import find_images, find_views
 from rela_lightning.data.normalisation import stated_scale
 from rela_lightning.data.swap import swapped_transform, takes_one_image
 from rela_lightning.data.transforms import TransportViews, default_transport_transform
@@ -251,3 +252,12 @@ def test_a_transform_method_leaves_nothing_behind() -> None:
     data = Method()
     default_transport_transform(data, 2)
     assert "transform" not in vars(data) and len(data[0]) == 2
+
+
+@pytest.mark.parametrize("other", ["normals", "mask", "depth_map"])
+def test_what_is_aligned_with_the_images_is_not_taken_for_them(other: str) -> None:
+    image, views = torch.ones(4, 3, 8, 8), torch.ones(4, 2, 3, 8, 8)
+    assert find_images({other: torch.zeros(4, 3, 8, 8), "image": image}) is image
+    assert find_images({"first": torch.zeros(4, 3, 8, 8), "image": image}) is image
+    assert find_views({other: torch.zeros(4, 3, 8, 8), "image": image}, 4)[0] is image
+    assert float(find_views({other: torch.zeros(4, 3, 8, 8), "crops": views}, 4)[0].min()) == 1.0

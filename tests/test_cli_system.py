@@ -168,3 +168,18 @@ def test_a_locale_without_letters(place: Path) -> None:
     done = rela("fit", "--config=c.yaml", "--config=named.yaml", **plain)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "named.yaml" in done.stderr and "PYTHONUTF8=1" in done.stderr
+
+
+@pytest.mark.parametrize("content", ["", "- 1\n", "model: [1\n x", "a: \0\n"])
+def test_a_config_of_a_run_that_is_cut_off_or_of_another_shape(tmp_path: Path, content: str, capsys: Any) -> None:
+    (tmp_path / "run.json").write_text('{"checkpoint": "a.ckpt"}')
+    torch.save({"state_dict": {}}, tmp_path / "a.ckpt")
+    (tmp_path / "config.yaml").write_text(content)
+    assert main(["probe", str(tmp_path)]) == 2
+    assert "rela: The run's config" in capsys.readouterr().err
+
+
+def test_a_record_that_is_nested_without_end(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    assert main(["probe", str(tmp_path)]) == 2
+    assert "cannot be read" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,12 @@ def test_what_holds_no_photo_gives_none_a_lesser_image_or_a_refusal(sample: Any)
         ((PHOTO, PHOTO.copy(), 3), PHOTO),
         ({"inputs": {"img": MASK, "mask": PHOTO}}, MASK),
         ((PHOTO, PHOTO.convert("P")), PHOTO),
+        ({"flower": PHOTO, "thermal": MASK}, "flower"),  # no `flow`
+        ({"normalized": PHOTO, "saliency": MASK}, "normalized"),
+        ({"unlabelled": PHOTO, "aux": MASK}, "unlabelled"),
+        ({"depthmap": OTHER, "left": PHOTO}, "left"),
+        ({"targetMasks": OTHER, "left": PHOTO}, "left"),
+        ({"bboxes_3d": OTHER, "left": PHOTO}, "left"),
         (("a", 3, {"b": torch.rand(4)}), None),
     ],
 )
@@ -93,6 +100,8 @@ def test_names_and_colour_decide(sample: Any, wanted: Any) -> None:
         ((torch.rand(3, 9, 9), {"normals": 0, "b": torch.rand(3, 9, 9)}), r"0: Tensor \[3, 9, 9\], 1.b: Tensor"),
         ((PHOTO.convert("L"), OTHER.convert("L")), "0: PIL L"),
         ({"image": PHOTO, "img": OTHER}, "image: PIL RGB 48 x 48, img"),
+        ((torch.rand(12, 9, 9), torch.rand(1, 9, 9)), r"0: Tensor \[12, 9, 9\], 1"),  # more bands than colours
+        ((torch.rand(9, 9, 3), torch.rand(1, 9, 9)), r"0: Tensor \[9, 9, 3\], 1"),
     ],
 )
 def test_several_that_differ_are_refused_with_their_places(sample: Any, where: str) -> None:
@@ -151,3 +160,24 @@ def test_a_part_of_each_sample() -> None:
     for where in ("a.2", "a.x", "b", "a.0.c"):
         with pytest.raises(DataError, match="nothing at"):
             ImageAt(data, where)[0]
+
+
+@dataclasses.dataclass(slots=True)
+class Pair:
+    left: Any
+    right: Any
+
+
+@pytest.mark.parametrize(
+    ("sample", "where"),
+    [
+        (Pair(PHOTO, OTHER), "left"),
+        ({"left.jpg": PHOTO, "right.jpg": OTHER}, "left.jpg"),
+        ({"views": {"a.b": [OTHER, PHOTO]}}, "views.a.b.1"),
+        ({0: PHOTO, 1: OTHER}, "0"),
+    ],
+)
+def test_the_place_that_a_refusal_names_is_one_that_can_be_given(sample: Any, where: str) -> None:
+    with pytest.raises(DataError, match=f"(?s)holds several images.*{where}: PIL"):
+        find_image(sample)
+    assert ImageAt([sample], where)[0] is PHOTO

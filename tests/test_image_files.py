@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import struct
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,7 @@ def test_colour_of_any_mode_is_what_pillow_makes_of_it(tmp_path: Path) -> None:
         (GREY.astype(np.float32) / 255 - 0.5, "F"),
         (np.where(GREY > 200, np.nan, 0.5).astype(np.float32), "F"),
         (GREY.astype(np.int32), "I"),
+        (GREY.astype(np.uint16), "I;16"),
         (GREY.astype(np.int32) * 65536, "I"),
         (GREY.astype(np.int32) - 300, "I"),
     ],
@@ -261,3 +264,47 @@ def test_what_is_resized_stays_small(monkeypatch: pytest.MonkeyPatch) -> None:
         Preprocess((224, 224), (0.0,) * 3, (1.0,) * 3)(image)
         probe_view(224, mean=[0.0] * 3, std=[1.0] * 3)(image)
     assert len(sizes) == 4 and max(sizes) < 256 * 1300
+
+
+def test_a_tag_that_cannot_be_written_again_does_not_keep_a_photo_from_being_turned(tmp_path: Path) -> None:
+    def entry(tag: int, kind: int, value: bytes) -> bytes:
+        return struct.pack("<HHI", tag, kind, 1) + value
+
+    tags = entry(0x0112, 3, struct.pack("<HH", 6, 0)) + entry(0x011A, 2, b"ab\0\0")  # a resolution in letters
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + struct.pack("<I", 0)
+    crop(1, 4).crop((0, 0, 40, 24)).save(tmp_path / "a.jpg", exif=exif)
+    assert FolderImages(tmp_path)[0][0].size == (24, 40)
+
+
+def test_links_to_themselves_are_no_folders(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        crop(0, 0).save(tmp_path / name / "1.png")
+    (tmp_path / "loop").symlink_to("loop")
+    data = FolderImages(tmp_path)
+    assert data.classes == ["a", "b"] and len(data) == 2
+
+
+def test_images_without_a_suffix_are_counted(tmp_path: Path) -> None:
+    crop(0, 0).save(tmp_path / "1.png")
+    (tmp_path / "README").write_text("as it was")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        FolderImages(tmp_path)
+    (tmp_path / "2").write_bytes((tmp_path / "1.png").read_bytes())
+    with pytest.warns(UserWarning, match="2 files .* have no suffix"):
+        FolderImages(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("line", "label"),
+    [
+        ("x.png,Boeing 747", "Boeing 747"),
+        ("x.png,n01 85 1 499 272", "n01"),
+        ("x.png,n01 85 1 499 272 n01 1 2 3 4", "n01"),  # Kaggle's list, of two boxes
+        ("x.png\tn01\t0\t32\t44\t62", "n01"),
+    ],
+)
+def test_a_number_in_a_class_is_no_box(tmp_path: Path, line: str, label: str) -> None:
+    (tmp_path / "m.txt").write_text(line)
+    assert read_label_map(tmp_path / "m.txt") == {"x.png": label}

@@ -102,3 +102,21 @@ def test_an_offline_probe_of_it_is_refused() -> None:
     probe = LinearProbe(Diverged().backbone, 3, feature_dim=4)
     with pytest.raises(DataError, match="backbone's features hold NaN"):
         probe(torch.rand(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e22, 1e30])
+def test_a_vote_goes_by_directions_at_any_size_of_features(size: float) -> None:
+    plain = knn_predict(X, Y, TEST_X, k=5)
+    assert (knn_predict(X * size, Y, TEST_X * size, k=5) == plain).all()
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_widths_and_types_of_both_parts(name: str) -> None:
+    probe = PROBES[name]
+    with pytest.raises(DataError, match="do not pair up"):
+        probe(X, Y, TEST_X[:, :4], TEST_Y)
+    with pytest.raises(DataError, match="complex"):
+        probe(X.to(torch.complex64), Y, TEST_X, TEST_Y)
+    with pytest.raises(DataError, match="labels are no numbers"):
+        probe(X, ["a"] * len(X), TEST_X, TEST_Y)
+    assert probe(X, Y.numpy().astype(np.uint16), TEST_X, TEST_Y) == probe(X, Y, TEST_X, TEST_Y)

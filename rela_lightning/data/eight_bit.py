@@ -37,7 +37,7 @@ def eight_bit(image: Image.Image) -> Image.Image:
 def _scaled(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
     top = 1.0 if mode == "F" else 65535.0  # also in modes of 32 bits, as Pillow reads some 16-bit files so
     low, high = float(values.min()), float(values.max())
-    eight = mode == "I" and 1 < high <= 255  # black, if it is scaled; as likely 8-bit values in a larger type
+    eight = mode != "F" and 1 < high <= 255  # black, if it is scaled; as likely 8-bit values in a larger type
     if not 0.0 <= low <= high <= top or eight:
         raise DataError(
             f"An image of PIL mode {mode} has values from {low:g} to {high:g}, and nothing says what white is.",

@@ -58,13 +58,17 @@ def list_images(folder: Path) -> list[str]:
     """Paths of all image files under a folder, relative to it, with `/`, sorted.
 
     Links to folders are followed, but for those that lead back to a folder they lie in. A warning counts the files
-    whose suffix belongs neither to an image that Pillow can read nor to what usually lies beside images.
+    whose suffix belongs neither to an image that Pillow can read nor to what usually lies beside images; another one
+    counts files without a suffix, if one of the first is an image.
     """
     names: list[str] = []
+    bare: list[str] = []  # without a suffix
     others: Counter[str] = Counter()
     for prefix, files in _walk(folder, (folder.resolve(),)):
         for name in files:
             suffix = os.path.splitext(name)[1].lower()  # noqa: PTH122  # a name, not a path
+            if not suffix:
+                bare.append(prefix + name)
             if suffix in image_suffixes():
                 names.append(prefix + name)
             elif suffix not in _BESIDE:
@@ -72,7 +76,25 @@ def list_images(folder: Path) -> list[str]:
     if names and others:
         counts = ", ".join(f"{count} {suffix}" for suffix, count in others.most_common(SHOWN))
         rank_zero_warn(f"Files under {folder} are left out, as Pillow reads no images with these suffixes: {counts}.")
+    if names and any(_opens(folder / name) for name in sorted(bare)[:SHOWN]):
+        rank_zero_warn(
+            f"{len(bare)} files under {folder} have no suffix and are left out, images too: {first_few(bare)}."
+        )
     return sorted(names)
+
+
+def _opens(file: Path) -> bool:
+    """Whether a file begins as an image that Pillow can read."""
+    from PIL import Image
+
+    try:
+        if not file.is_file():  # a pipe would wait for its writer
+            return False
+        with file.open("rb") as opened:
+            Image.open(opened)
+    except Exception:  # of its many plugins
+        return False
+    return True
 
 
 def class_folders(root: Path) -> list[str]:
@@ -98,11 +120,18 @@ def first_few(names: Sequence[str]) -> str:
 
 def _walk(folder: Path, inside: tuple[Path, ...], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
     """Prefix and file names of a folder and of those in it; `inside` holds the real folders on the way here."""
-    yield prefix, [entry.name for entry in os.scandir(folder) if not hidden(entry.name) and not entry.is_dir()]
+    yield prefix, [entry.name for entry in os.scandir(folder) if not hidden(entry.name) and not _is_folder(entry)]
     for entry in _folders(folder, inside):
         yield from _walk(entry, (*inside, entry.resolve()), f"{prefix}{entry.name}/")
 
 
 def _folders(folder: Path, inside: tuple[Path, ...]) -> list[Path]:
-    found = [Path(entry.path) for entry in os.scandir(folder) if not hidden(entry.name) and entry.is_dir()]
+    found = [Path(entry.path) for entry in os.scandir(folder) if not hidden(entry.name) and _is_folder(entry)]
     return [entry for entry in found if not entry.is_symlink() or entry.resolve() not in inside]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False

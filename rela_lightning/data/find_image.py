@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from rela_lightning.batches import Path, walk
+from rela_lightning.batches import Path, names_image, names_other, parts_of, walk
 from rela_lightning.errors import DataError
 
-_IMAGE_NAMES = ("image", "img", "pixel_values", "photo", "picture", "rgb", "jpg", "jpeg", "png", "webp")
-_OTHER_NAMES = ("mask", "seg", "depth", "label", "target", "box", "keypoint", "flow", "edge", "normal", "heatmap")
 _COLOUR = ("RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV")
 _LEAST_SIDE = 5  # what is narrower are boxes and points
 
@@ -69,18 +67,38 @@ class ImageAt(Dataset[Any]):
         Raises:
             DataError: If the sample has no such part.
         """
-        part = self.dataset[row]
-        for name in self.where.split("."):
-            try:
-                part = part[name] if isinstance(part, Mapping) else part[int(name)]
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"Row {row} of the data set has nothing at `{self.where}`.",
-                    expected="keys and positions with dots between",
-                    found=type(part).__name__,
-                    exists=list(part) if isinstance(part, Mapping) else None,
-                ) from error
-        return part
+        sample = self.dataset[row]
+        try:
+            return _part_at(sample, self.where.split("."))
+        except LookupError as error:
+            raise DataError(
+                f"Row {row} of the data set has nothing at `{self.where}`.",
+                expected="keys, names of fields and positions with dots between",
+                found=type(sample).__name__,
+                exists=list(sample) if isinstance(sample, Mapping) else None,
+            ) from error
+
+
+def _part_at(item: Any, where: Sequence[str]) -> Any:
+    """The part of a sample at a path as `walk` has it; a key may hold dots itself, as `left.jpg`.
+
+    Raises:
+        LookupError: If there is none.
+    """
+    if not where:
+        return item
+    for length in range(1, len(where) + 1):
+        try:
+            return _part_at(_child(item, ".".join(where[:length])), where[length:])
+        except (LookupError, TypeError, ValueError):
+            continue
+    raise LookupError(where)
+
+
+def _child(item: Any, name: str) -> Any:
+    if isinstance(item, Mapping):
+        return {str(key): value for key, value in item.items()}[name]
+    return parts_of(item)[name] if hasattr(item, "__dataclass_fields__") else item[int(name)]
 
 
 def image_at(dataset: Any, where: str | None) -> Any:
@@ -95,22 +113,24 @@ def _is_image(item: Any, *, alone: bool) -> bool:
 
 
 def _named(pair: tuple[Path, Any]) -> int:
-    return any(part.lower() in _IMAGE_NAMES for part in pair[0])
+    return names_image(pair[0])
 
 
 def _not_named_otherwise(pair: tuple[Path, Any]) -> int:
-    return not any(name in part.lower() for part in pair[0] for name in _OTHER_NAMES)
+    return not names_other(pair[0])
 
 
 def _strength(pair: tuple[Path, Any]) -> int:
-    """2 for colour, 1 for PIL images and single planes, 0 for what may be anything."""
+    """2 for colour, 1 for PIL images and stacks of planes, 0 for what may be anything."""
     value = pair[1]
     if not isinstance(value, (Tensor, np.ndarray)):
         return 2 if value.mode in _COLOUR else 1
-    channels = {value.shape[0] if isinstance(value, Tensor) else value.shape[-1]} if value.ndim == 3 else set()
-    if channels & {3, 4} and min(value.shape[-2:] if isinstance(value, Tensor) else value.shape[:2]) >= _LEAST_SIDE:
+    if value.ndim == 2:
+        return 0
+    channels, *sides = value.shape if isinstance(value, Tensor) else (value.shape[-1], *value.shape[:-1])
+    if channels in (3, 4) and min(sides) >= _LEAST_SIDE:
         return 2
-    return 1 if channels & {1} else 0
+    return int(channels == 1 or sorted(value.shape)[1] >= _LEAST_SIDE)
 
 
 def _same(one: Any, two: Any) -> bool:

@@ -122,8 +122,9 @@ def _fields(line: str) -> tuple[str, str]:
 
 
 def _without_boxes(text: str) -> str:
-    """A class without the numbers that may follow it."""
-    return re.sub(r"^(\S+)(?:\s+-?[\d.]+)+$", r"\1", text.strip())
+    """A class without the boxes that may follow it: four numbers each, the class again before all but the first."""
+    box = r"(?:\s+-?[\d.]+){4}"
+    return re.sub(rf"^(\S+){box}(?:\s+\1{box})*$", r"\1", text.strip())
 
 
 def _first_in(entries: Mapping[str, set[str]], forms: Sequence[str]) -> set[str]:

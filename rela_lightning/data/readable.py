@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import hub
 
 from rela_lightning.data.eight_bit import eight_bit
@@ -21,6 +21,16 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What PIL raises for files that are no images, or broken ones."""
 ORIENTATION = 0x0112
 """EXIF's tag of how a picture is turned."""
+_TURNS: dict[object, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes each orientation upright; `ImageOps.exif_transpose` fails on tags that it cannot write again."""
 _BLOCK = 4096
 
 
@@ -34,9 +44,10 @@ def open_rgb(path: Path) -> Image.Image:
     """
     with path.open("rb") as file:
         opened = Image.open(file)
-        turned = opened.getexif().get(ORIENTATION, 1) != 1
-        image = eight_bit(ImageOps.exif_transpose(opened) if turned else opened)
-        return image.convert("RGB")  # which also decodes what was only opened
+        image = eight_bit(opened)
+        image.load()  # also turns what Pillow turns by itself (TIFF)
+        turn = _TURNS.get(opened.getexif().get(ORIENTATION, 1))
+        return (image if turn is None else image.transpose(turn)).convert("RGB")
 
 
 def unreadable(root: Path, names: Sequence[str]) -> set[str]:

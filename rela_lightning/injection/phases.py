@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from rela_lightning.injection.budget import Budget
 from rela_lightning.schedules import SSL_ONLY, TRANSPORT_ONLY, Schedule, Weights
 
@@ -67,10 +69,15 @@ class Phases:
         self._budget = Budget(self._trainer)
         self._least_transport = self._schedule.least_transport
 
-    def restore(self, weights: Weights, progress: float) -> None:
-        """Go on where a run stood."""
+    def restore(self, weights: Weights, progress: float, over: bool) -> None:
+        """Go on where a run stood; once let go, it stays let go, also where the schedule has other options now."""
         self.now, self.progress = Phase(weights), progress
-        self.over = self._is_over()
+        self.over = over or self._is_over()
+        if over and not self._is_over():
+            rank_zero_warn(
+                f"The run had handed over before, and {type(self._schedule).__name__} with its present options would "
+                "go back to the targets: the transport phase stays over. Start afresh to have it again."
+            )
 
     def _is_over(self) -> bool:
         return self.now.weights == SSL_ONLY and self._schedule.is_over(self.progress)
@@ -114,7 +121,7 @@ class Phases:
         self._due = again
         self.progress, was_skipped = max(self.progress, self._budget.progress()), self.skips_step
         progress = self.progress
-        weights = self._schedule.weights(progress)
+        weights = SSL_ONLY if self.over else self._schedule.weights(progress)
         warm = False
         if self._head_warmup and weights.transport_only:
             warm = not self._schedule.weights(min(progress + self._head_warmup, 1.0)).transport_only

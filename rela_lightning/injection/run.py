@@ -257,6 +257,7 @@ class Run:
             "teachers": self._pairs,
             "weights": list(self.phases.now.weights),
             "progress": self.phases.spent(),
+            "over": self.phases.over,
             "targets": self._source.fingerprint,
             "source": self._source.state_dict(),
         }
@@ -279,4 +280,4 @@ class Run:
         self._pairs = state["teachers"]
         self._source.load_state_dict(state["source"])
         self._schedule.load_state_dict(state["schedule"])
-        self.phases.restore(Weights(*state["weights"]), state["progress"])
+        self.phases.restore(Weights(*state["weights"]), state["progress"], state.get("over", False))

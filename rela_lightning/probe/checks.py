@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rela_lightning.errors import DataError
+
+_WIDE = (torch.uint16, torch.uint32, torch.uint64)
+"""Types of integers in which torch does not compare."""
+_TINY = torch.finfo(torch.float32).tiny
 
 
 class Labelled(NamedTuple):
@@ -35,7 +40,9 @@ def labelled_rows(features: Any, labels: Any, which: str, num_classes: int | Non
         DataError: If they do not pair up, features are not finite, labels are no integers or out of range, or no row
             has a label.
     """
-    rows, classes = finite_features(features, which), torch.as_tensor(labels)
+    rows, classes = finite_features(features, which), _tensor(labels, which, "labels")
+    if classes.dtype in _WIDE:
+        classes = classes.long()
     if classes.shape != rows.shape[:1] or classes.is_floating_point() or classes.is_complex() or not len(classes):
         raise DataError(
             f"The {which} features and labels do not pair up.",
@@ -63,9 +70,13 @@ def finite_features(features: Any, which: str) -> Tensor:
     Raises:
         DataError: If they have another shape, or hold NaN or infinity, as those of a backbone that has diverged.
     """
-    rows = torch.as_tensor(features)
-    if rows.ndim != 2:
-        raise DataError(f"The {which} features have no rows.", expected="[N, F]", found=list(rows.shape))
+    rows = _tensor(features, which, "features")
+    if rows.ndim != 2 or rows.is_complex():
+        raise DataError(
+            f"The {which} features have no rows." if rows.ndim != 2 else f"The {which} features are complex.",
+            expected="real numbers [N, F]",
+            found=f"{list(rows.shape)}, {rows.dtype}",
+        )
     rows = rows.float()
     broken = ~rows.isfinite().all(dim=1)
     if bool(broken.any()):
@@ -76,3 +87,31 @@ def finite_features(features: Any, which: str) -> Tensor:
             do="see whether the run has diverged; float16 features overflow above 65504",
         )
     return rows
+
+
+def check_widths(train: Tensor, test: Tensor, which: tuple[str, str]) -> None:
+    """Refuse features of two widths.
+
+    Raises:
+        DataError: Naming both.
+    """
+    if train.shape[1] != test.shape[1]:
+        raise DataError(
+            f"{which[0].capitalize()} and {which[1]} features do not pair up.",
+            expected="[N, F] and [M, F]",
+            found=f"{list(train.shape)}, {list(test.shape)}",
+        )
+
+
+def directions(features: Tensor) -> Tensor:
+    """Rows `[N, F]` of length 1, whatever their length was: squares of very large or small ones leave float32."""
+    return F.normalize(features / features.abs().amax(dim=1, keepdim=True).clamp(min=_TINY), dim=1)
+
+
+def _tensor(values: Any, which: str, name: str) -> Tensor:
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"The {which} {name} are no numbers.", expected="a tensor or numpy array", found=str(error)
+        ) from error

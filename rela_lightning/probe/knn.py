@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rela_lightning.errors import ConfigError, DataError
-from rela_lightning.probe.checks import finite_features, labelled_rows
+from rela_lightning.errors import ConfigError
+from rela_lightning.probe.checks import check_widths, directions, finite_features, labelled_rows
 
 Weights = Literal["distance", "uniform"]
 WEIGHTS: tuple[str, ...] = ("distance", "uniform")
@@ -51,12 +50,7 @@ def knn_predict(
     """
     train_features, train_labels = labelled_rows(train_features, train_labels, "bank", num_classes)
     queries = finite_features(queries, "query")
-    if train_features.shape[1] != queries.shape[1]:
-        raise DataError(
-            "Bank and queries do not pair up.",
-            expected="train_features [N, F], queries [Q, F]",
-            found=f"{list(train_features.shape)}, {list(queries.shape)}",
-        )
+    check_widths(train_features, queries, ("bank", "query"))
     if not 1 <= k <= len(train_features) or temperature <= 0 or weights not in WEIGHTS or chunk_size < 1:
         raise ConfigError(
             "The kNN settings cannot work.",
@@ -65,10 +59,10 @@ def knn_predict(
             found=f"k={k}, temperature={temperature}, chunk_size={chunk_size}, weights={weights!r}",
         )
     classes = num_classes or int(train_labels.max()) + 1
-    bank = F.normalize(train_features, dim=1)
+    bank = directions(train_features)
     predicted = [train_labels.new_empty(0, dtype=torch.int64)]
     for chunk in torch.split(queries, chunk_size):
-        similarity, nearest = (F.normalize(chunk, dim=1) @ bank.T).topk(k, dim=1)
+        similarity, nearest = (directions(chunk) @ bank.T).topk(k, dim=1)
         # The largest similarity is subtracted so that exp cannot overflow; votes only scale.
         vote = ((similarity - similarity[:, :1]) / temperature).exp()
         vote = torch.ones_like(vote) if weights == "uniform" else vote

@@ -13,6 +13,7 @@ from rela_lightning.errors import ConfigError
 from rela_lightning.networks.pooling import Pooling
 from rela_lightning.probe.accuracy import accuracies, topk_counts
 from rela_lightning.probe.callbacks import ProbeCallback, gathered, log_number
+from rela_lightning.probe.checks import directions
 from rela_lightning.probe.knn import WEIGHTS, Weights, knn_predict
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ class KNNProbe(ProbeCallback):
         if not self._due(trainer) or 0 < dataloader_idx < loaders - 1:
             return
         features, labels = self.read(trainer, pl_module, batch, f"validation {dataloader_idx}")
-        features = F.normalize(features, dim=1)
+        features = directions(features)
         if loaders == 1:
             self._queries.append((features[1::2], labels[1::2]))
             features, labels = features[::2], labels[::2]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.probe.accuracy import accuracies, topk_counts, topk_names
-from rela_lightning.probe.checks import labelled_rows
+from rela_lightning.probe.checks import check_widths, labelled_rows
 from rela_lightning.probe.solvers import fit_adam, fit_logistic
 
 Solver = Literal["adam", "lbfgs"]
@@ -72,6 +72,7 @@ def linear_evaluation(
         )
     train, train_labels = labelled_rows(train_features, train_labels, "training", num_classes)
     test, test_labels = labelled_rows(test_features, test_labels, "test", num_classes)
+    check_widths(train, test, ("training", "test"))
     classes = num_classes or int(max(train_labels.max(), test_labels.max())) + 1
     if standardise:
         mean, scale = _statistics(train)
@@ -131,6 +132,7 @@ def few_label_evaluation(
     """
     features, labels = labelled_rows(features, labels, "training", num_classes)
     test_features, test_labels = labelled_rows(test_features, test_labels, "test", num_classes)
+    check_widths(features, test_features, ("training", "test"))
     classes = num_classes or int(max(labels.max(), test_labels.max())) + 1
     smallest = int(torch.bincount(labels, minlength=classes).min())
     if folds < 1 or not 1 <= labels_per_class <= smallest:

@@ -100,7 +100,7 @@ def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     file = (find_run(path) or path / RECORD) if path.is_dir() else path
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError("The run's facts cannot be read.", expected=RECORD, found=f"{file}: {error}") from error
     if not isinstance(content, dict):
         raise ConfigError("The run's facts are no JSON object.", found=f"{file}: {type(content).__name__}")

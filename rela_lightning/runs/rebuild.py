@@ -115,7 +115,12 @@ def build(config: Path) -> tuple[LightningModule, Any]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False, required=True)
     parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=False)
-    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise ConfigError("The run's config is no YAML.", found=f"{config}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError("The run's config holds no options.", found=f"{config}: {type(content).__name__}")
     parts = {name: content[name] for name in ("model", "data") if content.get(name) is not None}
     try:
         parsed = parser.parse_object(parts)
