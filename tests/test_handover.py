@@ -77,7 +77,8 @@ def test_a_schedule_sees_progress_that_never_falls(targets64: Any, tmp_path: Any
         return made[-1]
 
     resumed(targets64, tmp_path, watching, 2, 2, 6)
-    first, second = ([p for p in schedule.seen if 0.05 < p < 1.0] for schedule in made)
+    planned = {percent / 100 for percent in range(100)}  # asked once before training, to say what is planned
+    first, second = ([p for p in schedule.seen if 0.05 < p < 1.0 and p not in planned] for schedule in made)
     assert first == sorted(first) and second == sorted(second) and min(second) >= max(first) == 0.875
 
 

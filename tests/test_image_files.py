@@ -181,6 +181,7 @@ def test_a_name_in_any_bytes_can_be_labelled_verified_and_looked_over(tmp_path: 
     [
         (b"\xef\xbb\xbfx.png,flower\n", {"x.png": "flower"}),
         ("x.png,flower\nñ.png,temple\n".encode("latin-1"), {"x.png": "flower", "ñ.png": "temple"}),
+        ("x.png,flower\nñ.png,temple\n".encode("utf-16"), {"x.png": "flower", "ñ.png": "temple"}),
         ("x.png,flower\nñ.png,temple\n".encode(), {"x.png": "flower", "ñ.png": "temple"}),
         (b"my photo.png,flower\r\n", {"my photo.png": "flower"}),
         (b"my photo.png flower\n", {"my photo.png": "flower"}),
@@ -193,6 +194,12 @@ def test_a_name_in_any_bytes_can_be_labelled_verified_and_looked_over(tmp_path: 
 def test_a_list_of_labels_as_programs_write_it(tmp_path: Path, raw: bytes, wanted: dict[str, str]) -> None:
     (tmp_path / "map.csv").write_bytes(raw)
     assert read_label_map(tmp_path / "map.csv") == wanted
+
+
+def test_a_field_without_end_is_a_message(tmp_path: Path) -> None:
+    (tmp_path / "map.csv").write_text("x.png,flower\ny.png," + "a" * 200_000 + "\n")
+    with pytest.raises(DataError, match=r"cannot be read(?s:.*)line 2"):
+        read_label_map(tmp_path / "map.csv")
 
 
 words = st.text("abcxyzñé_-", min_size=1, max_size=6)

@@ -103,3 +103,13 @@ def test_a_value_that_another_writer_left_is_named(copied, key, value):
     (path / MANIFEST).write_text(json.dumps({**manifest, "sum": digest}))
     with pytest.raises(TargetError):
         TargetStore(path).read(np.arange(1))
+
+
+def test_a_manifest_nested_without_end_is_refused_and_its_folder_kept(copied):
+    place = copied()
+    (place / MANIFEST).write_text("[" * 100_000)
+    with pytest.raises(TargetError, match="is not a manifest"):
+        TargetStore(place)
+    with pytest.raises(TargetError):
+        build_targets(pixel_prior(), Digits(), place, overwrite=True)
+    assert (place / TARGETS).is_file()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import re
 from collections import defaultdict
@@ -31,7 +32,11 @@ def read_label_map(file: str | Path) -> dict[str, str]:
     for number, line in enumerate(_text(path).splitlines(), 1):
         if not line.strip():
             continue
-        name, label = _fields(line)
+        try:
+            name, label = _fields(line)
+        except csv.Error as error:
+            where = f"{path}, line {number}: {error}"
+            raise DataError("A line of the list of labels cannot be read.", found=where) from error
         if number == 1 and label.lower() in _HEADS:
             continue
         if not label or labels.get(name, label) != label:
@@ -101,6 +106,8 @@ def mapped_labels(root: Path, names: Sequence[str], classes: Sequence[str], labe
 
 def _text(path: Path) -> str:
     raw = path.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16", errors="replace")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError:

@@ -49,7 +49,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest: dict[str, Any] = json.loads(file.read_text())
         version = manifest["settings"]["format_version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise TargetError(f"{file} is not a manifest of targets.", found=repr(error), do=_AGAIN) from error
     if version != FORMAT:
         newer = isinstance(version, int) and version > FORMAT

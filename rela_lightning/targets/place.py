@@ -154,7 +154,7 @@ def _is_ours(place: Path) -> bool:
     """Whether the manifest in a folder parses and says that we made it; the first format said so by its fields."""
     try:
         manifest = json.loads((place / MANIFEST).read_text())
-    except (FileNotFoundError, IsADirectoryError, ValueError):
+    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
         return False
     if not isinstance(manifest, dict):
         return False
