@@ -7,10 +7,12 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from rela_lightning._version import __version__
 from rela_lightning.cli.messages import ReadableParser
+from rela_lightning.cli.short_help import short_help, wants_short_help
 from rela_lightning.cli.system import Output, System, message_of, system_error
 from rela_lightning.config import missing_package, own_errors
 from rela_lightning.errors import ReLAError
@@ -97,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: With code 2 after the message of the parser, with 0 after `--help` and `--print_config`.
     """
     output = Output() if argv is None else None  # the process is ours
+    if output is not None and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # classes of the user's own are found as from a script
     words = list(sys.argv[1:] if argv is None else argv)
     command = next((word for word in words if not word.startswith("-")), None)
     try:
@@ -138,11 +142,15 @@ def _stopped(command: str | None, code: int = 130) -> int:
 def _run(command: str | None, words: list[str]) -> None:
     """Parse the options of a command and call its function."""
     if command in TRAINER:
+        after = words[words.index(command) + 1 :]
+        if wants_short_help(after):
+            sys.stdout.write(short_help(command, COMMANDS[command][1]))
+            return
         wait_at_exit()
-        _function(command)(command, words[words.index(command) + 1 :])
+        _function(command)(command, after)
         return
     if command not in COMMANDS:
-        build_parser().parse_args(words)  # ends with help, version or a message
+        build_parser().parse_args(words or ["--help"])  # ends with help, version or a message
         return
     function, at = _function(command), words.index(command) + 1
     parser = build_parser(command)

@@ -48,6 +48,7 @@ _NOISE = (
 
 def run(command: str, words: Sequence[str]) -> None:
     """`rela fit`, `validate`, `test` or `predict`; `words` are those after the command."""
+    words = [word for number, word in enumerate(words) if not (word == "all" and words[number - 1] in ("-h", "--help"))]
     register_names()
     with warnings.catch_warnings():
         for message in _NOISE:

@@ -14,6 +14,7 @@ from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.source import Source, unwrapped
 from rela_lightning.networks.backbones import build_plain
 from rela_lightning.networks.encode import pooled
+from rela_lightning.networks.own import is_path
 from rela_lightning.rng import preserved_rng
 from rela_lightning.weights import State, fill, mismatch
 
@@ -29,7 +30,9 @@ class Recipe(NamedTuple):
 
     @property
     def source(self) -> str:
-        """`torchvision`, `timm`, `lightly` or another that `build_network` knows."""
+        """`torchvision`, `timm`, `lightly` or another that `build_network` knows; `own` for a class of the user's."""
+        if is_path(self.name):
+            return "own"
         return self.name.rpartition(":")[0] or "torchvision"
 
     @property
@@ -159,7 +162,7 @@ def timm_name(plain: Plain, state: State) -> str | None:
     tensors and, on a random image, the same features.
     """
     network, recipe = plain
-    if network is None or recipe is None or recipe.cifar_stem or recipe.source == "lightly":
+    if network is None or recipe is None or recipe.cifar_stem or recipe.source in ("lightly", "own"):
         return None
     if recipe.source == "timm":
         return recipe.model.partition(".")[0]

@@ -1,0 +1,88 @@
+"""`rela fit --help` on one screen: our own options, and those of Lightning that most runs set."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+METHODS = (
+    "BYOL", "BarlowTwins", "DINO", "MoCoV2", "MoCoV3", "SimCLR", "SimSiam", "Supervised", "SwAV", "VICReg",
+)  # fmt: skip
+DATA = (
+    "CIFAR100Data", "CIFAR10Data", "DigitsData", "FashionMNISTData", "ImageFolderData", "ImageNetData", "STL10Data",
+    "TinyImageNetData",
+)  # fmt: skip
+"""Named here too, as importing them takes seconds."""
+Group = Mapping[str, str]
+
+_WHAT: Group = {
+    "--model NAME": "{methods}; or module.Class of your own",
+    "--model.backbone NAME": "resnet18, timm:<model>, lightly:<resnet>, or module.Class of your own",
+    "--data NAME": "{data}; or module.Class",
+    "--data.root DIR": "where its images are",
+    "--data.batch_size N": "images in a step and process",
+    "--data.num_workers N": "processes that make views",
+}
+_RELA: Group = {
+    "--trainer.callbacks+ ReLACallback": "pull features to cached targets first",
+    "--trainer.callbacks.targets DIR": "what `rela targets` wrote",
+    "--trainer.callbacks.schedule NAME": "Plateau (the default), Switch, Blend, Mix, TransportOnly",
+}
+_HOW: Group = {
+    "--trainer.max_epochs N": "passes over the images; or --trainer.max_steps, --trainer.max_time",
+    "--trainer.devices N": "with --trainer.accelerator, --trainer.strategy, --trainer.num_nodes as in Lightning",
+    "--trainer.precision P": "32-true, bf16-mixed, 16-mixed",
+    "--optimizer NAME": "in place of the method's own; likewise --lr_scheduler",
+    "--seed_everything N": "0 unless given",
+    "--compile true": "compile the backbone and its teacher",
+    "--channels_last true": "weights and images channels last in memory",
+}
+_RUN: Group = {
+    "--name NAME": "the run's folder is runs/NAME; <method>-<data> unless given",
+    "--resume RUN": "go on with a run from its last checkpoint",
+    "--config FILE": "YAML with any of these options; later words change it",
+    "--print_config": "all options as they would be used, as YAML; nothing is run",
+}
+_MORE: Group = {
+    "--help all": "every option; takes half a minute",
+    "--model.help NAME": "options of a method; likewise --data.help NAME",
+    "--trainer.callbacks.help NAME": "options of a callback, as ReLACallback",
+}
+GROUPS: Mapping[str, Group] = {
+    "What is trained": _WHAT,
+    "With ReLA": _RELA,
+    "How": _HOW,
+    "The run": _RUN,
+    "More": _MORE,
+}
+_WIDTH = 36
+
+
+def short_help(command: str, line: str) -> str:
+    """The page.
+
+    Args:
+        command: `fit`, `validate`, `test` or `predict`.
+        line: What it does.
+    """
+    names = {"methods": ", ".join(METHODS), "data": ", ".join(DATA)}
+    usage = f"usage: rela {command} --model NAME --data NAME [options]\n       rela {command} --config FILE [options]"
+    if command == "fit":
+        usage += "\n       rela fit --resume RUN [options]"
+    pages = [usage, f"{line[0].upper()}{line[1:]}. Every option may also stand in a YAML file."]
+    for title, group in GROUPS.items():
+        options = [(name, text) for name, text in group.items() if command == "fit" or not name.startswith("--resume")]
+        pages.append("\n".join([f"{title}:", *(_row(name, text.format(**names)) for name, text in options)]))
+    return "\n\n".join(pages) + "\n"
+
+
+def wants_short_help(words: Sequence[str]) -> bool:
+    """Whether the words ask for help, and not for all of it."""
+    at = next((number for number, word in enumerate(words) if word in ("-h", "--help")), None)
+    return at is not None and list(words[at + 1 : at + 2]) != ["all"]
+
+
+def _row(name: str, text: str) -> str:
+    from textwrap import wrap
+
+    first, *rest = wrap(text, 118 - _WIDTH)
+    return "\n".join([f"  {name:{_WIDTH - 2}}{first}", *(" " * _WIDTH + more for more in rest)])

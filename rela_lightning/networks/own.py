@@ -1,0 +1,42 @@
+"""Networks of the user's own, by the dotted path of their class or of a function that makes one."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from torch import nn
+
+from rela_lightning.errors import NetworkError
+
+
+def is_path(name: str) -> bool:
+    """Whether a name is a dotted path: `mynet.MyNet`."""
+    parts = name.split(".")
+    return len(parts) > 1 and all(part.isidentifier() for part in parts)
+
+
+def build_own(path: str, **kwargs: Any) -> nn.Module:
+    """Import what a path names and call it.
+
+    Args:
+        path: `<module>.<class or function>`.
+        kwargs: Handed on to it.
+
+    Raises:
+        NetworkError: If it cannot be imported or called, or is no network.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        make = getattr(importlib.import_module(module), name)
+        network = make(**kwargs)
+    except Exception as error:  # whatever the user's code raises
+        raise NetworkError(
+            f"The network {path} could not be built.",
+            expected="<module>.<class or function> that gives an nn.Module; or for a library's <source>:<name>",
+            found=f"{type(error).__name__}: {error}",
+            do="see that the module can be imported from here, and which options the class takes",
+        ) from error
+    if not isinstance(network, nn.Module):
+        raise NetworkError(f"{path} gives no network.", expected="an nn.Module", found=type(network).__name__)
+    return network

@@ -1,0 +1,65 @@
+"""`--help` of the trainer's commands is one screen, quick, and true."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from rela_lightning.cli import TRAINER, main
+from rela_lightning.cli.short_help import DATA, GROUPS, METHODS, wants_short_help
+from rela_lightning.config import classes
+
+
+@pytest.mark.parametrize("command", TRAINER)
+def test_help_is_a_screen(command: str, capsys: Any) -> None:
+    assert main([command, "--help"]) == 0
+    page = capsys.readouterr().out
+    assert 30 < len(page.splitlines()) < 60 and max(map(len, page.splitlines())) <= 120
+    assert page.startswith(f"usage: rela {command} --model NAME --data NAME")
+    assert all(name in page for name in (*METHODS, *DATA))
+    assert ("--resume" in page) is (command == "fit")
+
+
+def test_every_option_named_exists(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--help", "all"])
+    assert stop.value.code == 0
+    everything = capsys.readouterr().out
+    assert len(everything.splitlines()) > 300
+    named = {word for group in GROUPS.values() for name in group for word in re.findall(r"--[\w.]+", name)}
+    named |= set(re.findall(r"--[\w.]+", " ".join(text for group in GROUPS.values() for text in group.values())))
+    outer = {re.sub(r"^(--(?:model|data)|--trainer\.callbacks)\.(?!help).*", r"\1", name) for name in named}
+    missing = [name for name in outer - {"--help"} if not re.search(rf"{re.escape(name)}\b", everything)]
+    assert not missing
+
+
+def test_names_are_those_that_exist() -> None:
+    assert sorted(METHODS) == sorted(classes("model")) and sorted(DATA) == sorted(classes("data"))
+
+
+def test_help_of_fit_needs_no_torch_and_rela_alone_is_help() -> None:
+    code = (
+        "import sys\nfrom rela_lightning.cli import main\nmain(['fit', '-h'])\n"
+        "try: main([])\nexcept SystemExit as stop: assert stop.code == 0\nassert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: rela fit --model" in done.stdout and "plain BYOL against BYOL" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        ([], False),
+        (["--help"], True),
+        (["--model", "BYOL", "-h"], True),
+        (["--help", "all"], False),
+        (["-h", "all"], False),
+        (["--model.help", "BYOL"], False),
+    ],
+)
+def test_who_gets_the_short_one(words: list[str], wanted: bool) -> None:
+    assert wants_short_help(words) is wanted
