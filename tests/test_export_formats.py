@@ -209,6 +209,18 @@ def test_a_checkpoint_named_from_inside_its_folder_finds_its_run(small, tmp_path
     assert "a-prior-of-its-own" in (tmp_path / "hub" / "README.md").read_text()
 
 
+def test_the_card_tells_what_was_measured_and_how():
+    protocol = {"data": "DigitsData", "images": "a1b2", "validation_images": 450, "linear": {"solver": "adam"}}
+    facts = {**RUN, "prior": None, "images": 1347, "protocol": protocol}
+    facts["hardware"] = {"accelerator": "cpu", "device": "x86_64", "precision": "32-true"}
+    rows = dict(facts_table(facts))
+    assert rows["prior"] == "none" and rows["training images"] == "1347"
+    assert rows["hardware"] == "accelerator: cpu, device: x86_64, precision: 32-true"
+    assert rows["linear top-1"] == "87.5% ± 3.1 (95% interval of 450 images)"
+    assert rows["probe"] == "data DigitsData, validation_images 450, linear (solver adam)"
+    assert dict(facts_table({"method": "BYOL"}))["prior"] == "unknown"
+
+
 # ---- the command -------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from rela_lightning.export.architecture import Recipe
 from rela_lightning.export.inputs import Inputs
+from rela_lightning.runs.comparison import in_text, wilson
 
 UNKNOWN = "unknown"
 _FOLDERS = re.compile(r"(?<![\w/.])~?/(?!/)(?:[^\s,/]+/)*(?=[^\s,/]+)")
@@ -26,15 +27,18 @@ def facts_table(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     end = "" if None in (steps, whole) or steps == whole else f" (of the whole run, {whole} steps)"
     rows = [
         ("method", facts.get("method")),
-        ("prior", facts.get("prior")),
+        ("prior", facts.get("prior") or ("none" if "prior" in facts else None)),
         ("training data", _data(facts.get("data"))),
+        ("training images", facts.get("images")),
         ("budget", facts.get("budget")),
         ("optimizer steps", whole if steps is None else steps),
         ("epochs" + end, facts.get("epochs")),
         ("seconds, labelling included" + end, _seconds(facts.get("seconds"))),
         ("seconds of labelling", _seconds(facts.get("labelling_seconds"))),
-        ("linear top-1" + end, _percent(facts.get("linear_top1"))),
-        ("kNN top-1" + end, _percent(facts.get("knn_top1"))),
+        ("hardware", facts.get("hardware")),
+        ("linear top-1" + end, _accuracy(facts, "linear_top1")),
+        ("kNN top-1" + end, _accuracy(facts, "knn_top1")),
+        ("probe", _protocol(facts.get("protocol"))),
     ]
     return [(name, text(value)) for name, value in rows]
 
@@ -67,8 +71,20 @@ def _seconds(value: Any) -> Any:
     return f"{value:.1f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 
-def _percent(value: Any) -> Any:
-    return f"{100 * value:.1f}%" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
+def _protocol(protocol: Any) -> Any:
+    """How the accuracies were measured, in words, without the hash that tells images apart."""
+    known = isinstance(protocol, Mapping) and protocol
+    return in_text({name: value for name, value in protocol.items() if name != "images"}) if known else None
+
+
+def _accuracy(facts: Mapping[str, Any], name: str) -> Any:
+    """In percent, with the 95% interval of its validation images where their number is known."""
+    value, count = facts.get(name), (facts.get("protocol") or {}).get("validation_images")
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return value
+    if not isinstance(count, int) or count < 1:
+        return f"{100 * value:.1f}%"
+    return f"{100 * value:.1f}% ± {100 * wilson(value, count):.1f} (95% interval of {count:,} images)"
 
 
 def loading_code(recipe: Recipe | None, missing: Sequence[str], *, timm: str | None, weights: str) -> str:

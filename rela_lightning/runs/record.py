@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback
 
 from rela_lightning.callback import ReLACallback
@@ -147,10 +150,29 @@ class RunRecord(Callback):
                 "devices": trainer.world_size,
             },
             "schedule": type(rela.schedule).__name__ if rela is not None else None,
+            "images": _length(trainer.train_dataloader),
+            "hardware": _hardware(trainer),
+            "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
             "history": self._history,
             "versions": versions(),
             "checkpoint": None if checkpoint is None else _inside(checkpoint, self.folder),
         }
+
+
+def _length(loader: Any) -> int | None:
+    """Number of training images, where the data set tells it."""
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):  # several loaders, or a stream
+        return None
+
+
+def _hardware(trainer: Any) -> dict[str, Any]:
+    """What was trained on, and in which precision."""
+    device = trainer.strategy.root_device
+    gpu = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine()
+    return {"accelerator": device.type, "device": name, "precision": str(trainer.precision)}
 
 
 def _rela(trainer: Any) -> ReLACallback | None:
