@@ -87,7 +87,7 @@ def probe(
     if data is not None:
         _say_other_size(data, subject)
     data = data if data is not None else subject.data
-    train, validation = (_images(data, split, subject) for split in ("train", "val"))
+    train, validation = (images_of(data, split, subject) for split in ("train", "val"))
     images = _fingerprint(train, validation)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
     x, labels = labelled_rows(
@@ -147,11 +147,17 @@ def _check_options(positive: dict[str, float], device: str) -> None:
         ) from error
 
 
-def _images(data: Any, split: Literal["train", "val"], subject: Subject) -> Any:
+def images_of(data: Any, split: Literal["train", "val"], subject: Subject) -> Any:
+    """A data module's images under the probe view, or a prior's own preprocessing.
+
+    Raises:
+        ConfigError: If there is no data module.
+        DataError: If it gives no images under a probe view.
+    """
     if data is None:
         raise ConfigError(
-            "There are no images to probe on.",
-            expected="a data module with labels",
+            "There are no images.",
+            expected="a data module",
             found="none in the run's config" if subject.folder is not None else "a prior alone",
             do="pass for example --data CIFAR10Data --data.root DIR",
         )

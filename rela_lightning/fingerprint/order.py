@@ -114,6 +114,17 @@ def rows_of(dataset: Any, probes: Sequence[int]) -> Rows | None:
     return Rows(below.leaves, below.leaf[order], below.row[order])
 
 
+def names_of(dataset: Any) -> list[str] | None:
+    """Path of each row's file below the deepest folder that holds them all; None where a data set tells none."""
+    rows = rows_of(dataset, _first(dataset))
+    told = [file_names(leaf) for leaf in rows.leaves] if rows is not None else []
+    if rows is None or any(names is None for names in told):
+        return None
+    names = [told[leaf][row] for leaf, row in zip(rows.leaf.tolist(), rows.row.tolist(), strict=True)]
+    start = os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071  # cut at a folder
+    return [name[start:] for name in names]
+
+
 def _first(dataset: Any) -> list[int]:
     length = len(dataset)
     return sorted({0, length // 3, length // 2, length - 1}) if length else []
