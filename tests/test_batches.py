@@ -88,6 +88,7 @@ def test_index_belongs_to_image(name: str) -> None:
     assert vars(loader) == before, "the user's loader must not change"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers, persistent", [(0, False), (2, False), (2, True)])
 def test_views_change_and_every_sample_says_so(workers: int, persistent: bool) -> None:
     data = Painted(40, transform=lambda image: image)
@@ -173,6 +174,7 @@ def test_data_ratio_refuses_a_custom_sampler() -> None:
         check_plain_sampler(DataLoader(Painted(), sampler=WeightedRandomSampler(torch.rand(50), 10)))
 
 
+@pytest.mark.slow
 def test_default_views_follow_the_data_set() -> None:
     data = make_digits(8, TwoViews(size=16, views=3))
     views = default_transport_transform(data, num_views=2)

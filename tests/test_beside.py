@@ -37,6 +37,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [Switch(0.5), Mix()])
 @pytest.mark.parametrize("name", [*SCHEDULERS, *OPTIMIZERS])
 def test_the_users_optimizer_stays_the_users(name: str, schedule: Any, targets64: Any, tmp_path: Any) -> None:
@@ -95,6 +96,7 @@ def test_overflow_skips_the_map_too(targets64: Any) -> None:
     assert scaler.get_scale() < 2.0**126
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(lightnings, "WeightAveraging"), reason="needs lightning 2.6")
 def test_weight_averaging_beside(targets64: Any) -> None:
     """It deep-copies the module while our hooks are on it; the copy must not feed the map."""
@@ -134,6 +136,7 @@ def test_tuners_pass_through(tuner: str, targets64: Any, tmp_path: Any) -> None:
     assert phases[0] == 0.0 and phases[-1] == 2.0
 
 
+@pytest.mark.slow
 def test_a_monitor_on_the_left_out_step_waits(targets64: Any) -> None:
     stopping = EarlyStopping(monitor="train_loss", check_on_train_epoch_end=True)
     with pytest.warns(UserWarning, match="EarlyStopping waits for 'train_loss'.*swap_loss"):

@@ -61,6 +61,7 @@ class Log(DualCallback):
         self.seen.append({k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("rela/")})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 @pytest.mark.parametrize("build", [byol, simclr])
 def test_switch_runs_transport_then_the_users_step(namespace: str, build: Any, targets64: Any) -> None:
@@ -80,6 +81,7 @@ def test_passed_alone_in_both_namespaces(targets64: Any) -> None:
         assert any(found is callback for found in run.callbacks)
 
 
+@pytest.mark.slow
 def test_transport_trains_the_backbone_and_leaves_the_heads(targets64: Any) -> None:
     module, log = seeded(byol, weight_decay=0.01, momentum=0.9), Log()
     before = weights(module)
@@ -123,6 +125,7 @@ def test_first_step_equals_a_hand_written_one(targets64: Any) -> None:
             torch.testing.assert_close(keep.gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("schedule", [Mix(0.0), "ssl from the start"])
 def test_weight_zero_is_bitwise_the_plain_run(workers: int, schedule: Any, targets64: Any) -> None:
@@ -140,6 +143,7 @@ def test_weight_zero_is_bitwise_the_plain_run(workers: int, schedule: Any, targe
     assert same(weights(plain), weights(accelerated))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [Switch(0.5), Mix(), Blend(), TransportOnly()])
 def test_everything_is_undone(schedule: Schedule, targets64: Any) -> None:
     module, data = seeded(byol), loader()
@@ -183,6 +187,7 @@ def test_checkpoint_loads_strictly_and_safely(targets64: Any, tmp_path: Any) -> 
     assert state["callbacks"]["ReLACallback"]["transport"]["map"]["linear.weight"].shape == (16, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("schedule", [Switch(0.5), Mix(0.5), Blend()])
 def test_resume_is_bitwise_the_uninterrupted_run(stop: int, schedule: Schedule, targets64: Any, tmp_path: Any) -> None:
@@ -221,6 +226,7 @@ def test_resume_without_state_says_so(targets64: Any, tmp_path: Any) -> None:
         )
 
 
+@pytest.mark.slow
 def test_an_end_that_never_came_is_said(targets64: Any) -> None:
     with pytest.warns(UserWarning, match="Plateau saw no end.*own objective never ran.*Switch"):
         fit(seeded(byol), ReLACallback(targets64))
@@ -229,6 +235,7 @@ def test_an_end_that_never_came_is_said(targets64: Any) -> None:
         fit(seeded(byol), ReLACallback(targets64, schedule=Plateau(at_most=0.5)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers, persistent, views", [(0, False, 1), (2, True, 2)])
 def test_transport_views_end_at_the_switch(workers: int, persistent: bool, views: int, targets64: Any) -> None:
     sizes: list[int] = []
@@ -277,6 +284,7 @@ def test_a_backbone_of_any_name_is_found(schedule: Schedule, targets64: Any) -> 
     assert log.seen[0]["rela/loss"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [Switch(0.5), Mix()])
 def test_manual_optimization(schedule: Schedule, targets64: Any) -> None:
     manual, automatic, log = seeded(simclr, manual=True), seeded(simclr), Log()
@@ -312,6 +320,7 @@ def test_precisions(precision: str, targets64: Any) -> None:
     assert 0 < log.seen[0]["rela/loss"] < 2
 
 
+@pytest.mark.slow
 def test_frozen_map_stays_as_the_authors_left_it(targets64: Any) -> None:
     callbacks = [ReLACallback(targets64, schedule=TransportOnly(), transport_optimizer=option)
                  for option in (None, functools.partial(torch.optim.SGD, lr=0.1))]  # fmt: skip
@@ -360,6 +369,7 @@ def test_teachers_at_the_switch_are_the_moving_average_of_the_students(targets64
         torch.testing.assert_close(at_switch[name], value)
 
 
+@pytest.mark.slow
 def test_feature_layer_and_method_backbones(targets64: Any) -> None:
     class Encoder(TinyLike):
         def encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -441,6 +451,7 @@ def test_a_schedule_that_never_lets_go_warns(targets64: Any) -> None:
         fit(seeded(byol), ReLACallback(targets64, schedule=Mix()), max_steps=1)
 
 
+@pytest.mark.slow
 def test_head_warmup_trains_the_heads_on_detached_features(targets64: Any) -> None:
     class Gradients(L.Callback):
         def __init__(self) -> None:

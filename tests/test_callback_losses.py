@@ -58,6 +58,7 @@ def test_views_put_together_in_one_call_are_told_apart(targets64: Any) -> None:
         assert torch.equal(targets, store[torch.arange(16 * (call // 2), 16 * (call // 2) + 16)][:, :16])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [*NAMED, {"cosine": 1.0, "relational": 0.5}, ["cosine", "contrastive"], Contrastive()])
 def test_every_loss_trains_and_falls(loss: Any, targets64: Any) -> None:
     module, log = seeded(byol), Log()
@@ -90,6 +91,7 @@ def test_the_first_step_is_that_of_the_loss(targets64: Any) -> None:
     assert compare.compared == 8
 
 
+@pytest.mark.slow
 def test_plateau_lets_go_of_a_loss_of_any_scale(targets64: Any) -> None:
     phases = []
     for scale in (1.0, 100.0):

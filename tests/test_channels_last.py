@@ -72,6 +72,7 @@ def test_prior_student_and_probe_pool_as_the_network_does(name: str) -> None:
     torch.testing.assert_close(prior(images), expected)
 
 
+@pytest.mark.slow
 def test_the_trunk_of_torchvisions_swin() -> None:
     torch.manual_seed(0)
     network = swin_v2_t().eval()

@@ -10,6 +10,7 @@ import pytest
 PAGE = Path(__file__).parents[1] / "docs" / "choosing.md"
 
 
+@pytest.mark.slow
 def test_the_snippets_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     scope: dict[str, object] = {}

@@ -58,6 +58,7 @@ def printed(words: list[str], capsys) -> dict:
 # ---- one run ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_is_one_folder_and_goes_on_where_it_stopped(capsys):
     assert main([*BYOL, "--trainer.max_epochs=1", "--seed_everything=3"]) == 0
     assert "runs/byol-digits" in capsys.readouterr().out
@@ -103,6 +104,7 @@ class Interrupted(Callback):
             raise RuntimeError("killed")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_the_record_of_its_whole_epochs():
     with pytest.raises(RuntimeError, match="killed"):
         main([*BYOL, "--trainer.max_epochs=3", "--trainer.callbacks+=tests.test_cli.Interrupted"])
@@ -132,6 +134,7 @@ def test_the_record_names_the_last_checkpoint_and_an_earlier_one_is_probed_apart
     assert json.loads(Path("runs/r/probe.json").read_text())["linear_top1"] == record("runs/r")["linear_top1"]
 
 
+@pytest.mark.slow
 def test_probes_log_beside_each_other_and_a_second_loader():
     words = [
         "--trainer.max_epochs=1", "--name=s", "--trainer.callbacks+=KNNProbe", "--trainer.callbacks.max_bank=600",
@@ -159,6 +162,7 @@ def test_probes_log_beside_each_other_and_a_second_loader():
     assert len(config["trainer"]["callbacks"]) == 2
 
 
+@pytest.mark.slow
 def test_validate_reads_the_checkpoint_and_leaves_nothing_behind(capsys):
     supervised = ["--model=rela_lightning.methods.Supervised", "--model.num_classes=10", *SMALL]
     assert main(["fit", *supervised, "--trainer.max_epochs=1", "--name=s"]) == 0
@@ -167,6 +171,7 @@ def test_validate_reads_the_checkpoint_and_leaves_nothing_behind(capsys):
     assert sorted(entry.name for entry in Path().iterdir()) == ["runs"]
 
 
+@pytest.mark.slow
 def test_the_callback_from_the_command_line_with_short_names(targets):
     words = [
         "fit", "--model=rela_lightning.methods.BYOL", *SMALL, "--trainer.max_epochs=2", "--name=fast",
@@ -200,6 +205,7 @@ class _has(dict):
     __hash__ = None
 
 
+@pytest.mark.slow
 def test_accelerate_is_a_model_and_its_run_can_be_probed(targets):
     config = {
         "model": {
@@ -224,6 +230,7 @@ def test_accelerate_is_a_model_and_its_run_can_be_probed(targets):
     assert torch.equal(subject.network.conv1.weight, saved["backbone.conv1.weight"])
 
 
+@pytest.mark.slow
 def test_fast_dev_run_writes_nothing():
     assert main([*BYOL, "--trainer.fast_dev_run=true"]) == 0
     assert list(Path().iterdir()) == []
@@ -254,6 +261,7 @@ def test_targets_probe_and_compare_make_one_story(targets, plain, capsys):
     assert len({run["name"] for run in json.loads(Path("more/report.json").read_text())["runs"]}) == 3
 
 
+@pytest.mark.slow
 def test_the_probe_agrees_with_scikit_learn_and_a_prior_sees_its_own_preprocessing():
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -279,6 +287,7 @@ def test_the_probe_agrees_with_scikit_learn_and_a_prior_sees_its_own_preprocessi
 # ---- configs -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_command_prints_a_config_that_it_reads(capsys):
     for command in COMMANDS:
         model = ["--model=rela_lightning.methods.BYOL"] if command in ("fit", "validate", "test", "predict") else []

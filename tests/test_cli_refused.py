@@ -175,6 +175,7 @@ def test_an_empty_class_folder(capsys):
     assert "c" in message
 
 
+@pytest.mark.slow
 def test_an_unreadable_image_is_named_and_can_be_skipped(capsys, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", "home")
     images("d/train/a")
@@ -201,6 +202,7 @@ def test_another_number_of_classes(capsys):
 # ---- runs ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_method_or_with_other_options(capsys):
     assert main([*FIT, BYOL, *SMALL, *DIGITS, "--name=before"]) == 0
     saved = Path("runs/before/checkpoints/last.ckpt")

@@ -52,6 +52,7 @@ def fit(*words: str) -> None:
 # ---- accelerate ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_inside_accelerate_a_module_has_its_own_hyperparameters(targets):
     assert main([*ACCELERATED, "--model.method=tests.test_cli_runs.Reader", "--model.method.lr=0.2",
                  "--trainer.max_epochs=1", "--name=own"]) == 0  # fmt: skip
@@ -61,6 +62,7 @@ def test_inside_accelerate_a_module_has_its_own_hyperparameters(targets):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_of_accelerate_is_exported(targets):
     method = ["--model.method=rela_lightning.methods.SimSiam", "--model.method.backbone=lightly:resnet-9"]
     assert main([*ACCELERATED, *method, "--model.method.backbone_kwargs={width: 0.125}", "--trainer.max_epochs=1",
@@ -72,6 +74,7 @@ def test_a_run_of_accelerate_is_exported(targets):
 # ---- resume ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_config_of_a_resumed_run_starts_runs_of_its_own(plain, capsys):
     assert main(["fit", "--config=runs/plain/config.yaml", "--ckpt_path=runs/plain", "--trainer.max_epochs=2"]) == 0
     assert record("runs/plain")["epochs"] == 2
@@ -87,6 +90,7 @@ def test_the_config_of_a_resumed_run_starts_runs_of_its_own(plain, capsys):
     assert record("runs/plain")["epochs"] == 2 and not Path("runs/third").exists()
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_takes_no_name(targets, tmp_path, capsys):
     rela = ["--trainer.callbacks+=rela_lightning.ReLACallback", "--trainer.callbacks.targets=t", "--name=wanted"]
     manifest = json.loads((targets / "manifest.json").read_text())
@@ -130,6 +134,7 @@ class Stop(L.Callback):
             os.kill(os.getpid(), self.number)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, code", [("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_is_answered_with_a_code_and_a_word(name, code, capsys):
     before = signal.getsignal(signal.Signals[name])
@@ -183,6 +188,7 @@ def folder_of_images(root: Path, shade: int) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_runs_that_were_probed_on_other_images_are_not_compared(tmp_path, capsys):
     data = {name: folder_of_images(tmp_path / name, shade) for name, shade in (("one", 0), ("two", 200))}
     probe = ["probe", PRIOR[0].removeprefix("--prior="), PRIOR[1], "--k=1"]
@@ -226,6 +232,7 @@ class Counts(L.Callback):
     num_classes = 3
 
 
+@pytest.mark.slow
 def test_other_numbers_of_classes_are_nobodys_affair():
     probe = ["--trainer.callbacks+=rela_lightning.OnlineLinearProbe", "--trainer.callbacks.num_classes=12"]
     other = [*probe, "--trainer.callbacks.labels=1", "--trainer.callbacks+=tests.test_cli_runs.Counts"]

@@ -91,6 +91,7 @@ def test_training_is_the_same_in_both_phases(words, rela):
     assert state("fast")["global_step"] == 6
 
 
+@pytest.mark.slow
 def test_compiled_are_the_backbone_and_its_teacher_in_place():
     module = BYOL("lightly:resnet-9", backbone_kwargs={"width": 0.125})
     names = list(module.state_dict())

@@ -65,6 +65,7 @@ class Full(Callback):
             resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("size", "file"), [(100, ""), (20_000, "last.ckpt")])
 def test_a_disk_that_fills_in_a_run_leaves_what_was_written(
     size: int, file: str, place: Path, capsys: Any, limit: None
@@ -80,6 +81,7 @@ def test_a_disk_that_fills_in_a_run_leaves_what_was_written(
     assert torch.load("runs/r/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_folders_that_are_files_are_refused_before_training(place: Path, capsys: Any) -> None:
     Path("file").write_text("mine", encoding="utf-8")
     for option in ("--trainer.default_root_dir=file", "--trainer.default_root_dir=file/below"):

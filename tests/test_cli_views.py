@@ -45,6 +45,7 @@ def test_crops_and_losses_by_command_and_config(capsys):
         assert record(f"runs/{name}")["schedule"] == "Switch"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_said(targets, capsys):
     assert main(run("x", "--trainer.callbacks.crops=stored")) == 2
     assert "too few crops" in capsys.readouterr().err

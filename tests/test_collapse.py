@@ -199,6 +199,7 @@ def warned(run: Any) -> list[str]:
     return [str(warning.message) for warning in caught if "seldom recover" in str(warning.message)]
 
 
+@pytest.mark.slow
 def test_a_collapse_is_told_once_with_what_to_do() -> None:
     monitor = CollapseMonitor(every_n_steps=2, num_samples=48)
     told = warned(functools.partial(fit, [monitor], of=module(collapses=True), epochs=12))

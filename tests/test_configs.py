@@ -171,6 +171,7 @@ def within(part: Any, whole: Any, at: str = "") -> None:
 # ---- rela fit ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_there_are_configs_for_every_method_and_data_set():
     from rela_lightning import data, methods
 
@@ -181,6 +182,7 @@ def test_there_are_configs_for_every_method_and_data_set():
     assert len(FIT) >= 10
 
 
+@pytest.mark.slow
 def test_the_index_lists_every_config_and_script():
     index = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"[\w-]+\.(?:yaml|py)\b", index))
@@ -207,6 +209,7 @@ def test_a_fit_config_is_complete_and_trains(file, capsys):
     assert np.isfinite(list(Witness.logged.values())).all()
 
 
+@pytest.mark.slow
 def test_the_callback_is_added_on_the_command_line(capsys):
     """The line that the header of byol_cifar10.yaml shows, as it stands there."""
     file = ROOT / "examples" / "configs" / "byol_cifar10.yaml"
@@ -225,6 +228,7 @@ def test_the_callback_is_added_on_the_command_line(capsys):
 # ---- the other commands ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", DOCS, ids=name)
 def test_a_config_of_another_command_is_parsed(file, capsys):
     command = file.stem.split("_")[0]
@@ -232,6 +236,7 @@ def test_a_config_of_another_command_is_parsed(file, capsys):
     within(given(file), printed([command, f"--config={file}"], capsys))
 
 
+@pytest.mark.slow
 def test_the_other_configs_make_one_story():
     """Targets of one prior and of two, two runs, probes, exports and a comparison, each from its config."""
     configs = ROOT / "docs" / "configs"

@@ -81,6 +81,7 @@ def test_columns_are_standardised_over_all_views(store: TargetStore) -> None:
     assert store.manifest["views"] == CROPS and store.manifest["settings"]["views"] == CROPS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size, workers", [(1, 0), (7, 0), (256, 2)])
 def test_batches_and_workers_change_nothing(
     store: TargetStore, digits64: Any, tmp_path: Path, batch_size: int, workers: int
@@ -180,6 +181,7 @@ def _without_colour(views: TransportViews, image: Any, crops: Any) -> Any:
 REAL_CALL = TransportViews.__call__
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "workers, options, extra",
     [
@@ -271,6 +273,7 @@ def test_views_go_back_to_the_users_at_the_switch(store: TargetStore) -> None:
     assert module.steps_run == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_goes_on_with_the_same_crops(store: TargetStore, tmp_path: Path, workers: int) -> None:
     def still(self: Any, image: Any, crops: Any = None) -> Any:
@@ -329,6 +332,7 @@ def test_overlap_counts_pixels(store: TargetStore) -> None:
     np.testing.assert_allclose(overlap(crops[::7], crops), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crops", ["free", "nearest", "blended"])
 def test_fresh_crops_train(store: TargetStore, crops: Any) -> None:
     module = seeded(byol)

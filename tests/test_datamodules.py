@@ -98,6 +98,7 @@ def test_modules_that_do_not_say_get_two_views_and_others_may_say() -> None:
     assert [len(views) for views in shapes.seen] == [2, 2, 1, 8]
 
 
+@pytest.mark.slow
 def test_digits_are_what_they_are_and_never_mirrored() -> None:
     data = DigitsData(batch_size=50, views="one", views_kwargs={"min_scale": 1.0})
     raw, digits = data.dataset("train"), Digits("train")
@@ -114,6 +115,7 @@ def test_digits_are_what_they_are_and_never_mirrored() -> None:
         assert own > mirrored or own > 0.9
 
 
+@pytest.mark.slow
 def test_training_batches_are_shuffled_and_full() -> None:
     data = DigitsData(batch_size=100, views="two")
     labels = [batch[1] for batch in data.train_dataloader()]
@@ -122,6 +124,7 @@ def test_training_batches_are_shuffled_and_full() -> None:
     assert len(DigitsData(batch_size=100, drop_last=False).train_dataloader()) == 14
 
 
+@pytest.mark.slow
 def test_workers_bring_the_same_and_stay() -> None:
     loader = DigitsData(batch_size=64, num_workers=1, views="dino").train_dataloader()
     views, labels = next(iter(loader))
@@ -139,6 +142,7 @@ def features(backbone: Any, dataset: Any) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_bank", [50_000, 200])
 def test_knn_probe_has_the_training_images_as_its_bank(max_bank: int) -> None:
     module, data = build("SimSiam"), DigitsData(batch_size=100)
@@ -153,12 +157,14 @@ def test_knn_probe_has_the_training_images_as_its_bank(max_bank: int) -> None:
     assert expected > 0.5
 
 
+@pytest.mark.slow
 def test_probes_during_training() -> None:
     run = fit(build("SimSiam"), DigitsData(batch_size=64), KNNProbe(), OnlineLinearProbe(10), max_epochs=1)
     assert [len(loader.dataset) for loader in run.val_dataloaders] == [1347, 450]
     assert {"knn/top1", "probe/top1"} <= set(run.callback_metrics)
 
 
+@pytest.mark.slow
 def test_bank_by_hand() -> None:
     assert [len(loader.dataset) for loader in DigitsData(bank=True).val_dataloader()] == [1347, 450]
     run = fit(build("SimSiam"), DigitsData(batch_size=64, bank=False), KNNProbe(), max_steps=1)
@@ -166,6 +172,7 @@ def test_bank_by_hand() -> None:
     assert [len(loader.dataset) for loader in DigitsData(bank=True).test_dataloader()] == [450]
 
 
+@pytest.mark.slow
 def test_supervised_training_learns_and_so_does_the_online_probe() -> None:
     data = DigitsData(batch_size=32, views_kwargs={"min_scale": 0.6})
     torch.manual_seed(0)
@@ -185,6 +192,7 @@ def test_unlabelled_images_train_without_validation(tmp_path: Path) -> None:
     assert run.global_step == 2 and not run.val_dataloaders and "knn/top1" not in run.callback_metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_both_trees_of_lightning(namespace: str, tmp_path: Path) -> None:
     data = DigitsData(batch_size=32)
@@ -331,6 +339,7 @@ DATA = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DATA)
 def test_targets_of_the_raw_images_serve_training(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     data = DATA[name](tmp_path / "data", monkeypatch)

@@ -216,6 +216,7 @@ def test_an_unreadable_image_is_named(workers: int, broken: Path) -> None:
         next(iter(data.probe_train_dataloader()))
 
 
+@pytest.mark.slow
 def test_a_link_to_nothing_is_left_out_too(folders: Path) -> None:
     (folders / "train" / "temple" / "gone.jpg").symlink_to(folders / "nowhere.jpg")
     number = len(FolderImages(folders / "train", on_error="skip"))

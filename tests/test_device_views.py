@@ -110,6 +110,7 @@ def targets(tmp_path_factory: Any) -> Path:
 # ---- training ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_byol_with_rela_and_both_probes(tmp_path: Path) -> None:
     build_targets(prior(), DigitsData().dataset("train"), tmp_path / "t")
     log, seen = Log(), Seen()
@@ -121,6 +122,7 @@ def test_byol_with_rela_and_both_probes(tmp_path: Path) -> None:
     assert run.callback_metrics["knn/top1"] > 0.3 and "probe/top1" in run.callback_metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_both_trees_of_lightning(namespace: str, targets: Path) -> None:
     log, seen = Log(), Seen()
@@ -130,6 +132,7 @@ def test_both_trees_of_lightning(namespace: str, targets: Path) -> None:
     assert seen.shapes == [[(3, 32, 32)] * 2] * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in methods.__all__ if hasattr(getattr(methods, name), "views")])
 def test_every_method_trains_on_the_views_it_has_one_at_a_time(name: str) -> None:
     if name in ("Method", "MomentumMethod"):
@@ -162,6 +165,7 @@ def test_images_of_a_batch_have_parameters_of_their_own() -> None:
     assert len(differ) > 2 * ROWS - 4, "but for the sky, which may be white in several"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sizes", [((32, 32),), ((40, 60), (60, 40))])
 @pytest.mark.parametrize("num_views", [1, 2])
 def test_stored_crops_are_those_whose_targets_are_read(num_views: int, sizes: Any, tmp_path: Path) -> None:
@@ -184,6 +188,7 @@ def test_stored_crops_are_those_whose_targets_are_read(num_views: int, sizes: An
     assert exact > 0.08 * len(alike) and np.nanmedian(alike) > 0.95 and np.nanquantile(alike, 0.1) > 0.7
 
 
+@pytest.mark.slow
 def test_crops_near_the_stored_ones_and_targets_on_the_fly(targets: Path) -> None:
     near = ReLACallback(targets, schedule=TransportOnly(), num_views=2, crops="blended")
     for callback in (near, ReLACallback(prior=prior(), schedule=TransportOnly())):
@@ -218,6 +223,7 @@ def test_a_transform_of_ones_own_for_the_transport_phase_gets_pil_images(targets
 # ---- the same views ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_with_the_same_views(targets: Path, tmp_path: Path) -> None:
     def callback() -> ReLACallback:
         return ReLACallback(targets, schedule=Switch(0.5), crops="free")
@@ -235,6 +241,7 @@ def test_a_resumed_run_goes_on_with_the_same_views(targets: Path, tmp_path: Path
     assert not torch.equal(straight.views[1, 0], straight.views[0, 0]), "each epoch has its own"
 
 
+@pytest.mark.slow
 def test_views_do_not_depend_on_batches_workers_or_who_asks() -> None:
     runs = []
     for options in ({}, {"batch_size": 12}, {"num_workers": 2}, {"seed": 1}):
@@ -370,6 +377,7 @@ def test_half_precision_and_a_module_that_moves_batches_itself(targets: Path) ->
     assert module.moved == 6
 
 
+@pytest.mark.slow
 def test_a_folder_of_photos_of_many_sizes_is_verified_by_the_originals(tmp_path: Path, recwarn: Any) -> None:
     for number in range(12):
         crop(0, number, 40 + number).save(tmp_path / f"{number:02d}.png")

@@ -102,6 +102,7 @@ def _boxes(made: Tensor) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(64, 64), (40, 90)])
 @pytest.mark.parametrize("name", ["byol", "simclr", "moco", "dino", "swav", "one"])
 def test_crops_and_flips_are_distributed_as_before(name: str, size: tuple[int, int]) -> None:
@@ -114,6 +115,7 @@ def test_crops_and_flips_are_distributed_as_before(name: str, size: tuple[int, i
         assert float(found["mirrored"].mean()) == pytest.approx(0.3, abs=0.08) and not found["upside down"].any()
 
 
+@pytest.mark.slow
 def test_a_thin_image_gets_the_middle_where_no_crop_fits() -> None:
     transform = v2.Compose([v2.RandomResizedCrop(16, scale=(1.0, 1.0)), v2.ToImage(), v2.ToDtype(torch.float32, True)])
     for size in ((20, 80), (80, 20)):
@@ -135,6 +137,7 @@ def statistics(made: Tensor) -> dict[str, Any]:
             "saturation": (made.amax(1) - made.amin(1)).mean(dim=(1, 2)), "hue": hue}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["cj_bright", "cj_contrast", "cj_sat", "cj_hue", "all"])
 def test_colours_are_distributed_as_before(part: str) -> None:
     options = dict.fromkeys(("cj_bright", "cj_contrast", "cj_sat", "cj_hue"), 0.0)
@@ -173,6 +176,7 @@ def test_each_part_does_what_torchvision_does() -> None:
         assert float((one_by_one[0] - together[0]).abs().max()) < 0.02, options
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["byol", "simclr", "dino"])
 def test_a_share_is_grey(name: str) -> None:
     transform = views(name, 16, cj_prob=0.0, random_gray_scale=0.3)
@@ -184,6 +188,7 @@ def test_a_share_is_grey(name: str) -> None:
         agree(ours[grey].mean(dim=(1, 2, 3)), same.mean(dim=(1, 2, 3)))
 
 
+@pytest.mark.slow
 def test_a_share_of_byols_second_view_is_solarised() -> None:
     off = {**PLAIN, "min_scale": 1.0, "hf_prob": 0.0}
     image = Image.fromarray(np.full((32, 32, 3), (255, 200, 40), np.uint8))
@@ -197,6 +202,7 @@ def test_a_share_of_byols_second_view_is_solarised() -> None:
     assert float((second[:, 0].amax(dim=(1, 2)) < 0.5).double().mean()) == pytest.approx(0.2, abs=0.08)
 
 
+@pytest.mark.slow
 def test_blur_is_as_strong_and_as_frequent() -> None:
     image = Image.fromarray((np.indices((40, 40)).sum(0) // 5 % 2 * 255).astype(np.uint8)).convert("RGB")
     transform = views("simclr", 40, **PLAIN, min_scale=1.0, hf_prob=0.0, gaussian_blur=0.6)
@@ -223,6 +229,7 @@ def test_blur_is_a_gaussian_of_each_images_own_sigma() -> None:
 # ---- whole views ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", VIEWS)
 def test_views_of_every_method_have_the_moments_of_lightlys(name: str) -> None:
     transform = build_views(name, 66, mean=[0.4, 0.5, 0.6], std=[0.2, 0.25, 0.3])
@@ -239,6 +246,7 @@ def test_views_of_every_method_have_the_moments_of_lightlys(name: str) -> None:
             agree(measure(ours), measure(theirs))
 
 
+@pytest.mark.slow
 def test_views_of_the_transport_phase_have_those_of_the_transform() -> None:
     transform = TransportViews((32, 32), num_views=3, distinct=2, mean=[0.4] * 3, std=[0.2] * 3)
     one_by_one, together = both(transform, crop(0, 1), 200)

@@ -203,6 +203,7 @@ def test_every_dtype_is_computed_precisely(name: str, dtype: torch.dtype) -> Non
     assert value == pytest.approx(call(x, y), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_rows() -> None:
     """30,000 rows: 7 GB for a matrix of all pairs in float64. Peak memory is read in a process of its own."""
     import subprocess

@@ -98,6 +98,7 @@ def test_a_forward_of_our_own_needs_a_name_and_no_warm_heads(targets64: Any) -> 
         ReLACallback(targets64, schedule=Switch(0.5), own_forward=True, head_warmup=0.1)
 
 
+@pytest.mark.slow
 def test_manual_steps_that_never_pass_on_the_backbones_loss_are_refused(targets64: Any) -> None:
     class Direct(type(simclr(manual=True))):
         def training_step(self, batch: Any, batch_idx: int) -> None:
@@ -132,6 +133,7 @@ def test_what_is_called_counts_where_a_guess_is_not(targets64: Any) -> None:
         fit(seeded(Decoy), ReLACallback(targets64, schedule=Mix(), backbone="backbone"))
 
 
+@pytest.mark.slow
 def test_the_layer_that_is_read_counts_in_the_first_step_too(targets64: Any) -> None:
     """A backbone of no usual name: W is made for the layer that is named."""
     rela = ReLACallback(targets64, schedule=Mix(), feature_layer="zebra.body.1")
@@ -165,6 +167,7 @@ class Spectral(Zebra):
         return self.criterion(*(self.head(self.zebra(view)) for view in batch[0]))
 
 
+@pytest.mark.slow
 def test_images_of_many_channels(targets64: Any) -> None:
     log = Log()
     fit(seeded(Spectral), ReLACallback(targets64, schedule=Mix()), log)
@@ -194,6 +197,7 @@ class OnLists(nn.Module):
         return torch.cat(out) if self.joined else out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("joined", [True, False])
 @pytest.mark.parametrize("schedule", [Mix(), TransportOnly()])
 def test_lists_of_crops_are_heard(joined: bool, schedule: Any, targets64: Any) -> None:
@@ -255,6 +259,7 @@ def projecting() -> nn.Module:
     return network
 
 
+@pytest.mark.slow
 def test_a_projection_is_said(targets64: Any, caplog: Any) -> None:
     told = Told(caplog)
     fit(named(projecting(), 12), ReLACallback(targets64, schedule=TransportOnly()), max_steps=2)
@@ -269,6 +274,7 @@ def test_a_projection_is_said(targets64: Any, caplog: Any) -> None:
     assert "backbone.avgpool: 512 features an image;" in told.line()
 
 
+@pytest.mark.slow
 def test_of_several_maps_the_deepest_is_trained_and_said(targets64: Any, caplog: Any) -> None:
     told = Told(caplog)
     module = named(timm.create_model("resnet18", features_only=True, pretrained=False), 512)
@@ -315,6 +321,7 @@ class Averaged(Careless):
         return self.criterion(p[0], z[1]) + self.criterion(p[1], z[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", [Loose, Careless, Averaged])
 def test_teachers_that_require_gradients_follow(build: Any, targets64: Any, caplog: Any) -> None:
     told, module = Told(caplog), seeded(build)

@@ -121,6 +121,7 @@ def test_custom_prior_is_fused_and_its_edges_are_edges(place, few_steps):
     assert found.shape == (4,)
 
 
+@pytest.mark.slow
 def test_supervised_with_and_without_rela(place, few_steps):
     main = load("supervised.py").main
     alone, results = main(["--epochs", "1", "--no-rela"]), main(["--epochs", "1", "--switch-at", "0.5"])

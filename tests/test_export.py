@@ -43,6 +43,7 @@ def test_the_student_is_exported_not_the_teacher(small, tmp_path):
     assert not same(found, method.teacher_backbone)
 
 
+@pytest.mark.slow
 def test_torchvision_loads_it_strictly_without_its_classifier(resnet18, tmp_path):
     method, folder = resnet18
     path = export_backbone(folder, tmp_path / "b.pt", format="torch")
@@ -74,6 +75,7 @@ def test_timm_loads_it_strictly(tmp_path):
         torch.testing.assert_close(plain.eval()(images), method.eval()(images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("wrapper", ["none", "DataParallel", "AveragedModel", "compile"])
 def test_wrappers_leave_no_prefix(wrapper, compiled, tmp_path):

@@ -43,6 +43,7 @@ def run_onnx(path: Path, images: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "size"),
     [
@@ -61,6 +62,7 @@ def test_onnx_gives_the_same_features_for_any_number_of_images(backbone, size, t
             torch.testing.assert_close(run_onnx(path, images), method(images), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_onnx_from_a_checkpoint_alone_and_its_metadata(resnet18, tmp_path):
     import onnx
 
@@ -101,6 +103,7 @@ def snippet(folder: Path) -> str:
     return re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL).group(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backbone",
     [
@@ -137,6 +140,7 @@ def test_the_cards_code_and_timm_load_the_hub_folder(backbone, tmp_path, monkeyp
         assert tuple(loaded.pretrained_cfg["mean"]) == (0.5,) * 3
 
 
+@pytest.mark.slow
 def test_the_card_states_the_run_and_invents_nothing(resnet18, tmp_path):
     folder = export_backbone(resnet18[1], tmp_path / "hub", format="hub")
     card = (folder / "README.md").read_text()

@@ -21,6 +21,7 @@ from tests.parts import TwoViews, make_digits
 from tests.test_callback import Log, fit, loader, seeded
 
 
+@pytest.mark.slow
 def test_a_batch_that_bypassed_lightning(targets64: Any) -> None:
     class Bypass(L.Callback):
         def on_train_epoch_start(self, trainer: Any, module: Any) -> None:

@@ -50,6 +50,7 @@ def around(draw: Any, image: Any) -> Any:
     return sample
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(sample=around(PHOTO))
 def test_the_only_photo_is_found_whatever_lies_around_it(sample: Any) -> None:

@@ -105,6 +105,7 @@ SOUND: dict[str, Callable[[], tuple[Any, Prior]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", SOUND)
 def test_sound_pairs_raise_no_alarm(pair: str) -> None:
     images, prior = SOUND[pair]()
@@ -168,6 +169,7 @@ PLANTED: dict[str, tuple[str, Callable[[], tuple[Any, Prior]]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", PLANTED)
 def test_planted_faults_are_found(fault: str) -> None:
     name, make = PLANTED[fault]
@@ -187,11 +189,13 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> TargetStore:
     return build_targets(fashion(), DIGITS(), tmp_path_factory.mktemp("targets") / "digits")
 
 
+@pytest.mark.slow
 def test_targets_of_these_images_are_sound(store: TargetStore) -> None:
     assert look(DIGITS(), targets=store)
     assert look(DIGITS(), targets=str(store.path), prior=fashion())
 
 
+@pytest.mark.slow
 def test_targets_of_other_images_other_order_and_other_priors_are_found(store: TargetStore) -> None:
     order = np.random.default_rng(0).permutation(2 * SAMPLES).tolist()
     for options in ({}, {"prior": fashion()}):

@@ -41,6 +41,7 @@ class Pyramid(type(simclr())):  # type: ignore[misc]
         return -nn.functional.cosine_similarity(first, second).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", [TransportOnly(), Switch(0.01)])
 def test_of_the_stages_of_a_network_the_deepest_is_trained_on(targets64: Any, schedule: Any, caplog: Any) -> None:
     module = seeded(Pyramid)

@@ -40,6 +40,7 @@ def resumed(targets: Any, tmp_path: Any, schedule: Any, first: int, plan: int, m
     return [entry["rela/phase"] for entry in log.seen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "first", "plan", "more", "phases"),
     [
@@ -69,6 +70,7 @@ class Watching(Schedule):
         return Weights(1.0, 1.0 - progress / 2)
 
 
+@pytest.mark.slow
 def test_a_schedule_sees_progress_that_never_falls(targets64: Any, tmp_path: Any) -> None:
     made: list[Watching] = []
 
@@ -100,6 +102,7 @@ def logged(monkeypatch: Any) -> list[tuple[int, str]]:
     return calls
 
 
+@pytest.mark.slow
 def test_nothing_is_logged_after_the_switch(targets64: Any, logged: list[tuple[int, str]]) -> None:
     log = Log()
     fit(seeded(byol), ReLACallback(targets64, schedule=Switch(0.5)), log, max_epochs=4)
@@ -121,6 +124,7 @@ def test_weights_that_change_are_logged_each_time(targets64: Any, logged: list[t
     assert sum(name == "rela/weight" for _, name in logged) == 7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 3, 50])
 def test_a_logger_hears_of_each_phase_at_any_interval(targets64: Any, tmp_path: Any, every: int) -> None:
     logger, log = CSVLogger(tmp_path), Log()
@@ -145,6 +149,7 @@ def test_late_transport_views_never_reach_the_users_step() -> None:
     assert order == [0.0, 2.0, 0.0, 2.0, 2.0]
 
 
+@pytest.mark.slow
 def test_reloaded_loaders_are_let_go(targets64: Any) -> None:
     made: list[Any] = []
     alive: list[int] = []

@@ -202,6 +202,7 @@ OTHER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER)
 def test_what_computes_something_else_is_another_prior(name):
     first, second = (make() for make in OTHER[name])
@@ -302,6 +303,7 @@ SAME = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAME)
 def test_what_computes_the_same_is_the_same_prior(name):
     first, second = (make() for make in SAME[name])

@@ -87,6 +87,7 @@ def test_replacing_the_step_under_manual_optimization_is_refused(targets64: Any)
         fit(seeded(simclr, manual=True), ReLACallback(targets64, step="replace"))
 
 
+@pytest.mark.slow
 def test_optimizers_that_bypass_lightning_are_an_error(targets64: Any) -> None:
     class Raw(type(simclr(manual=True))):
         def optimizers(self, use_pl_optimizer: bool = True) -> Any:

@@ -168,6 +168,7 @@ def test_heads_follow_the_authors_unless_told():
     ]
 
 
+@pytest.mark.slow
 def test_checkpoint_round_trip(tmp_path):
     module = BYOL("resnet18", cifar_stem=True, hidden_dim=8, projector_dim=4, momentum=0.95)
     trainer = fit(module, rows=16, batch_size=8)
@@ -258,6 +259,7 @@ def test_a_classifier_that_is_a_convolution_gives_way_to_the_mean_over_the_map()
     assert width == 512
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "options", "width"),
     [

@@ -216,6 +216,7 @@ class Compare(L.Callback):
         self.memory["step"] += 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAPERS)
 def test_loss_and_gradients_are_the_papers(name: str) -> None:
     options = {**OPTIONS.get(name, {}), **({"momentum": 0.9} if name in TEACHERS else {})}

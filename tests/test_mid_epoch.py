@@ -26,6 +26,7 @@ class Still(TwoViews):
             return super().__call__(image)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("schedule", [Switch(0.75), Switch(0.3), Mix()])
 def test_mid_epoch_resume_is_the_uninterrupted_run(

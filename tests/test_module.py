@@ -17,6 +17,7 @@ from tests.parts import TinyBackbone
 from tests.test_callback import Log, fit, loader, seeded, trainer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 @pytest.mark.parametrize("schedule", [Switch(0.5), Mix(), Blend()])
 def test_accelerate_equals_the_callback(namespace: str, schedule: Schedule, targets64: Any) -> None:
@@ -27,6 +28,7 @@ def test_accelerate_equals_the_callback(namespace: str, schedule: Schedule, targ
     assert same(weights(by_callback), weights(by_function))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_mixin_equals_the_callback(namespace: str, targets64: Any) -> None:
     plain = type(byol(namespace))
@@ -53,6 +55,7 @@ def test_accelerated_checkpoints_are_the_plain_ones(targets64: Any, tmp_path: An
     assert [entry["rela/phase"] for entry in log.seen] == [2.0] * 4, "the third epoch, after the switch"
 
 
+@pytest.mark.slow
 def test_accelerated_modules_pickle_copy_and_fit_twice(targets64: Any) -> None:
     module = accelerate(seeded(PlainBYOL), targets64, schedule=Switch(0.5))
     for copied in (pickle.loads(pickle.dumps(module)), copy.deepcopy(module)):
@@ -76,6 +79,7 @@ def test_own_callbacks_stay_and_a_second_attachment_is_refused(targets64: Any) -
         accelerate(module, targets64)
 
 
+@pytest.mark.slow
 def test_module_of_transport_alone_learns(targets64: Any) -> None:
     torch.manual_seed(0)
     module, log = ReLAModule(TinyBackbone(), targets64), Log()

@@ -45,6 +45,7 @@ def helping(namespace: str = "lightning.pytorch") -> Any:
     return seeded(Helping)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 @pytest.mark.parametrize(("monitor", "on_train"), [("own_loss", True), ("own_loss", False), ("own_loss_epoch", True)])
 def test_early_stopping_counts_from_the_switch(targets64: Any, namespace: str, monitor: str, on_train: bool) -> None:
@@ -56,11 +57,13 @@ def test_early_stopping_counts_from_the_switch(targets64: Any, namespace: str, m
     assert run.current_epoch == 4 + 1 + 2, "the first value, and two that are no better"
 
 
+@pytest.mark.slow
 def test_a_name_that_nobody_logs_is_lightnings_own_error_after_the_switch(targets64: Any) -> None:
     with pytest.raises(RuntimeError, match="own_los"):
         fit(helping(), ReLACallback(targets64, schedule=Switch(0.5)), EarlyStopping("own_los"), max_epochs=4)
 
 
+@pytest.mark.slow
 def test_a_comment_is_no_metric(targets64: Any) -> None:
     class Commented(type(byol())):  # type: ignore[misc]
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -79,6 +82,7 @@ def test_a_comment_is_no_metric(targets64: Any) -> None:
     assert run.current_epoch == 4, "a metric of validation is watched from the start"
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_one_of_the_objective_and_the_last_is_there(targets64: Any, tmp_path: Any) -> None:
     best = ModelCheckpoint(tmp_path, "{epoch}", monitor="own_loss", save_last=True, save_on_train_epoch_end=True)
     run = trainer(
@@ -118,6 +122,7 @@ def test_schedulers_that_never_read_their_monitor_are_left_alone(targets64: Any)
     assert run.lr_scheduler_configs[0].scheduler.last_epoch == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor", ["rela/loss", "rela/phase"])
 def test_what_ends_at_the_switch_is_no_metric_to_watch(targets64: Any, tmp_path: Any, monitor: str) -> None:
     def fitted(schedule: Any, watcher: Any) -> None:
@@ -155,6 +160,7 @@ class TransportTwice(Schedule):
         return TRANSPORT_ONLY if progress < 0.2 else SSL_ONLY if progress < 0.6 else Weights(1.0, 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "monitor"),
     [(Returning(), "own_loss"), (Returning(), "own_loss_epoch"), (TransportTwice(), "rela/loss")],
@@ -167,6 +173,7 @@ def test_a_number_from_before_the_phase_is_not_read_again(targets64: Any, schedu
     assert run.current_epoch == 6 + 1, "two epochs before the phase without it, and one after"
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned")
 def test_plateau_schedulers_do_not_go_by_old_numbers(targets64: Any) -> None:
     run = fit(seeded(Plateaued), ReLACallback(targets64, schedule=Returning()), max_epochs=10)
@@ -175,6 +182,7 @@ def test_plateau_schedulers_do_not_go_by_old_numbers(targets64: Any) -> None:
     assert "lr_scheduler_step" not in vars(run.lightning_module)
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_blend_to_the_end_is_there_in_every_epoch(targets64: Any) -> None:
     stopping = EarlyStopping("rela/loss", patience=100, check_on_train_epoch_end=True)
     seen: list[float] = []

@@ -40,6 +40,7 @@ def stream() -> DataLoader:
     return DataLoader(Stream(), batch_size=16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 @pytest.mark.parametrize("schedule", [Switch(0.5), Mix(), TransportOnly()])
 def test_iterable_data_get_targets_on_the_fly(schedule: Any, namespace: str) -> None:
@@ -57,6 +58,7 @@ class Counted(Stream):
         return len(self.digits)
 
 
+@pytest.mark.slow
 def test_a_stream_with_a_length_has_no_rows_all_the_same() -> None:
     losses = []
     for kind in (Stream, Counted):
@@ -104,6 +106,7 @@ def test_targets_are_the_projected_features_of_the_denormalised_view() -> None:
     torch.testing.assert_close(given[-1][:, 0].double(), expected, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_resume_keeps_the_projection(tmp_path: Any) -> None:
     class SaveAt(L.Callback):
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
@@ -122,6 +125,7 @@ def test_resume_keeps_the_projection(tmp_path: Any) -> None:
     assert all(torch.equal(a, b) for a, b in zip(saved, resumed.state_dict()["source"]["projection"], strict=True))
 
 
+@pytest.mark.slow
 def test_manual_optimization_and_map_style_data() -> None:
     log = Log()
     options = {"prior": prior(), "schedule": Switch(0.7)}

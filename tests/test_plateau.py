@@ -60,6 +60,7 @@ def phases(log: Log) -> list[float]:
     return [entry["rela/phase"] for entry in log.seen]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 def test_a_loss_that_lies_still_is_let_go_after_two_windows(namespace: str, targets64: Any) -> None:
     log, watch, module = Log(), Watch(), seeded(byol, namespace, lr=0.0)
@@ -72,6 +73,7 @@ def test_a_loss_that_lies_still_is_let_go_after_two_windows(namespace: str, targ
     assert all(watch.attached[:transport])
 
 
+@pytest.mark.slow
 def test_a_loss_that_falls_is_kept(targets64: Any) -> None:
     log, module = Log(), seeded(byol)
     callback = ReLACallback(targets64, schedule=Plateau(1e-6, window=0.25), transform=None)
@@ -82,6 +84,7 @@ def test_a_loss_that_falls_is_kept(targets64: Any) -> None:
     assert (losses.view(4, 50).mean(1).diff() < 0).all()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_lets_go_on_the_same_step(targets64: Any, tmp_path: Any) -> None:
     whole, rest = Log(), Log()
     fit(seeded(byol, lr=0.0), still(targets64), whole, SaveAt(8, tmp_path / "mid.ckpt"), data=data(), max_epochs=EPOCHS)

@@ -69,6 +69,7 @@ def test_torchvision_heads_come_off(name, width):
     assert load_prior(f"random:torchvision:{name}", image_size=64).feature_dim == width
 
 
+@pytest.mark.slow
 def test_open_clip_gives_the_image_tower_without_the_text_tower(photo):
     import open_clip
 

@@ -33,6 +33,7 @@ def test_lbfgs_finds_scikit_learns_optimum(data, l2):
     np.testing.assert_allclose(probabilities.numpy(), oracle.predict_proba(test), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1 / 16, 100.0)])
 def test_lbfgs_gets_there_where_classes_are_separable_or_features_far_off(data, scale, offset):
     x, y = data[0].double() * scale, data[1]
@@ -88,12 +89,14 @@ def test_adam_learns_the_digits_and_repeats_itself(data):
     assert first["top1"] < first["top5"] <= 1.0
 
 
+@pytest.mark.slow
 def test_two_classes_have_no_top5(data):
     x, y, test, labels = data
     result = linear_evaluation(x, y % 2, test, labels % 2, solver="lbfgs")
     assert list(result) == ["top1"]
 
 
+@pytest.mark.slow
 def test_a_constant_dimension_does_no_harm(data):
     x, y, test, labels = data
     constant = torch.full((len(x), 1), 1e6)
@@ -104,6 +107,7 @@ def test_a_constant_dimension_does_no_harm(data):
     assert wider == linear_evaluation(x, y, test, labels, solver="lbfgs", standardise=True)
 
 
+@pytest.mark.slow
 def test_few_labels_is_the_mean_over_draws_of_whole_fits(data):
     x, y, test, labels = data
     result = few_label_evaluation(x, y, test, labels, labels_per_class=5, folds=4)
@@ -117,6 +121,7 @@ def test_few_labels_is_the_mean_over_draws_of_whole_fits(data):
     assert 0.5 < result["top1_mean"] < more["top1_mean"]
 
 
+@pytest.mark.slow
 def test_few_labels_draws_the_same_rows_of_every_class(data, monkeypatch):
     from rela_lightning.probe import offline
 
@@ -139,6 +144,7 @@ def test_few_labels_draws_the_same_rows_of_every_class(data, monkeypatch):
     assert not torch.equal(drawn[0][0], drawn[1][0])
 
 
+@pytest.mark.slow
 def test_all_labels_in_one_fold_is_the_whole_fit(data):
     x, y, test, labels = data
     smallest = y[:90].bincount().min().item()

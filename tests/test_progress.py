@@ -53,6 +53,7 @@ def test_a_terminal_gets_a_bar():
     assert "500 a second" in shown
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("views", [0, 2])
 def test_labelling_says_how_far_it_is(tmp_path, monkeypatch, capsys, views):
     monkeypatch.setattr(rela_lightning.progress, "FIRST", 0.0)

@@ -40,6 +40,7 @@ def saved(name: str) -> dict[str, Any]:
     return torch.load(Path("runs", name, "checkpoints", "last.ckpt"), weights_only=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epoch", [1, 2])
 def test_a_resumed_run_draws_the_same_views(epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

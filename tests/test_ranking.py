@@ -60,6 +60,7 @@ def row(ranking: PriorRanking, name: str) -> PriorRow:
 # ---- what it says -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_better_prior_is_first_and_the_controls_are_last(ranking: PriorRanking) -> None:
     assert [row.name for row in ranking.rows[:2]] == ["fashion", "blind"]
     assert {row.name for row in ranking.rows[2:]} == {RANDOM, PIXELS}
@@ -67,6 +68,7 @@ def test_the_better_prior_is_first_and_the_controls_are_last(ranking: PriorRanki
     assert (ranking.num_samples, ranking.length) == (48, 120)
 
 
+@pytest.mark.slow
 def test_cost_is_that_of_the_whole_data_set(ranking: PriorRanking) -> None:
     for each in ranking.rows:
         assert each.disk_bytes == 2 * each.target_dim * 120
@@ -99,6 +101,7 @@ def test_a_row_is_what_numpy_says() -> None:
     assert worth.stable_directions == pytest.approx(sum(correlations), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_views_are_of_their_image_and_nothing_survives_where_they_are_not() -> None:
     found = survey({"it": fashion()}, make_digits(200), num_samples=200, num_views=200)
     features, views = found.features["it"], found.views["it"]
@@ -133,6 +136,7 @@ def test_the_student_is_measured_and_left_alone(ranking: PriorRanking) -> None:
     assert none.before == pytest.approx(transport_distance(features, targets), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_a_student_learns_what_can_be_learnt() -> None:
     torch.manual_seed(0)
     level = torch.rand(200, 3)
@@ -142,6 +146,7 @@ def test_a_student_learns_what_can_be_learnt() -> None:
     assert colour.after < 0.4 < noise.after  # type: ignore[operator]
 
 
+@pytest.mark.slow
 def test_the_student_of_a_module_is_found() -> None:
     found = rank_priors([blind()], make_digits(40), student=byol(), steps=0, **SMALL)
     assert found.rows[0].distance_before is not None
@@ -205,6 +210,7 @@ def test_it_prints_as_a_table_and_as_json(ranking: PriorRanking) -> None:
 # ---- care -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_random_state_and_the_data_set_are_left_alone_and_it_repeats() -> None:
     dataset = make_digits(40, transform=lambda image: 1 / 0)  # its own views are not used
     student = TinyBackbone()
@@ -242,6 +248,7 @@ def test_bad_options_are_refused(priors: Any, options: Any, error: type[Exceptio
         rank_priors([blind()] if priors == "blind" else priors, make_digits(40), **{**SMALL, **options})
 
 
+@pytest.mark.slow
 def test_what_holds_no_images_or_no_features_is_refused() -> None:
     with pytest.raises(DataError, match="no image"):
         rank_priors([blind()], Words(), **SMALL)
@@ -250,11 +257,13 @@ def test_what_holds_no_images_or_no_features_is_refused() -> None:
         rank_priors([constant], make_digits(40), **SMALL)
 
 
+@pytest.mark.slow
 def test_two_priors_of_one_name_are_told_apart() -> None:
     names = {row.name for row in rank_priors([blind(), blind()], make_digits(40), **SMALL).rows}
     assert {"Sequential", "Sequential (2)"} <= names
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from rela_lightning.cli.rank import rank
     from rela_lightning.data import DigitsData

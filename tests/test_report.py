@@ -51,6 +51,7 @@ def runs() -> list[dict]:
     return [untrained, plain, rela]
 
 
+@pytest.mark.slow
 def test_json_holds_the_runs_unchanged(runs, tmp_path):
     before = copy.deepcopy(runs)
     files = write_report(runs, {"data": "digits", "seed": 0}, tmp_path / "new" / "folder")
@@ -124,6 +125,7 @@ def test_values_that_are_not_json_are_refused_before_anything_is_written(runs, t
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_curves_show_the_runs_the_switch_and_the_labelling(runs, tmp_path, monkeypatch):
     from matplotlib.axes import Axes
 
@@ -152,6 +154,7 @@ def test_points_are_read_in_percent():
     assert (mean, std) == pytest.approx((25.0, 1.0))
 
 
+@pytest.mark.slow
 def test_without_matplotlib_the_report_is_written_without_curves(runs, tmp_path, monkeypatch):
     write_report(runs, {}, tmp_path)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
@@ -161,6 +164,7 @@ def test_without_matplotlib_the_report_is_written_without_curves(runs, tmp_path,
     assert "curves.png" not in (tmp_path / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_more_runs_than_colours_are_all_drawn(runs, tmp_path):
     many = [runs[1] | {"name": f"run {number}"} for number in range(9)]
     assert draw_curves(many, tmp_path / "many.png")

@@ -33,6 +33,7 @@ def test_resuming_with_other_classes_is_refused_by_name(change: str, targets64: 
         )
 
 
+@pytest.mark.slow
 def test_pairs_are_kept_for_a_resumed_run(targets64: Any, tmp_path: Any) -> None:
     class Alike(type(byol())):
         """Two heads of one shape: only equal initial values tell whose teacher it is."""
@@ -53,6 +54,7 @@ def test_pairs_are_kept_for_a_resumed_run(targets64: Any, tmp_path: Any) -> None
     assert again.current_epoch == 2
 
 
+@pytest.mark.slow
 def test_progress_survives_another_batch_size(targets64: Any, tmp_path: Any) -> None:
     class Save(L.Callback):
         def on_train_epoch_end(self, trainer: Any, module: Any) -> None:

@@ -77,6 +77,7 @@ def kill_at_rename(monkeypatch, number):
     return done
 
 
+@pytest.mark.slow
 def test_files_beside_the_targets_survive_every_kind_of_call(tmp_path, prior, monkeypatch):
     mine, dataset = surround(tmp_path), Fragile(200)
 
@@ -239,6 +240,7 @@ def test_a_file_put_into_the_working_folder_stays_there(tmp_path, prior):
         assert left == [LOCK, "notes.txt", "old-plans", "old-plans/a.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", [True, False])
 def test_a_kill_at_any_step_of_publishing_loses_neither_store(tmp_path, prior, monkeypatch, old):
     first = build_targets(prior, Digits(), tmp_path / "first")

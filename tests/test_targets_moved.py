@@ -201,6 +201,7 @@ def test_what_another_decoder_makes_of_a_photograph_is_the_same_image(tmp_path):
     accepted(store, colour, ImageFolder(copy))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [SWAPPED, SHIFTED])
 def test_images_in_memory_in_another_order_are_refused(tmp_path, order):
     store = build_targets(pixel_prior(), Digits(ROWS), tmp_path / "t")

@@ -86,6 +86,7 @@ def agreement(rows: torch.Tensor, labels: np.ndarray) -> float:
     return float((labels[neighbours.kneighbors()[1][:, 0]] == labels).mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [60, 150, 300, 500, 800, 1797])
 def test_neighbours_are_kept_for_any_number_of_images(features, images):
     labels = shuffled_labels()
@@ -207,6 +208,7 @@ def exact_targets(prior: Any, dataset: Any, store: Any) -> torch.Tensor:
     return project(embed_exactly(prior, view, torch.device("cpu")).features[:, 0].double(), store.projection).float()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_coarse_pass_gives_targets_like_those_of_an_exact_one(tmp_path, name, caplog):
     make, precision = PRIORS[name]
@@ -223,6 +225,7 @@ def test_a_coarse_pass_gives_targets_like_those_of_an_exact_one(tmp_path, name, 
     store.verify(dataset, prior)
 
 
+@pytest.mark.slow
 def test_a_float32_pass_keeps_every_column(tmp_path, caplog):
     prior, dataset = small(), Digits(400)
     store = build_targets(prior, dataset, tmp_path / "t", storage_dtype=torch.float32)

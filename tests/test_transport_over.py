@@ -68,6 +68,7 @@ def loader(workers: int = 0, **options: Any) -> DataLoader:
     return DataLoader(make_digits(64, TwoViews()), batch_size=16, num_workers=workers, collate_fn=Collate(), **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 @pytest.mark.parametrize("workers", [0, 2])
 def test_nothing_is_left_in_the_step_after_the_switch(namespace: str, workers: int, targets64: Any) -> None:
@@ -106,6 +107,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case, workers", [*((case, 0) for case in CASES), pytest.param("plain", 2, marks=pytest.mark.slow)]
 )
@@ -149,6 +151,7 @@ class SaveAt(L.Callback):
             trainer.save_checkpoint(self.path)
 
 
+@pytest.mark.slow
 def test_a_run_resumed_after_the_switch_tags_nothing(targets64: Any, tmp_path: Any) -> None:
     torch.manual_seed(0)
     data = [(torch.rand(3, 16, 16), torch.rand(3, 16, 16)) for _ in range(64)]
@@ -255,6 +258,7 @@ def test_batches_that_come_late_are_the_users_own(kind: str, targets64: Any) -> 
     assert watch.attached[-1] == () or kind == "out of order"
 
 
+@pytest.mark.slow
 def test_a_wrapper_that_came_later_stays(targets64: Any) -> None:
     calls = []
 
@@ -285,6 +289,7 @@ class Returning(Schedule):
         return SSL_ONLY if 0.25 <= progress < 0.75 else TRANSPORT_ONLY
 
 
+@pytest.mark.slow
 def test_a_schedule_that_returns_is_served(targets64: Any) -> None:
     watch, module = Watch(), seeded(byol)
     fit(module, ReLACallback(targets64, schedule=Returning()), watch, data=loader(), max_epochs=4)

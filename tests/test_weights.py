@@ -75,6 +75,7 @@ def test_weights_of_an_older_version_are_converted(tmp_path: Any) -> None:
     torch.testing.assert_close(fresh.scale.exp(), torch.tensor([1.0, 2.0, 3.0, 4.0]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda module: module, torch.nn.DataParallel])
 def test_an_export_loads_into_the_plain_network(tmp_path: Any, wrap: Any) -> None:
     student = Student(bare_mnasnet())

@@ -15,6 +15,7 @@ def page(tmp_path_factory):
     return found, render(found, folder)
 
 
+@pytest.mark.slow
 def test_every_wrong_use_is_refused_in_few_words(page):
     found, _ = page
     assert len(found) == sum(map(len, GROUPS.values())) >= 60

@@ -49,6 +49,7 @@ def quick(name: str) -> Any:
     return pytest.param(name, marks=() if name in IN_THE_OTHER_NAMESPACE else pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", map(quick, CASES))
 def test_module(name: str, schedule: str, targets: Path) -> None:
@@ -68,6 +69,7 @@ def test_the_page_is_what_the_zoo_gives(targets: Path) -> None:
     assert PAGE.read_text(encoding="utf-8") == render(results), "run python -m tests.zoo.table docs/compatibility.md"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("name", ["torch.compile'd backbone (eager)", "whole module compiled"])
 def test_compiled_modules_learn_what_plain_ones_do(name: str, schedule: str, targets: Path) -> None:

@@ -199,6 +199,7 @@ def test_calibration_times_every_kind_of_step(convergence, data_root, monkeypatc
         assert str(data_root) not in row["command"]
 
 
+@pytest.mark.slow
 def test_a_kind_that_is_calibrated_later_is_on_the_scale_of_the_others(convergence, data_root, monkeypatch):
     path = convergence.RESULTS / "calibration.json"
     known = {"seconds": 50.0, "data_wait": 10.0}

@@ -81,6 +81,7 @@ def test_a_seed_without_every_budget_does_not_bend_the_curve(script):
     assert curves.cost(runs, 0.5, labelling=False) == ("", [pytest.approx(75)])
 
 
+@pytest.mark.slow
 def test_tables_hold_every_seed_and_both_counts(written):
     text = section(written, "p")
     assert "| (a) SSL alone, tuned | – | 41.0 ± 2.5 (3) | 51.0 ± 2.5 (3) | 41.0 ± 2.5 (3) | 0 |" in text

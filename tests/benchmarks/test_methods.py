@@ -49,6 +49,7 @@ def test_methods_runs_once_and_goes_on_where_it_stopped(script, data_root, tmp_p
     assert asked[7]["settings"]["schedule"].startswith("Plateau")
 
 
+@pytest.mark.slow
 def test_training_moves_the_backbone_and_rela_moves_it_elsewhere(script, data_root, monkeypatch):
     methods, images = script("methods"), script("images")
     seen: dict[str, torch.Tensor] = {}

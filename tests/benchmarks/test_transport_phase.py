@@ -75,6 +75,7 @@ def test_overlap_is_counted_in_pixels(script):
         np.testing.assert_allclose(found.numpy(), wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_targets_are_those_of_the_crops_shown(script, labelled):
     train = script("transport_train")
     stored, _ = labelled.targets(2, "per_dim")
@@ -161,6 +162,7 @@ def test_runs_are_made_once_and_probed_again(phase, data_root, monkeypatch, caps
     assert table.count("| k2 | cosine | per_dim |") == 2 and "split test" in table
 
 
+@pytest.mark.slow
 def test_a_run_can_be_made_twice(phase, script, data_root, labelled):
     job = {"view": "blend2", "loss": "cosine", "kind": "isotropic", "batch": 16, "lr": 1e-3, "resolution": 24}
     job |= {"seed": 3}
