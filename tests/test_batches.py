@@ -189,6 +189,7 @@ def test_default_views_follow_the_data_set() -> None:
         assert data[0][0].shape == (3, 16, 16), "one tensor stays one tensor"
 
 
+@pytest.mark.slow
 def test_default_views_keep_the_random_state_and_stand_back() -> None:
     state = torch.get_rng_state()
     assert default_transport_transform(make_digits(8, TwoViews()), 2) is not None

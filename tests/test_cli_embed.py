@@ -63,6 +63,7 @@ def test_features_of_folders_with_and_without_labels(classes: tuple[str, ...], c
     assert np.array_equal(np.array(table["features"], np.float32), found)
 
 
+@pytest.mark.slow
 def test_the_backbone_of_a_run_on_its_own_data(plain: Path) -> None:
     assert main(["embed", str(plain), "f.npy", "--split=val", "--device=cpu"]) == 0
     from rela_lightning.probe import extract_features

@@ -20,6 +20,7 @@ from tests.test_random_state import RUN, saved
 STOP = "--trainer.callbacks=[{class_path: tests.test_random_state.Stop, init_args: {epoch: 1}}]"
 
 
+@pytest.mark.slow
 def test_the_line_at_an_interrupt_is_enough_to_end_as_if_there_had_been_none(
     tmp_path: Path, monkeypatch: Any, capsys: Any
 ) -> None:
@@ -42,6 +43,7 @@ def test_the_line_at_an_interrupt_is_enough_to_end_as_if_there_had_been_none(
     assert saved("parts")["global_step"] == 8
 
 
+@pytest.mark.slow
 def test_a_run_of_few_batches_has_a_row_of_metrics_an_epoch(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*RUN, "--name=short"]) == 0

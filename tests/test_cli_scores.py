@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from rela_lightning.cli import main
 from rela_lightning.runs.scores import named_after, write_of_run
 from tests.test_cli import DIGITS, in_a_folder_of_its_own, record  # noqa: F401
@@ -55,6 +57,7 @@ def test_results_of_priors_do_not_replace_each_other() -> None:
     assert named_after("random:lightly:resnet-9 | seed 1") == "probe-random-lightly-resnet-9-seed-1.json"
 
 
+@pytest.mark.slow
 def test_a_run_keeps_its_result_beside_others_and_both_are_compared(plain: Path, capsys: Any) -> None:
     words = ["probe", "runs/plain", *QUICK]
     assert main(words) == 0

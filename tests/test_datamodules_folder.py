@@ -223,6 +223,7 @@ def test_a_link_to_nothing_is_left_out_too(folders: Path) -> None:
     assert number == len(FolderImages(folders / "train")) - 1
 
 
+@pytest.mark.slow
 def test_skipped_images_have_no_row_and_rows_stay(broken: Path, monkeypatch: Any) -> None:
     with pytest.warns(UserWarning, match=r"2 of 12 images.*flower/02\.jpg, temple/04\.jpg"):
         first = FolderImages(broken / "train", on_error="skip")

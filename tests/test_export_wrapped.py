@@ -30,6 +30,7 @@ def holding(backbone: nn.Module) -> nn.Module:
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "cut"), [("resnet18", 1), ("resnet18", 2), ("resnet50", 1), ("resnext50_32x4d", 1)])
 def test_a_resnet_in_a_sequential_gets_its_own_names_back(name: str, cut: int, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -91,6 +92,7 @@ class Mine(L.LightningModule):
 """
 
 
+@pytest.mark.slow
 def test_what_a_run_can_build_again_becomes_onnx(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:
     (tmp_path / "mine.py").write_text(MINE)
     monkeypatch.chdir(tmp_path)

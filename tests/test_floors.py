@@ -34,7 +34,14 @@ def test_what_is_imported_is_declared():
     extras = project["optional-dependencies"]
     declared = {
         re.match(r"[\w-]+", r)[0].replace("-", "_").lower()
-        for r in [*project["dependencies"], *extras["plot"], *extras["demo"], *extras["export"], *extras["gpu"]]
+        for r in [
+            *project["dependencies"],
+            *extras["plot"],
+            *extras["demo"],
+            *extras["export"],
+            *extras["gpu"],
+            *extras["parquet"],
+        ]
     }
     found = {}
     for file in (ROOT / "rela_lightning").rglob("*.py"):

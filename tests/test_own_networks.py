@@ -73,6 +73,7 @@ def test_other_names_are_no_paths() -> None:
     assert not any(is_path(name) for name in names)
 
 
+@pytest.mark.slow
 def test_the_command_finds_it_in_the_current_folder_and_exports_it(mynet: Path) -> None:
     words = ["--model=BYOL", "--model.backbone=mynet.MyNet", "--model.backbone_kwargs={width: 10}", "--data=DigitsData"]
     quick = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu", "--name=own"]

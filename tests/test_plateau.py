@@ -10,8 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback
-from rela_lightning.injection import checks
-from rela_lightning.schedules import Plateau, Switch
+from rela_lightning.schedules import Plateau
 from tests.modules import NAMESPACES, byol
 from tests.parts import make_digits
 from tests.test_callback import Log, TwoViews, fit, seeded, trainer
@@ -92,13 +91,3 @@ def test_a_resumed_run_lets_go_on_the_same_step(targets64: Any, tmp_path: Any) -
     resumed.fit(byol(lr=0.0), data(), ckpt_path=tmp_path / "mid.ckpt")
     assert len(rest.seen) == STEPS - 72, "in the middle of the second window"
     assert phases(rest) == phases(whole)[72:] and {0.0, 2.0} == set(phases(rest))
-
-
-def test_what_it_will_do_is_said_before(targets64: Any, monkeypatch: Any) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(checks, "rank_zero_info", said.append)
-    with pytest.warns(UserWarning, match="saw no end"):
-        fit(seeded(byol), ReLACallback(targets64), max_epochs=1)
-    assert len(said) == 1 and "transport alone until Plateau finds" in said[0] and "rela/phase" in said[0]
-    fit(seeded(byol), ReLACallback(targets64, schedule=Switch(0.5)), max_epochs=1)
-    assert len(said) == 1, "a fixed end needs no words"

@@ -34,7 +34,7 @@ def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overw
     """
     from rich.console import Console
 
-    from rela_lightning.runs.report import to_table, write_report
+    from rela_lightning.runs.report import check_runs, to_table, write_report
 
     if (Path(out) / REPORT).exists() and not overwrite:
         raise ConfigError(
@@ -46,6 +46,7 @@ def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overw
     found = [run for path in paths for run in _read(path)]
     if len(found) < 2:
         raise ConfigError("A comparison needs runs.", expected="two or more", found=f"{len(found)}: {', '.join(runs)}")
+    check_runs(_distinct(found))
     _check_alike(found)
     named = _distinct(grouped(found))
     if len(named) < 2 and len(found) > 1:
