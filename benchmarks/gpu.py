@@ -45,9 +45,11 @@ from torch.utils.data import DataLoader, Dataset
 from rela_lightning import ReLACallback, build_targets, load_prior, methods
 from rela_lightning.priors import Prior
 from rela_lightning.targets.claim import Claim
+from rela_lightning.targets.embedding import LabellingModule
 from rela_lightning.targets.partial import partial_folder
+from rela_lightning.targets.plan import LabellingPlan
 from rela_lightning.targets.shards import Shape
-from rela_lightning.targets.writer import LabellingModule, LabellingPlan, TargetWriter
+from rela_lightning.targets.writer import TargetWriter
 
 RESULTS = Path(__file__).parent / "results" / "gpu.json"
 

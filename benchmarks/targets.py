@@ -32,10 +32,12 @@ from rela_lightning import build_targets, load_prior
 from rela_lightning.priors import Prior
 from rela_lightning.targets.assemble import assemble
 from rela_lightning.targets.claim import Claim
+from rela_lightning.targets.embedding import LabellingModule
 from rela_lightning.targets.partial import partial_folder
+from rela_lightning.targets.plan import LabellingPlan
 from rela_lightning.targets.records import Geometry
 from rela_lightning.targets.shards import Shape, ShardWriter
-from rela_lightning.targets.writer import LabellingModule, LabellingPlan, TargetWriter
+from rela_lightning.targets.writer import TargetWriter
 
 WIDTH = 256  # of the synthetic features
 SHAPE = Shape(1, WIDTH)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -28,14 +27,11 @@ from rela_lightning.config import own_errors, register_names
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
 from rela_lightning.probe import OnlineLinearProbe
-from rela_lightning.runs.folder import choose_folder, run_of
+from rela_lightning.runs.folder import choose_folder, release_folder, run_of
 from rela_lightning.runs.names import CHECKPOINTS, CONFIG, RECORD
 from rela_lightning.runs.read import read_run
 from rela_lightning.runs.record import RunRecord, last_checkpoint
 from rela_lightning.runs.resume import check_belongs, checkpoint_file, resumed
-
-_OF_A_START = (CONFIG, "hparams.yaml")  # files that a run has before its first step
-
 
 _NOISE = (
     "LightningCLI's args parameter",  # words are always given
@@ -114,18 +110,10 @@ class RelaCLI(LightningCLI):
             raise
 
     def _leave_no_name_taken(self) -> None:
-        """Take away the folder that was made for a run that never began: only what a start writes, nothing else."""
-        folder, trainer = self._folder, getattr(self, "trainer", None)
-        if not self._claimed or folder is None or getattr(rank_zero_only, "rank", 0) != 0:
-            return
-        files = [file for file in folder.rglob("*") if not file.is_dir()]
-        if (trainer is not None and trainer.global_step) or any(file.name not in _OF_A_START for file in files):
-            return
-        for file in files:
-            file.unlink()
-        for place in (*sorted(folder.rglob("*"), reverse=True), folder, folder.parent):
-            with suppress(OSError):  # not empty: another run's
-                place.rmdir()
+        """Take away the folder that was made for a run that never began."""
+        trainer = getattr(self, "trainer", None)
+        if self._claimed and self._folder is not None and not (trainer is not None and trainer.global_step):
+            release_folder(self._folder)
 
     def _say_how_to_go_on(self) -> None:
         """After a failure or a signal in training, name the command that goes on from the last checkpoint."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from pathlib import Path
 
 from lightning.pytorch.utilities import rank_zero_only
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.runs.names import RECORD, RUNS
+from rela_lightning.runs.names import CONFIG, RECORD, RUNS
 from rela_lightning.runs.read import find_run, read_run
 
+_OF_A_START = (CONFIG, "hparams.yaml")  # files that a run has before its first step
 _NO_NAME = re.compile(r'[<>:"/\\|?*\x00-\x1f]')  # what some file system refuses, and what leads elsewhere
 
 
@@ -75,3 +77,17 @@ def _claim(folder: Path) -> bool:
     except FileExistsError:
         return False
     return True
+
+
+def release_folder(folder: Path) -> None:
+    """Take a folder away that was claimed for a run that never began: only what a start writes, nothing else."""
+    if getattr(rank_zero_only, "rank", 0) != 0:
+        return
+    files = [file for file in folder.rglob("*") if not file.is_dir()]
+    if any(file.name not in _OF_A_START for file in files):
+        return
+    for file in files:
+        file.unlink()
+    for place in (*sorted(folder.rglob("*"), reverse=True), folder, folder.parent):
+        with suppress(OSError):  # not empty: another run's
+            place.rmdir()

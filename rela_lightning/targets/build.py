@@ -28,12 +28,12 @@ from rela_lightning.targets.labelling import label
 from rela_lightning.targets.manifest import write_manifest
 from rela_lightning.targets.partial import clear, partial_folder, place_of, read_seconds
 from rela_lightning.targets.place import new_folder, publish, settle
+from rela_lightning.targets.plan import LabellingPlan
 from rela_lightning.targets.records import STORAGES, Storage, record_type
 from rela_lightning.targets.reduce import STANDARDISATIONS, Standardise
 from rela_lightning.targets.rounding import embed_exactly, sampled
 from rela_lightning.targets.shards import Shape, missing_rows, where_bytes
 from rela_lightning.targets.store import TargetStore
-from rela_lightning.targets.writer import LabellingPlan
 
 log = logging.getLogger("rela_lightning")
 

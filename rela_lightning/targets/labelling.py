@@ -16,7 +16,9 @@ import torch
 from rela_lightning.compat import NAMESPACES
 from rela_lightning.priors.base import Prior
 from rela_lightning.progress import Progress
-from rela_lightning.targets.writer import LabellingPlan, on_rank_zero, steps_for
+from rela_lightning.targets.embedding import LabellingModule
+from rela_lightning.targets.plan import LabellingPlan, on_rank_zero
+from rela_lightning.targets.writer import TargetWriter
 
 
 def label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[torch.device, float], None]) -> None:
@@ -97,3 +99,12 @@ def _quiet(*, own: bool) -> Iterator[None]:
         finally:
             for logger, level in zip(chatter, levels, strict=True):
                 logger.setLevel(level)
+
+
+def steps_for(trainer: Any) -> tuple[type[Any], type[Any]]:
+    """Labelling module and writer of the trainer's own Lightning tree."""
+    if any(kind.__module__.startswith("pytorch_lightning.") for kind in type(trainer).__mro__):
+        from rela_lightning.targets import writer_pl
+
+        return writer_pl.LabellingModule, writer_pl.TargetWriter
+    return LabellingModule, TargetWriter

@@ -1,116 +1,26 @@
-"""The labelling pass: `Trainer.predict` over the data set, rows to disk by their index."""
+"""Rows to disk by their index: the prediction writer of a labelling pass."""
 
 from __future__ import annotations
 
-import functools
 import logging
 import signal
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
-from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
 from rela_lightning.errors import TargetError
-from rela_lightning.priors.base import Prior
-from rela_lightning.process_group import wait_at_exit
-from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.disk import writing
-from rela_lightning.targets.label_view import LabelItem, LabelView, drawn_crops, embed
-from rela_lightning.targets.partial import prepare, read_seconds, write_seconds
+from rela_lightning.targets.label_view import LabelItem
+from rela_lightning.targets.partial import read_seconds, write_seconds
+from rela_lightning.targets.plan import LabellingPlan
 from rela_lightning.targets.records import Geometry
-from rela_lightning.targets.shards import Shape, ShardWriter, missing_rows, pass_bytes
+from rela_lightning.targets.shards import ShardWriter
 
 log = logging.getLogger("rela_lightning")
-
-
-@dataclass(frozen=True)
-class LabellingPlan:
-    """What one pass does.
-
-    Attributes:
-        dataset: The user's data set.
-        length: Number of its rows.
-        claim: On the folder where the shards go; rank 0 takes it, if it is not held.
-        fields: What decides the features, see `rela_lightning.fingerprint.settings`.
-        batch_size: Images in one forward of the prior: rows, times the views of each.
-        num_workers: Worker processes of the loader.
-        started: `time.time()` when labelling began.
-        shape: Of a row.
-    """
-
-    dataset: Any
-    length: int
-    claim: Claim
-    fields: dict[str, Any]
-    batch_size: int
-    num_workers: int
-    started: float
-    shape: Shape
-
-    @property
-    def folder(self) -> Path:
-        """Where the shards go."""
-        return self.claim.folder
-
-    @property
-    def bytes(self) -> int:
-        """What the files of the pass take."""
-        return pass_bytes(self.length, self.shape)
-
-
-class LabellingSteps:
-    """What the labelling module of either Lightning tree does. Mixed into its LightningModule."""
-
-    trainer: Any
-    allow_zero_length_dataloader_with_multiple_devices = True  # fewer rows left than ranks
-
-    def __init__(self, prior: Prior, plan: LabellingPlan) -> None:
-        super().__init__()
-        self.prior = prior
-        self.plan = plan
-
-    def setup(self, stage: str) -> None:
-        """Let rank 0 make the folder ready before anybody reads it."""
-        wait_at_exit()
-        on_rank_zero(self.trainer, self._prepare)
-
-    def predict_dataloader(self) -> DataLoader[Any]:
-        """This rank's share of the rows that no shard holds yet."""
-        plan, trainer = self.plan, self.trainer
-        rows = missing_rows(plan.folder, plan.length, plan.shape)
-        split = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
-        view = LabelView(
-            plan.dataset,
-            self.prior.preprocess,
-            rows[split.get("rank", 0) :: split.get("num_replicas", 1)],
-            functools.partial(drawn_crops, views=plan.shape.views - 1),
-        )
-        # the rows are split already: a sampler of one replica keeps Lightning from splitting them again
-        whole: DistributedSampler[Any] = DistributedSampler(view, num_replicas=1, rank=0, shuffle=False)
-        return DataLoader(
-            view,
-            batch_size=max(1, plan.batch_size // plan.shape.views),
-            sampler=whole,
-            num_workers=plan.num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-    def predict_step(self, batch: LabelItem, batch_idx: int) -> tuple[LabelItem, Tensor]:
-        """What the rows are, without their images, and features `[B, V, F]`."""
-        return batch._replace(images=None), embed(self.prior, batch.images)
-
-    def _prepare(self) -> None:
-        self.plan.claim.take(wait=False)
-        prepare(self.plan.folder, self.plan.fields, self.plan.bytes)
 
 
 class ShardSteps:
@@ -207,33 +117,5 @@ class ShardSteps:
                 writer.close()
 
 
-class LabellingModule(LabellingSteps, L.LightningModule):
-    """Labelling module for `lightning.pytorch`."""
-
-
 class TargetWriter(ShardSteps, BasePredictionWriter):
     """Prediction writer for `lightning.pytorch`."""
-
-
-def steps_for(trainer: Any) -> tuple[type[Any], type[Any]]:
-    """Labelling module and writer of the trainer's own Lightning tree."""
-    if any(kind.__module__.startswith("pytorch_lightning.") for kind in type(trainer).__mro__):
-        from rela_lightning.targets import writer_pl
-
-        return writer_pl.LabellingModule, writer_pl.TargetWriter
-    return LabellingModule, TargetWriter
-
-
-def on_rank_zero(trainer: Any, work: Callable[[], None]) -> None:
-    """Run `work` on rank 0 while the other ranks wait; if it fails, it fails on all of them."""
-    problem: Exception | None = None
-    if trainer.is_global_zero:
-        try:
-            work()
-        except Exception as error:  # the others must not wait for ever
-            problem = error
-    message = trainer.strategy.broadcast("" if problem is None else str(problem) or repr(problem), src=0)
-    if problem is not None:
-        raise problem
-    if message:
-        raise TargetError(message)

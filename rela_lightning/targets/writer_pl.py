@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 
-from rela_lightning.targets.writer import LabellingSteps, ShardSteps
+from rela_lightning.targets.embedding import LabellingSteps
+from rela_lightning.targets.writer import ShardSteps
 
 
 class LabellingModule(LabellingSteps, pl.LightningModule):
