@@ -84,6 +84,14 @@ class ReLACallback(DualCallback):
     Raises:
         ConfigError: For options outside their range.
         TargetError: In `setup`, if the targets do not belong to the training data.
+
+    Example:
+        >>> import lightning.pytorch as L
+        >>> from rela_lightning import ReLACallback
+        >>> from rela_lightning.schedules import Switch
+        >>> rela = ReLACallback("targets/clip-b16", schedule=Switch(0.4))
+        >>> trainer = L.Trainer(max_epochs=100, callbacks=[rela], logger=False, accelerator="cpu")
+        >>> trainer.fit(module, loader)  # doctest: +SKIP
     """
 
     def __init__(

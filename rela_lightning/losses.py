@@ -254,6 +254,12 @@ def resolve_loss(spec: LossSpec) -> Loss:
 
     Raises:
         ConfigError: For an unknown name, a weight that is not a finite number above 0, nothing, or another type.
+
+    Example:
+        >>> import torch
+        >>> loss = resolve_loss({"cosine": 1.0, "relational": 0.5})
+        >>> float(loss(torch.eye(4), torch.eye(4)))
+        0.0
     """
     if isinstance(spec, str):
         return _named(spec)

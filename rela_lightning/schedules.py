@@ -108,6 +108,10 @@ class Switch(Schedule):
 
     Args:
         at: Share of the budget given to transport, in `(0, 1]`.
+
+    Example:
+        >>> [Switch(0.4).weights(progress) for progress in (0.0, 0.4)]
+        [Weights(ssl=0.0, transport=1.0), Weights(ssl=1.0, transport=0.0)]
     """
 
     def __init__(self, at: float = 0.4) -> None:
@@ -136,6 +140,10 @@ class Mix(Schedule):
 
     Args:
         weight: Weight of the transport loss, >= 0.
+
+    Example:
+        >>> Mix(0.3).weights(0.9)
+        Weights(ssl=1.0, transport=0.3)
     """
 
     def __init__(self, weight: float = 1.0) -> None:
@@ -154,6 +162,10 @@ class Blend(Schedule):
     Args:
         curve: `linear`, or `cosine` (half a cosine wave: slow at both ends).
         until: Share of the budget at which only SSL is left, in `(0, 1]`.
+
+    Example:
+        >>> Blend("linear", until=0.5).weights(0.25)
+        Weights(ssl=0.5, transport=0.5)
     """
 
     def __init__(self, curve: Literal["cosine", "linear"] = "cosine", until: float = 1.0) -> None:

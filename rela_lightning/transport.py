@@ -24,6 +24,13 @@ def transport_loss(features: Tensor, targets: Tensor) -> Tensor:
 
     Raises:
         ConfigError: If the shapes differ.
+
+    Example:
+        >>> import torch
+        >>> transport_loss(torch.eye(2), torch.eye(2))
+        tensor(0.)
+        >>> transport_loss(torch.eye(2), -torch.eye(2))
+        tensor(2.)
     """
     check_pairs(features, targets)
     return (1.0 - F.cosine_similarity(features.float(), targets.float(), dim=-1)).mean()

@@ -56,6 +56,12 @@ def build_views(
 
     Raises:
         ConfigError: For an unknown name or option.
+
+    Example:
+        >>> from PIL import Image
+        >>> two = build_views("byol", 32, mean=(0.5,) * 3, std=(0.5,) * 3)(Image.new("RGB", (40, 40)))
+        >>> [view.shape for view in two]
+        [torch.Size([3, 32, 32]), torch.Size([3, 32, 32])]
     """
     if name not in VIEWS:
         raise ConfigError("Unknown views.", expected="one of the names below", found=name, exists=VIEWS)

@@ -86,6 +86,14 @@ def export_backbone(
         ConfigError: If there is no checkpoint, it holds pickled objects, the backbone is not found or not finite, does
             not fit the architecture, cannot be exported, or something is at `path`. Nothing is written then.
         PriorError: If a weights file that is no Lightning checkpoint cannot be read.
+
+    Example:
+        >>> from rela_lightning.methods import BYOL
+        >>> from safetensors.torch import load_file
+        >>> method = BYOL("lightly:resnet-9", backbone_kwargs={"width": 0.125})
+        >>> path = export_backbone(method, "backbone.safetensors")
+        >>> method.backbone.load_state_dict(load_file(path))
+        <All keys matched successfully>
     """
     out = Path(path).expanduser()
     if format == "auto":

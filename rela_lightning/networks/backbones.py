@@ -35,6 +35,11 @@ def build_backbone(
 
     Raises:
         NetworkError: For an unknown name or a network without such a stem or classifier.
+
+    Example:
+        >>> network, width = build_backbone("lightly:resnet-9", width=0.125)
+        >>> width
+        64
     """
     network = build_plain(name, cifar_stem=cifar_stem, pretrained=pretrained, **kwargs)
     stated: int | None = getattr(network, "head_hidden_size", None) or getattr(network, "num_features", None)  # timm's

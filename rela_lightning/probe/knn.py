@@ -47,6 +47,12 @@ def knn_predict(
     Raises:
         ConfigError: For options out of range.
         DataError: For shapes that do not pair up, features that are not finite, labels out of range.
+
+    Example:
+        >>> import torch
+        >>> bank, labels = torch.eye(3), torch.tensor([0, 1, 2])
+        >>> knn_predict(bank, labels, torch.tensor([[0.1, 2.0, 0.0]]), k=1)
+        tensor([1])
     """
     train_features, train_labels = labelled_rows(train_features, train_labels, "bank", num_classes)
     queries = finite_features(queries, "query")

@@ -61,6 +61,14 @@ def linear_evaluation(
     Raises:
         ConfigError: For an unknown solver or values out of range.
         DataError: If features and labels do not pair up, features are not finite, or a label is out of range.
+
+    Example:
+        >>> import torch
+        >>> labels = torch.arange(60) % 3
+        >>> features = torch.eye(3)[labels] + 0.1 * torch.rand(60, 3)
+        >>> scores = linear_evaluation(features, labels, features, labels, solver="lbfgs")
+        >>> scores["top1"]
+        1.0
     """
     if solver not in SOLVERS:
         raise ConfigError("Unknown solver.", expected="one of the names below", found=solver, exists=SOLVERS)

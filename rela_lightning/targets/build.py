@@ -101,6 +101,14 @@ def build_targets(
             job is at work there (with a `trainer`; without one it is waited for), or the disk is full or
             cannot be written.
         ConfigError: If an option has a value that cannot work.
+
+    Example:
+        >>> from rela_lightning import build_targets, load_prior
+        >>> from rela_lightning.data import Digits
+        >>> prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=0.5, std=0.5)
+        >>> store = build_targets(prior, Digits(), "targets/digits")
+        >>> store[[0, 5]].shape
+        torch.Size([2, 64])
     """
     started = time.time()
     place = place_of(path)
