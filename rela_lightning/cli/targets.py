@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from typing import Any, Literal
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
+from rela_lightning.data.find_image import image_at
 from rela_lightning.errors import DataError
 from rela_lightning.priors import load_prior
 from rela_lightning.targets import build_targets
 from rela_lightning.targets.claim import Claim
+from rela_lightning.targets.estimate import Estimate, estimate_targets
 from rela_lightning.targets.partial import partial_folder, place_of
 from rela_lightning.targets.place import settle
 
@@ -24,6 +27,7 @@ def targets(
     prior_kwargs: dict[str, Any] | None = None,
     storage_dtype: Literal["float16", "float32", "int8"] = "float16",
     overwrite: bool = False,
+    estimate: bool = False,
     trainer: Trainer | None = None,
     **options: Any,
 ) -> None:
@@ -41,12 +45,23 @@ def targets(
             `seed` (for random weights), ...
         storage_dtype: Type of the numbers on disk; int8 has a scale for each row.
         overwrite: Build again where other targets exist. Nothing but targets is ever replaced.
+        estimate: Say what it will take (seconds, disk, memory), from a few batches on one device, and write nothing.
         trainer: Trainer that runs the prior, for several devices or mixed precision: `--trainer
             lightning.pytorch.Trainer --trainer.devices 4 --trainer.precision bf16-mixed`. null takes one device.
         **options: Those of `rela_lightning.build_targets`.
     """
     settle(place_of(path), Claim(partial_folder(path)), overwrite=overwrite)
     images = images_of(data)  # before the prior, which may be a large download
+    if estimate:
+        asked = ("views", "target_dim", "batch_size", "num_workers")
+        known = {name: options[name] for name in asked if options.get(name) is not None}
+        images = image_at(images, options.get("image"))
+        device = _device(trainer)
+        found = estimate_targets(
+            load_prior(prior, **(prior_kwargs or {})), images, storage_dtype=storage_dtype, device=device, **known
+        )
+        sys.stdout.write(_in_words(found))
+        return
     store = build_targets(
         load_prior(prior, **(prior_kwargs or {})),
         images,
@@ -80,3 +95,31 @@ def images_of(data: Any) -> Any:
         )
     data.prepare_data()
     return data.dataset("train", None)
+
+
+def _device(trainer: Trainer | None) -> torch.device:
+    """Where the pass would run."""
+    if trainer is not None:
+        return torch.device(trainer.strategy.root_device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _in_words(found: Estimate) -> str:
+    memory = "unknown" if found.memory_bytes is None else f"about {_size(found.memory_bytes)}"
+    return (
+        f"{found.images:,} images at {found.images_per_second:.1f} a second on one device ({found.device}): about "
+        f"{_duration(found.seconds)}\n"
+        f"disk: {_size(found.store_bytes)} for the targets, {_size(found.working_bytes)} more until they are done\n"
+        f"memory of the process: {memory}\nNothing was written.\n"
+    )
+
+
+def _size(count: int) -> str:
+    unit = next((unit for unit in (("GB", 10**9), ("MB", 10**6)) if count >= unit[1]), ("kB", 10**3))
+    return f"{count / unit[1]:.1f} {unit[0]}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

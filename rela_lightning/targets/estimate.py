@@ -1,0 +1,152 @@
+"""What labelling will cost, from a short timing: seconds, disk and memory."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rela_lightning.fingerprint.dataset import sampled_rows
+from rela_lightning.priors.base import Prior
+from rela_lightning.rng import preserved_rng
+from rela_lightning.targets.label_view import LabelView, check_length, drawn_crops, embed
+from rela_lightning.targets.records import Storage, record_type
+from rela_lightning.targets.reduce import pca, project, projection, streaming_moments
+from rela_lightning.targets.rounding import embed_exactly, sampled
+from rela_lightning.targets.shards import Shape, pass_bytes
+
+_LEAST_SECONDS, _MOST_BATCHES = 4.0, 64
+"""Batches are timed until both are enough: so many seconds, and three of them; never more than the most."""
+
+
+_MANIFEST = 20_000
+"""Bytes of a manifest, about."""
+
+
+class Estimate(NamedTuple):
+    """What labelling will take on this machine.
+
+    Attributes:
+        images: Images N of the data set.
+        images_per_second: Reading, preprocessing and embedding, all views of an image together.
+        seconds: The whole of `build_targets`.
+        store_bytes: Files of the finished store.
+        working_bytes: Files of the pass beside it, until it is finished.
+        memory_bytes: Largest resident memory of the process so far, which held a whole batch; None where the system
+            does not tell.
+        device: Where the prior ran.
+    """
+
+    images: int
+    images_per_second: float
+    seconds: float
+    store_bytes: int
+    working_bytes: int
+    memory_bytes: int | None
+    device: str
+
+
+def estimate_targets(
+    prior: Prior,
+    dataset: Any,
+    *,
+    views: int = 0,
+    target_dim: int | float | None = None,
+    storage_dtype: Storage = "float16",
+    batch_size: int = 256,
+    num_workers: int = 0,
+    device: str | torch.device = "cpu",
+) -> Estimate:
+    """Time a few batches of a labelling pass, and the parts that come once; nothing is written.
+
+    Args:
+        prior: From `load_prior`.
+        dataset: As for `build_targets`.
+        views: Crops K of each image beside the whole.
+        target_dim: Columns of a target; a share or None counts all of the prior's.
+        storage_dtype: `float16`, `float32` or `int8`.
+        batch_size: Images (each view is one) in one forward of the prior.
+        num_workers: Worker processes that read images.
+        device: Where the prior runs.
+
+    Raises:
+        DataError: If the data set has no length or indices, or rows that are not images.
+    """
+    device, home = torch.device(device), next((p.device for p in prior.parameters()), None)
+    with preserved_rng():
+        length, shape = check_length(dataset), Shape(1 + views, prior.feature_dim)
+        begun = time.perf_counter()
+        _ = prior.identity
+        once = time.perf_counter() - begun
+        crops = functools.partial(drawn_crops, views=views)
+        try:
+            prior.to(device)
+            rows = np.asarray(sampled_rows(length, min(length, _MOST_BATCHES * batch_size)))
+            view = LabelView(dataset, prior.preprocess, rows, crops)
+            rate, features = _pass(prior, view, device, batch_size, num_workers)
+            begun, again = time.perf_counter(), np.asarray(sampled(length, shape.views))
+            part = again[: max(1, len(again) // 8)]
+            embed_exactly(prior, LabelView(dataset, prior.preprocess, part, crops), device)
+            once += (time.perf_counter() - begun) * len(again) / len(part)
+        finally:
+            prior.to(home)
+    columns = target_dim if isinstance(target_dim, int) else shape.dim
+    each, solving = _reduction(features, columns)
+    seconds = once + solving + length * (1 / rate + each * shape.views)
+    kept = length * shape.views * record_type(columns, storage_dtype).itemsize + 8 * shape.dim * columns + _MANIFEST
+    return Estimate(length, rate, seconds, kept, pass_bytes(length, shape), _resident(), str(device))
+
+
+def _pass(
+    prior: Prior, view: LabelView, device: torch.device, batch_size: int, num_workers: int
+) -> tuple[float, Tensor]:
+    """Images a second after the first batch, which warms up, and the features `[n, F]` that were made."""
+    size = max(1, batch_size // len(view[0].crops))
+    loader = DataLoader(view, batch_size=size, num_workers=num_workers, generator=torch.Generator())
+    made, counted, begun, first = [], 0, 0.0, 0.0
+    start = time.perf_counter()
+    with torch.inference_mode():
+        for number, batch in enumerate(loader):
+            images = batch.images
+            moved = [part.to(device) for part in images] if isinstance(images, list) else images.to(device)
+            made.append(embed(prior, moved).flatten(0, 1).float().cpu())
+            if number == 0:
+                begun = time.perf_counter()
+                first = begun - start
+                continue
+            counted += len(batch.row)
+            if number >= 3 and time.perf_counter() - begun > _LEAST_SECONDS:
+                break
+    spent = time.perf_counter() - begun
+    return (counted / spent if counted else len(view) / first), torch.cat(made)
+
+
+def _reduction(features: Tensor, columns: int) -> tuple[float, float]:
+    """Seconds a row of covariance and projection, and seconds of the eigenvectors."""
+    rows = features.repeat(max(1, -(-2048 // len(features))), 1)[:2048]
+    begun = time.perf_counter()
+    total = streaming_moments(itertools.repeat(rows, 1))
+    covariance = time.perf_counter() - begun
+    begun = time.perf_counter()
+    by = projection(pca(total))
+    solving = time.perf_counter() - begun
+    narrow = by._replace(components=by.components[:, :columns], scales=by.scales[:columns])
+    begun = time.perf_counter()
+    project(rows, narrow)
+    return (covariance + time.perf_counter() - begun) / len(rows), solving
+
+
+def _resident() -> int | None:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(used) if sys.platform == "darwin" else 1024 * int(used)
