@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rela_lightning.files import write_whole
+from rela_lightning.runs.comparison import SCORES
 from rela_lightning.runs.names import RECORD
 from rela_lightning.runs.read import read_run
 from rela_lightning.runs.record import write_record
 
 PROBED = "probe.json"
-SCORES = ("linear_top1", "knn_top1")
 
 
 class Written(NamedTuple):
