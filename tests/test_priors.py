@@ -335,3 +335,9 @@ def test_features_do_not_depend_on_the_order_of_channels_in_memory(network: nn.M
         expected = network(images)
     for memory_format in (torch.channels_last, torch.contiguous_format):
         torch.testing.assert_close(prior(images.contiguous(memory_format=memory_format)), expected)
+
+
+def test_printing_a_prior_takes_a_line() -> None:
+    prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=0.5, std=0.5)
+    assert repr(prior).startswith("Prior(random:lightly:resnet-9") and "feature_dim=64" in repr(prior)
+    assert "\n" not in repr(prior) and "Conv2d" in repr(prior.network)

@@ -19,6 +19,15 @@ _GO_ON = (
     "what was written before is kept: a run goes on from its last checkpoint by --resume runs/NAME, labelling by "
     "the same command"
 )
+_TYPED = {
+    "overwrite=True (--overwrite true)": "--overwrite true",
+    "overwrite=True": "--overwrite true",
+    "build_targets(prior, dataset, path)": "rela targets --prior PRIOR --data DATA --path FOLDER",
+    "call build_targets with the same arguments": "call rela targets with the same options",
+    "written by build_targets": "written by rela targets",
+    "build_targets(..., views=": "rela targets ... (--views ",
+}
+"""How messages of the library are typed in a shell."""
 _ELSEWHERE = "name a place that you may write to"
 _HINTS = {
     errno.ENOSPC: f"free some space; {_GO_ON}",
@@ -39,8 +48,13 @@ System = (OSError, UnicodeError, RuntimeError)
 
 
 def message_of(error: Exception) -> str:
-    """What an error says, without the traceback that torch wraps around those of a loader's worker processes."""
-    return re.split(r"(?m)^(?:\w+\.)*\w*Error: ", str(error))[-1].rstrip() if _WRAPPED in str(error) else str(error)
+    """What an error says, as words of a command, without the traceback that torch wraps around those of workers."""
+    text = str(error)
+    if _WRAPPED in text:
+        text = re.split(r"(?m)^(?:\w+\.)*\w*Error: ", text)[-1].rstrip()
+    for said, typed in _TYPED.items():
+        text = text.replace(said, typed)
+    return text
 
 
 def system_error(error: BaseException, words: Sequence[str] = ()) -> ReLAError | None:

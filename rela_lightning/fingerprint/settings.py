@@ -57,7 +57,9 @@ def other_prior(stored: Mapping[str, Any], observed: Observed) -> list[str]:
     return [] if stored["prior_identity"] == observed.identity() else what_differs(stored["prior_function"], observed)
 
 
-def refuse_difference(path: Path, manifest: Mapping[str, Any], wanted: dict[str, Any], sample: Sample) -> None:
+def refuse_difference(
+    path: Path, manifest: Mapping[str, Any], wanted: dict[str, Any], sample: Sample, prior: str
+) -> None:
     """Do nothing if targets that exist are those that are wanted.
 
     Args:
@@ -65,6 +67,7 @@ def refuse_difference(path: Path, manifest: Mapping[str, Any], wanted: dict[str,
         manifest: Of the targets.
         wanted: `fields_of` the prior, the data set and the options.
         sample: Of the data set.
+        prior: Name of the prior that is wanted.
 
     Raises:
         TargetError: Naming each field that differs, with both values.
@@ -73,7 +76,11 @@ def refuse_difference(path: Path, manifest: Mapping[str, Any], wanted: dict[str,
     plain = [key for key in wanted if key not in _SEEN_OTHERWISE and stored.get(key) != wanted[key]]
     differ: dict[str, tuple[Any, ...]] = {_NAMES.get(key, key): (stored.get(key), wanted[key]) for key in plain}
     if other_prior(stored, Observed(**wanted["prior_function"])):
-        differ["prior"] = tuple(f"{of['prior_identity'][:16]}, {of['preprocessing']}" for of in (stored, wanted))
+        same = stored["preprocessing"] == wanted["preprocessing"]
+        differ["prior"] = tuple(
+            f"{name} ({of['prior_identity'][:8]}){'' if same else ', ' + of['preprocessing']}"
+            for name, of in ((manifest["prior"], stored), (prior, wanted))
+        )
     if stored["dataset_length"] == wanted["dataset_length"]:
         order, _ = compare_order(stored["dataset_order"], wanted["dataset_order"])
         moved = [name for name in order if not name.startswith(IN_MEMORY)]

@@ -122,6 +122,10 @@ class Prior(nn.Module):
         """The preprocessing and the pooling in words."""
         return f"{describe(self.preprocess)} pooling={self.pooling}"
 
+    def __repr__(self) -> str:
+        """One line; `print(prior.network)` shows the layers."""
+        return f"{type(self).__name__}({self.extra_repr()})"
+
     def extra_repr(self) -> str:
         """Name, width and preprocessing for `print(prior)`."""
         return f"{self.name}, feature_dim={self.feature_dim}, preprocess={describe(self.preprocess)}"

@@ -168,7 +168,7 @@ class _Job:
         """Whether these very targets exist; other ones are refused unless they may be overwritten."""
         if not settle(self.place, self.claim, overwrite=self.overwrite) or self.overwrite:
             return False
-        refuse_difference(self.place, TargetStore(self.place).manifest, self.fields, self.sample)
+        refuse_difference(self.place, TargetStore(self.place).manifest, self.fields, self.sample, self.prior.name)
         return True
 
     def finish(self, dataset: Any, device: torch.device, ended: float) -> None:

@@ -113,11 +113,20 @@ def _missing(path: Path) -> TargetError:
         "The build of these targets is incomplete." if unfinished else "There is no target store here.",
         expected=f"a folder with {MANIFEST}, written by build_targets",
         found=f"{partial_folder(path)}, an interrupted build" if unfinished else path,
-        exists=sorted(p.name for p in path.iterdir())[:12] if path.is_dir() else None,
+        exists=_near(path),
         do="call build_targets with the same arguments again: it goes on where it stopped"
         if unfinished
         else "build_targets(prior, dataset, path), with a path at which there is nothing else",
     )
+
+
+def _near(path: Path) -> list[str] | None:
+    """What is in the folder; of one that is missing or empty, the folders beside it that do hold targets."""
+    inside = sorted(p.name for p in path.iterdir())[:12] if path.is_dir() else []
+    if inside or not path.parent.is_dir():
+        return inside or None
+    beside = sorted(str(p.parent) for p in path.parent.glob(f"*/{MANIFEST}"))[:12]
+    return beside or None
 
 
 def _canonical(content: dict[str, Any]) -> bytes:
