@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,24 @@ def test_a_run_keeps_its_result_beside_others_and_both_are_compared(plain: Path,
 def test_a_missing_run_is_named_before_one_that_was_not_probed(plain: Path, capsys: Any) -> None:
     assert main(["compare", "runs/plain", "runs/none"]) == 2
     assert "nothing at runs/none" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_few_labels_are_measured_as_the_library_does_and_compared(plain: Path, capsys: Any) -> None:
+    from rela_lightning.probe import extract_features, few_label_evaluation
+    from rela_lightning.runs.rebuild import find_subject
+
+    assert main(["probe", "runs/plain", *QUICK, "--labels_per_class=5", "--folds=3", "--seed=4"]) == 0
+    subject = find_subject("runs/plain")
+    (x, y), (test_x, test_y) = (
+        extract_features(subject.network, subject.data.dataset(split, "probe")) for split in ("train", "val")
+    )
+    expected = few_label_evaluation(x, y, test_x, test_y, labels_per_class=5, folds=3, seed=4)
+    found = record("runs/plain")["few_label_top1"]
+    assert found == {"mean": pytest.approx(expected["top1_mean"]), "std": pytest.approx(expected["top1_std"])}
+    assert f"{100 * found['mean']:.1f} ± {100 * found['std']:.1f}" in capsys.readouterr().out
+    shutil.copytree("runs/plain", "runs/other")
+    assert main(["compare", "runs/plain", "runs/other"]) == 0
+    assert "few labels" in Path("comparison/report.md").read_text()
+    assert main(["probe", "runs/plain", *QUICK, "--labels_per_class=5000"]) == 2
+    assert "So few labels cannot be drawn" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
-from rela_lightning.probe import extract_features, knn_predict, linear_evaluation
+from rela_lightning.probe import extract_features, few_label_evaluation, knn_predict, linear_evaluation
 from rela_lightning.probe.checks import labelled_rows
 from rela_lightning.runs.read import find_checkpoint
 from rela_lightning.runs.rebuild import Subject, find_subject
@@ -36,6 +36,8 @@ def probe(
     standardise: bool = True,
     k: int = 20,
     temperature: float = 0.07,
+    labels_per_class: int | None = None,
+    folds: int = 5,
     seed: int = 0,
     batch_size: int = 256,
     num_workers: int = 0,
@@ -66,7 +68,10 @@ def probe(
             not matter; the authors do not.
         k: Neighbours; fewer where there are not so many training images.
         temperature: Of the neighbours' votes `exp(cosine / temperature)`.
-        seed: Seed of the order of rows (adam).
+        labels_per_class: Measure with so few labels of each class too: a linear classifier (lbfgs), mean and standard
+            deviation over `folds` draws.
+        folds: Draws of few labels.
+        seed: Seed of the order of rows (adam), and of the draws.
         batch_size: Images in one forward of the backbone.
         num_workers: Processes that read images.
         device: Where the backbone runs; `auto` takes the accelerator if there is one.
@@ -79,9 +84,9 @@ def probe(
         DataError: If there are no labelled images.
         PriorError: If there is no such prior.
     """
-    _check_options(
-        {"epochs": epochs, "lr": lr, "l2": l2, "k": k, "temperature": temperature, "batch_size": batch_size}, device
-    )
+    positive = {"epochs": epochs, "lr": lr, "l2": l2, "k": k, "temperature": temperature, "batch_size": batch_size}
+    positive |= {"folds": folds, "labels_per_class": 1 if labels_per_class is None else labels_per_class}
+    _check_options(positive, device)
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs)
     other_data = data is not None and subject.data is not None and data_facts(data) != data_facts(subject.data)
     if data is not None:
@@ -103,8 +108,17 @@ def probe(
     )  # fmt: skip
     near = min(k, len(x))
     voted = knn_predict(x, labels, test_x, k=near, temperature=temperature, num_classes=classes)
-    found = {f"linear_{name}": value for name, value in linear.items()}
+    found: dict[str, Any] = {f"linear_{name}": value for name, value in linear.items()}
     found["knn_top1"] = float((voted == test_labels).double().mean())
+    asked: dict[str, Any] = {}
+    if labels_per_class is not None:
+        asked = {"few_labels": {"labels_per_class": labels_per_class, "folds": folds, "l2": l2, "seed": seed}}
+        few = few_label_evaluation(
+            x, labels, test_x, test_labels,
+            labels_per_class=labels_per_class, folds=folds, num_classes=classes, l2=l2, standardise=standardise,
+            seed=seed,
+        )  # fmt: skip
+        found["few_label_top1"] = {"mean": few["top1_mean"], "std": few["top1_std"]}
     settings = {"epochs": epochs, "lr": lr, "seed": seed} if solver == "adam" else {"l2": l2}
     result = {
         "name": subject.name,
@@ -118,6 +132,7 @@ def probe(
             "features": x.shape[1],
             "linear": {"solver": solver, "standardise": standardise, **settings},
             "knn": {"k": near, "temperature": temperature},
+            **asked,
         },
         "checkpoint": str(subject.checkpoint) if subject.checkpoint is not None else None,
         "versions": versions(),
@@ -196,6 +211,12 @@ def _say_other_size(data: Any, subject: Subject) -> None:
         )
 
 
+def _in_percent(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
+    return f"{100 * value:.1f}"
+
+
 def _show(result: dict[str, Any], written: Written) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -205,7 +226,7 @@ def _show(result: dict[str, Any], written: Written) -> None:
     names = [name for name in result if "_top" in name]
     for heading in ("", *(name.replace("_", " ") for name in names)):
         table.add_column(heading, justify="right" if heading else "left")
-    table.add_row(result["name"], *(f"{100 * result[name]:.1f}" for name in names))
+    table.add_row(result["name"], *(_in_percent(result[name]) for name in names))
     Console().print(table)
     if written.differences:
         Console(stderr=True).print(

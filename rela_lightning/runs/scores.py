@@ -59,7 +59,9 @@ def write_of_run(
     parts += [_tag(protocol)] if differences else []
     file = _write(run / f"{'-'.join(parts)}.json", result)
     if record and earlier is None and not differences:
-        write_record(run, {**record, **{name: result[name] for name in SCORES}, "protocol": protocol})
+        scores = {name: result[name] for name in (*SCORES, "few_label_top1") if name in result}
+        kept = {name: value for name, value in record.items() if name != "few_label_top1"}
+        write_record(run, {**kept, **scores, "protocol": protocol})
     return Written(file, differences)
 
 
