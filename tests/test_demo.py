@@ -244,14 +244,14 @@ def test_the_whole_demo_compares_like_with_like(tmp_path):
         assert chatter not in done.stdout + done.stderr
 
 
-def test_the_readme_quotes_the_committed_result():
+def test_its_page_quotes_the_committed_result():
     from rela_lightning.runs.report import check_runs
 
     report = json.loads((ROOT / "benchmarks" / "results" / "demo" / "report.json").read_text())
     check_runs(report["runs"])
-    readme = (ROOT / "README.md").read_text()
+    page = (ROOT / "docs" / "demo.md").read_text()
     for run in report["runs"]:
         few, linear, knn = run["few_label_top1"], 100 * run["linear_top1"], 100 * run["knn_top1"]
         row = f"| {100 * few['mean']:.1f} ± {100 * few['std']:.1f} | {linear:.1f} | {knn:.1f} | {run['seconds']:.1f} |"
-        assert row in readme
-    assert report["protocol"]["command"] in readme
+        assert row in page
+    assert report["protocol"]["command"] in page
