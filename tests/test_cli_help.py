@@ -63,3 +63,16 @@ def test_help_of_fit_needs_no_torch_and_rela_alone_is_help() -> None:
 )
 def test_who_gets_the_short_one(words: list[str], wanted: bool) -> None:
     assert wants_short_help(words) is wanted
+
+
+@pytest.mark.slow
+def test_a_fit_says_nothing_that_nobody_can_act_on(tmp_path: Any, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["--model=BYOL", "--model.backbone=lightly:resnet-9", "--model.backbone_kwargs={width: 0.125}"]
+    words += ["--data=DigitsData", "--trainer.max_epochs=1", "--trainer.accelerator=cpu"]
+    script = "import sys; from rela_lightning.cli import main; sys.exit(main())"
+    done = subprocess.run([sys.executable, "-c", script, "fit", *words], capture_output=True, text=True, check=True)
+    said = done.stdout + done.stderr
+    assert "GPU available" in said
+    for noise in ("Tip", "litlogger", "LeafSpec", "args parameter", "ranks is zero", "logging interval"):
+        assert noise not in said

@@ -20,6 +20,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from rela_lightning._version import __version__
 from rela_lightning.callback import ReLACallback
 from rela_lightning.cli.messages import Readable
+from rela_lightning.cli.noise import without_noise
 from rela_lightning.cli.speed import ChannelsLast, compile_backbone
 from rela_lightning.cli.system import check_writable
 from rela_lightning.compat import uncompiled
@@ -33,22 +34,12 @@ from rela_lightning.runs.read import read_run
 from rela_lightning.runs.record import RunRecord, last_checkpoint
 from rela_lightning.runs.resume import check_belongs, checkpoint_file, resumed
 
-_NOISE = (
-    "LightningCLI's args parameter",  # words are always given
-    ".*LeafSpec.*",  # Lightning's own use of torch
-    ".*across ranks is zero.*",  # of the list of loaders of a module without any
-    ".*smaller than the logging interval.*",  # the record sees to it
-)
-"""Warnings that a user of the command can do nothing about."""
-
 
 def run(command: str, words: Sequence[str]) -> None:
     """`rela fit`, `validate`, `test` or `predict`; `words` are those after the command."""
     words = [word for number, word in enumerate(words) if not (word == "all" and words[number - 1] in ("-h", "--help"))]
     register_names()
-    with warnings.catch_warnings():
-        for message in _NOISE:
-            warnings.filterwarnings("ignore", message=message)
+    with without_noise():
         try:
             RelaCLI(command, resumed(words) if command == "fit" else words)
         except MisconfigurationException as error:

@@ -1,0 +1,36 @@
+"""What Lightning says that a user of the command can do nothing about, left out."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from lightning_utilities.core import rank_zero
+
+_WARNINGS = (
+    "LightningCLI's args parameter",  # words are always given
+    ".*LeafSpec.*",  # Lightning's own use of torch
+    ".*across ranks is zero.*",  # of the list of loaders of a module without any
+    ".*smaller than the logging interval.*",  # the record sees to it
+)
+_TIP = "💡"
+
+
+@contextmanager
+def without_noise() -> Iterator[None]:
+    """No such warnings, and no advertisements in the log, until the end."""
+    logger = rank_zero.log  # that of whichever tree was imported last: they share it
+    with warnings.catch_warnings():
+        for message in _WARNINGS:
+            warnings.filterwarnings("ignore", message=message)
+        logger.addFilter(_no_tip)
+        try:
+            yield
+        finally:
+            logger.removeFilter(_no_tip)
+
+
+def _no_tip(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_TIP)
