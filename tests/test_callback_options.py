@@ -1,0 +1,122 @@
+"""The callback: options, copies, and what it says of mistakes."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from rela_lightning import ReLACallback
+from rela_lightning.errors import ConfigError, DataError, InjectionError
+from rela_lightning.schedules import Mix, Switch, TransportOnly
+from tests.modules import byol, simclr
+from tests.test_callback import Log, fit, loader, seeded, trainer
+
+
+@pytest.mark.slow
+def test_feature_layer_and_method_backbones(targets64: Any) -> None:
+    class Encoder(TinyLike):
+        def encode(self, x: torch.Tensor) -> torch.Tensor:
+            return self(x)
+
+    def build() -> Any:
+        module = seeded(simclr)
+        module.backbone.__class__ = Encoder
+        return module
+
+    logs = [Log(), Log(), Log()]
+    for log, options in zip(
+        logs, [{}, {"backbone": "backbone.encode"}, {"feature_layer": "backbone.body"}], strict=True
+    ):
+        fit(build(), ReLACallback(targets64, schedule=TransportOnly(), **options), log)
+    assert logs[0].seen == logs[1].seen == logs[2].seen
+
+
+class TinyLike(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images).mean(dim=(2, 3))
+
+
+def test_pickle_and_deepcopy_before_and_during_fit(targets64: Any) -> None:
+    callback = ReLACallback(targets64, schedule=Switch(0.5))
+    pickle.loads(pickle.dumps(callback))
+
+    class Copy(L.Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+            copied = copy.deepcopy(callback)
+            assert copied.state_dict().keys() == callback.state_dict().keys()
+            pickle.dumps(copied)
+
+    fit(seeded(byol), callback, Copy())
+
+
+ERRORS = {
+    "budget": (lambda t: ReLACallback(t, data_ratio=0.0), {}, ConfigError, "data_ratio"),
+    "no targets": (lambda t: ReLACallback(), {}, ConfigError, "build_targets"),
+    "backbone name": (lambda t: ReLACallback(t, backbone="resnet"), {}, InjectionError, "projection_head_momentum"),
+    "no end": (ReLACallback, {"max_epochs": -1}, ConfigError, "max_epochs"),
+    "iterable": (ReLACallback, {"data": [1, 2]}, DataError, "map-style"),
+    "view names": (lambda t: ReLACallback(t, views=["9"]), {}, DataError, "0.0: torch.float32"),
+    "layer as backbone": (
+        lambda t: ReLACallback(t, backbone="backbone.body.2"), {}, InjectionError, "feature_layer"),
+    "transform without effect": (
+        lambda t: ReLACallback(t, transform=lambda x: x), {"data": "tensors"}, DataError, "no effect"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors_say_what_to_do(name: str, targets64: Any) -> None:
+    build, options, kind, text = ERRORS[name]
+    if options.get("data") == "tensors":
+        images = torch.utils.data.TensorDataset(torch.rand(64, 3, 16, 16))
+        options = {"data": DataLoader(images, batch_size=8)}
+    with pytest.raises(kind, match=text.replace(".", r"\.")):
+        fit(seeded(byol), build(targets64), **options)
+
+
+def test_not_finite_features_are_an_error_with_rows(targets64: Any) -> None:
+    module = seeded(simclr)
+    with torch.no_grad():
+        module.backbone.body[0].weight.fill_(float("nan"))
+    with pytest.raises(InjectionError, match="rows 0, 1, 2"):
+        fit(module, ReLACallback(targets64), data=loader(shuffle=False))
+
+
+def test_width_of_a_resumed_map_must_fit(targets64: Any, tmp_path: Any) -> None:
+    run = fit(seeded(byol), ReLACallback(targets64), max_epochs=1)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    wide = ReLACallback(targets64, feature_layer="backbone.body.0")
+    with pytest.raises(ConfigError, match="width 16"):
+        trainer("lightning.pytorch", wide, max_epochs=4).fit(byol(), loader(), ckpt_path=tmp_path / "a.ckpt")
+
+
+def test_a_schedule_that_never_lets_go_warns(targets64: Any) -> None:
+    with pytest.warns(UserWarning, match="to the end of training"):
+        fit(seeded(byol), ReLACallback(targets64, schedule=Mix()), max_steps=1)
+
+
+@pytest.mark.slow
+def test_head_warmup_trains_the_heads_on_detached_features(targets64: Any) -> None:
+    class Gradients(L.Callback):
+        def __init__(self) -> None:
+            self.seen: list[tuple[bool, torch.Tensor]] = []
+
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            head = module.head.layers[0].weight.grad
+            self.seen.append((head is not None, module.backbone.body[0].weight.grad.clone()))
+
+    options = {"schedule": Switch(0.75), "transform": None, "transport_optimizer": None, "num_views": 2}
+    cold, warm, log = Gradients(), Gradients(), Log()
+    fit(seeded(simclr), ReLACallback(targets64, **options), cold)
+    fit(seeded(simclr), ReLACallback(targets64, head_warmup=0.25, **options), warm, log)
+    assert [head for head, _ in cold.seen] == [False] * 6 + [True] * 2
+    assert [head for head, _ in warm.seen] == [False] * 4 + [True] * 4
+    assert [entry["rela/phase"] for entry in log.seen] == [0.0] * 4 + [1.0] * 2 + [2.0] * 2
+    for (_, a), (_, b) in zip(cold.seen[:5], warm.seen[:5], strict=True):
+        torch.testing.assert_close(a, b, msg="the backbone sees the transport gradient alone")
