@@ -54,6 +54,8 @@ def test_a_run_of_few_batches_has_a_row_of_metrics_an_epoch(tmp_path: Path, monk
 
 def test_words_of_a_resumption() -> None:
     assert resumed(["--seed", "1"]) == ["--seed", "1"]
+    with pytest.raises(ConfigError, match="`rela validate` resumes nothing"):
+        resumed(["--resume", "runs/a"], "validate")
 
 
 @pytest.mark.parametrize("words", [["--resume", "nowhere"], ["--resume"], ["--resume="], ["--resume=runs/empty"]])

@@ -41,7 +41,7 @@ def run(command: str, words: Sequence[str]) -> None:
     register_names()
     with without_noise():
         try:
-            RelaCLI(command, resumed(words) if command == "fit" else words)
+            RelaCLI(command, resumed(words, command))
         except MisconfigurationException as error:
             raise ReLAError(str(error)) from error
 
@@ -127,14 +127,13 @@ class RelaCLI(LightningCLI):
             help="Name of the run that `fit` starts; null for <method>-<data>. Its folder is runs/<name>, unless "
             "trainer.default_root_dir names one.",
         )
-        if self.command == "fit":
-            parser.add_argument(
-                "--resume",
-                type=str | None,
-                default=None,
-                help="Folder of a run, or its name below runs/, to go on with from its last checkpoint: short for its "
-                "config.yaml as --config and the folder as --ckpt_path. Options beside it change that config.",
-            )
+        parser.add_argument(
+            "--resume",
+            type=str | None,
+            default=None,
+            help="Of `fit`: folder of a run, or its name below runs/, to go on with from its last checkpoint; short for "
+            "its config.yaml as --config and the folder as --ckpt_path. Options beside it change that config.",
+        )
         parser.add_argument(
             "--compile",
             type=bool | str,

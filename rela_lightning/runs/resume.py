@@ -16,18 +16,25 @@ from rela_lightning.weights import mismatch
 _WORDS = ("best", "last")  # Lightning's words for a checkpoint of the same process
 
 
-def resumed(words: Sequence[str]) -> list[str]:
+def resumed(words: Sequence[str], command: str = "fit") -> list[str]:
     """Words of `rela fit` with the config and the checkpoint of a run in place of `--resume RUN`.
 
     Args:
         words: Words after the command. Options of theirs come later than the run's, and so change them.
+        command: The command; only `fit` resumes.
 
     Raises:
-        ConfigError: If there is no such run, or it has no config.
+        ConfigError: If there is no such run, it has no config, or the command is another.
     """
     at = next((number for number, word in enumerate(words) if word.partition("=")[0] == "--resume"), None)
     if at is None:
         return list(words)
+    if command != "fit":
+        raise ConfigError(
+            f"`rela {command}` resumes nothing.",
+            found=words[at],
+            do="pass the run's config.yaml by --config and its folder by --ckpt_path",
+        )
     name, given = words[at].partition("=")[1:]
     value = given if name else next(iter(words[at + 1 : at + 2]), "")
     rest = [*words[:at], *words[at + (1 if name else 2) :]]
