@@ -131,8 +131,8 @@ class RelaCLI(LightningCLI):
             "--resume",
             type=str | None,
             default=None,
-            help="Of `fit`: folder of a run, or its name below runs/, to go on with from its last checkpoint; short for "
-            "its config.yaml as --config and the folder as --ckpt_path. Options beside it change that config.",
+            help="Of `fit`: folder of a run, or its name below runs/, to go on with from its last checkpoint; short "
+            "for its config.yaml as --config and the folder as --ckpt_path. Options beside it change that config.",
         )
         parser.add_argument(
             "--compile",
