@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +51,7 @@ def names_image(path: Path) -> bool:
     return any(part.lower() in IMAGE_NAMES for part in path)
 
 
+@functools.lru_cache(maxsize=1024)  # asked of every part of every batch
 def names_other(path: Path) -> bool:
     """Whether a key on the way holds a word for something else than an image, as in `depth_map` and `targetMasks`.
 

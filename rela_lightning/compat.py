@@ -24,6 +24,7 @@ __all__ = [
     "CLI_HOOKS",
     "COMPILED",
     "NAMESPACES",
+    "OWN_WARNINGS",
     "REENTRANT",
     "SAVE_BEST",
     "DualCallback",
@@ -43,6 +44,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+OWN_WARNINGS = (".*LeafSpec.*", ".*across ranks is zero.*")
+"""What Lightning warns of itself: its use of torch, and the empty list of loaders of a module without any."""
 
 NAMESPACES: tuple[str, ...] = tuple(
     name for name in ("lightning.pytorch", "pytorch_lightning") if find_spec(name.split(".", maxsplit=1)[0])

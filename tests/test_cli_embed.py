@@ -97,3 +97,9 @@ def test_names_follow_subsets_and_parts(tmp_path: Path) -> None:
     assert names_of(both) == ["one/b/1.png", "one/a/0.png", *(f"two/{name}" for name in names_of(two) or ["?"])]
     assert names_of(Subset(one, [0, 2])) == ["0.png", "2.png"]
     assert names_of(Digits("test")) is None
+
+
+@pytest.mark.parametrize("words", [["--batch_size=0"], ["--device=nowhere"]])
+def test_options_are_refused_before_any_work(words: list[str], capsys: Any) -> None:
+    assert main(["embed", *PRIOR, DIGITS, "--path=f.npy", *words]) == 2
+    assert words[0].strip("-").partition("=")[0].split("_")[0] in capsys.readouterr().err

@@ -12,7 +12,7 @@ from typing import Any
 
 from rela_lightning._version import __version__
 from rela_lightning.cli.messages import ReadableParser
-from rela_lightning.cli.short_help import short_help, wants_short_help
+from rela_lightning.cli.short_help import full_help, short_help, wants_short_help
 from rela_lightning.cli.system import Output, System, message_of, system_error
 from rela_lightning.config import missing_package, own_errors
 from rela_lightning.errors import ReLAError
@@ -148,7 +148,7 @@ def _run(command: str | None, words: list[str]) -> None:
             sys.stdout.write(short_help(command, COMMANDS[command][1]))
             return
         wait_at_exit()
-        _function(command)(command, after)
+        _function(command)(command, full_help(after))
         return
     if command not in COMMANDS:
         build_parser().parse_args(words or ["--help"])  # ends with help, version or a message

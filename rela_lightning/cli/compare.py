@@ -49,7 +49,7 @@ def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overw
     check_runs(_distinct(found))
     _check_alike(found)
     named = _distinct(grouped(found))
-    if len(named) < 2 and len(found) > 1:
+    if len(named) < 2:
         named = _distinct([with_interval(run) for run in found])  # seeds alone: nothing to set them against
     remarks = notes(named)
     protocol = {

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
-from rela_lightning.cli.probe import images_of
+from rela_lightning.cli.probe import check_options, images_of
 from rela_lightning.errors import ConfigError
 from rela_lightning.files import check_free, write_whole
 from rela_lightning.fingerprint.order import names_of
@@ -66,6 +66,7 @@ def embed(
         raise ConfigError(
             "The file's ending names no format for features.", expected=" or ".join(ENDINGS), found=out.name
         )
+    check_options({"batch_size": batch_size}, device)
     table = out.with_suffix(".csv")
     check_free([out, table] if out.suffix == ".npy" else [out], overwrite=overwrite)
     if out.suffix == ".parquet":

@@ -37,7 +37,6 @@ from rela_lightning.runs.resume import check_belongs, checkpoint_file, resumed
 
 def run(command: str, words: Sequence[str]) -> None:
     """`rela fit`, `validate`, `test` or `predict`; `words` are those after the command."""
-    words = [word for number, word in enumerate(words) if not (word == "all" and words[number - 1] in ("-h", "--help"))]
     register_names()
     with without_noise():
         try:

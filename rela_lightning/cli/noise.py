@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 from lightning_utilities.core import rank_zero
 
+from rela_lightning.compat import OWN_WARNINGS
+
 _WARNINGS = (
+    *OWN_WARNINGS,
     "LightningCLI's args parameter",  # words are always given
-    ".*LeafSpec.*",  # Lightning's own use of torch
-    ".*across ranks is zero.*",  # of the list of loaders of a module without any
     ".*smaller than the logging interval.*",  # the record sees to it
 )
 _TIP = "💡"

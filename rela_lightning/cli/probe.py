@@ -19,7 +19,7 @@ from rela_lightning.probe.checks import labelled_rows
 from rela_lightning.runs.read import find_checkpoint
 from rela_lightning.runs.rebuild import Subject, find_subject
 from rela_lightning.runs.record import data_facts
-from rela_lightning.runs.report import versions
+from rela_lightning.runs.report import in_percent, versions
 from rela_lightning.runs.scores import Written, named_after, write_beside, write_of_run
 
 
@@ -86,7 +86,7 @@ def probe(
     """
     positive = {"epochs": epochs, "lr": lr, "l2": l2, "k": k, "temperature": temperature, "batch_size": batch_size}
     positive |= {"folds": folds, "labels_per_class": 1 if labels_per_class is None else labels_per_class}
-    _check_options(positive, device)
+    check_options(positive, device)
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs)
     other_data = data is not None and subject.data is not None and data_facts(data) != data_facts(subject.data)
     if data is not None:
@@ -149,7 +149,7 @@ def probe(
     _show(result, written)
 
 
-def _check_options(positive: dict[str, float], device: str) -> None:
+def check_options(positive: dict[str, float], device: str) -> None:
     """Refuse what cannot work before features are computed."""
     for name, value in positive.items():
         if not value > 0:
@@ -211,12 +211,6 @@ def _say_other_size(data: Any, subject: Subject) -> None:
         )
 
 
-def _in_percent(value: Any) -> str:
-    if isinstance(value, dict):
-        return f"{100 * value['mean']:.1f} ± {100 * value['std']:.1f}"
-    return f"{100 * value:.1f}"
-
-
 def _show(result: dict[str, Any], written: Written) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -226,7 +220,7 @@ def _show(result: dict[str, Any], written: Written) -> None:
     names = [name for name in result if "_top" in name]
     for heading in ("", *(name.replace("_", " ") for name in names)):
         table.add_column(heading, justify="right" if heading else "left")
-    table.add_row(result["name"], *(_in_percent(result[name]) for name in names))
+    table.add_row(result["name"], *(in_percent(result[name]) for name in names))
     Console().print(table)
     if written.differences:
         Console(stderr=True).print(

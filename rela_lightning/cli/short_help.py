@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 METHODS = (
     "BYOL", "BarlowTwins", "DINO", "MoCoV2", "MoCoV3", "SimCLR", "SimSiam", "Supervised", "SwAV", "VICReg",
@@ -79,6 +80,12 @@ def wants_short_help(words: Sequence[str]) -> bool:
     """Whether the words ask for help, and not for all of it."""
     at = next((number for number, word in enumerate(words) if word in ("-h", "--help")), None)
     return at is not None and list(words[at + 1 : at + 2]) != ["all"]
+
+
+def full_help(words: Sequence[str]) -> list[str]:
+    """The words with `--help` for `--help all`: the parser's own help."""
+    asked = any(pair in (("-h", "all"), ("--help", "all")) for pair in pairwise(words))
+    return [word for word in words if not (asked and word == "all")]
 
 
 def _row(name: str, text: str) -> str:

@@ -17,6 +17,7 @@ from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.estimate import Estimate, estimate_targets
 from rela_lightning.targets.partial import partial_folder, place_of
 from rela_lightning.targets.place import settle
+from rela_lightning.units import duration, size
 
 
 def targets(
@@ -52,18 +53,16 @@ def targets(
     """
     settle(place_of(path), Claim(partial_folder(path)), overwrite=overwrite)
     images = images_of(data)  # before the prior, which may be a large download
+    network = load_prior(prior, **(prior_kwargs or {}))
     if estimate:
         asked = ("views", "target_dim", "batch_size", "num_workers")
         known = {name: options[name] for name in asked if options.get(name) is not None}
         images = image_at(images, options.get("image"))
-        device = _device(trainer)
-        found = estimate_targets(
-            load_prior(prior, **(prior_kwargs or {})), images, storage_dtype=storage_dtype, device=device, **known
-        )
+        found = estimate_targets(network, images, storage_dtype=storage_dtype, device=_device(trainer), **known)
         sys.stdout.write(_in_words(found))
         return
     store = build_targets(
-        load_prior(prior, **(prior_kwargs or {})),
+        network,
         images,
         path,
         storage_dtype=storage_dtype,
@@ -105,21 +104,10 @@ def _device(trainer: Trainer | None) -> torch.device:
 
 
 def _in_words(found: Estimate) -> str:
-    memory = "unknown" if found.memory_bytes is None else f"about {_size(found.memory_bytes)}"
+    memory = "unknown" if found.memory_bytes is None else f"about {size(found.memory_bytes)}"
     return (
         f"{found.images:,} images at {found.images_per_second:.1f} a second on one device ({found.device}): about "
-        f"{_duration(found.seconds)}\n"
-        f"disk: {_size(found.store_bytes)} for the targets, {_size(found.working_bytes)} more until they are done\n"
+        f"{duration(found.seconds)}\n"
+        f"disk: {size(found.store_bytes)} for the targets, {size(found.working_bytes)} more until they are done\n"
         f"memory of the process: {memory}\nNothing was written.\n"
     )
-
-
-def _size(count: int) -> str:
-    unit = next((unit for unit in (("GB", 10**9), ("MB", 10**6)) if count >= unit[1]), ("kB", 10**3))
-    return f"{count / unit[1]:.1f} {unit[0]}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

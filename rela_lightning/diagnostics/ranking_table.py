@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from rela_lightning.units import duration
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -97,8 +99,10 @@ class PriorRanking:
             f"{control.stable_directions:.0f} for {control.name}"
         )
         if best is not first:
-            reason += f"; {first.name} has {first.stable_directions:.0f}, but takes {_time(first.labelling_seconds)}"
-        cost = f"labelling takes {_time(best.labelling_seconds)} here"
+            reason += (
+                f"; {first.name} has {first.stable_directions:.0f}, but takes {duration(first.labelling_seconds, 1)}"
+            )
+        cost = f"labelling takes {duration(best.labelling_seconds, 1)} here"
         if best.budget_share is not None:
             cost += f", {best.budget_share:.1%} of the budget"
             cost += " (dear: does it serve several runs?)" if best.budget_share > DEAR else ""
@@ -139,12 +143,6 @@ class PriorRanking:
         return stream.getvalue().rstrip()
 
 
-def _time(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _bytes(count: float) -> str:
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
@@ -174,7 +172,7 @@ _COLUMNS: tuple[tuple[str, Any, Any], ...] = (
     ("most like", _agrees, _always),
     ("student,\nbefore", lambda row: _number(row.distance_before), lambda row: row.distance_before is not None),
     ("student,\nafter", lambda row: _number(row.loss_after), lambda row: row.loss_after is not None),
-    ("labelling", lambda row: _time(row.labelling_seconds), _always),
+    ("labelling", lambda row: duration(row.labelling_seconds, 1), _always),
     ("of the\nbudget", lambda row: _number(row.budget_share, ".1%"), lambda row: row.budget_share is not None),
     ("disk", lambda row: _bytes(row.disk_bytes), _always),
 )

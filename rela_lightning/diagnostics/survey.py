@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -126,8 +127,7 @@ def survey(
 def embedded(prior: Prior, images: Sequence[Any], device: torch.device | str = "cpu") -> Tensor:
     """Features float32 `[n, F]`, on the CPU, of raw images."""
     batch = default_collate([prior.preprocess(image) for image in images])
-    moved = [part.to(device) for part in batch] if isinstance(batch, (list, tuple)) else batch.to(device)
-    features: Tensor = prior(moved)
+    features: Tensor = prior(move_data_to_device(batch, torch.device(device)))
     return features.cpu()
 
 

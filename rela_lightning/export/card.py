@@ -8,7 +8,7 @@ from typing import Any
 
 from rela_lightning.export.architecture import Recipe
 from rela_lightning.export.inputs import Inputs
-from rela_lightning.runs.comparison import in_text, wilson
+from rela_lightning.runs.comparison import in_text, validation_images, wilson
 
 UNKNOWN = "unknown"
 _FOLDERS = re.compile(r"(?<![\w/.])~?/(?!/)(?:[^\s,/]+/)*(?=[^\s,/]+)")
@@ -79,10 +79,10 @@ def _protocol(protocol: Any) -> Any:
 
 def _accuracy(facts: Mapping[str, Any], name: str) -> Any:
     """In percent, with the 95% interval of its validation images where their number is known."""
-    value, count = facts.get(name), (facts.get("protocol") or {}).get("validation_images")
+    value, count = facts.get(name), validation_images(facts)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return value
-    if not isinstance(count, int) or count < 1:
+    if count is None:
         return f"{100 * value:.1f}%"
     return f"{100 * value:.1f}% ± {100 * wilson(value, count):.1f} (95% interval of {count:,} images)"
 

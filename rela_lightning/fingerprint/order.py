@@ -121,8 +121,13 @@ def names_of(dataset: Any) -> list[str] | None:
     if rows is None or any(names is None for names in told):
         return None
     names = [told[leaf][row] for leaf, row in zip(rows.leaf.tolist(), rows.row.tolist(), strict=True)]
-    start = os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071  # cut at a folder
+    start = _below_all(names)
     return [name[start:] for name in names]
+
+
+def _below_all(names: Sequence[str]) -> int:
+    """Length of the path of the deepest folder that holds all names."""
+    return os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071  # cut at a folder
 
 
 def _first(dataset: Any) -> list[int]:
@@ -201,8 +206,7 @@ def _names_in(rows: Rows) -> np.ndarray | None:
         picked = names if some.all() else [names[row] for row in np.flatnonzero(some).tolist()]
         used.append((picked, some))
     ends = [end(names) for names, _ in used if len(names) for end in (min, max)]
-    common = os.path.commonprefix(ends)  # noqa: RUF071  # cut at a folder in the next line
-    start, codes = common.rfind("/") + 1, []
+    start, codes = _below_all(ends), []
     for names, some in used:
         code = np.zeros(len(some), np.int64)
         code[some] = np.fromiter((_code(name[start:]) for name in names), np.int64, len(names))

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from rela_lightning.injection.phases import Phase
 from rela_lightning.losses import LossSpec
-from rela_lightning.schedules import Schedule, Weights
+from rela_lightning.schedules import Schedule
 
 _PHASES = ("transport alone", "both objectives", "the module's own objective alone")
 """Names of the phases, by the number that is logged as `rela/phase`."""
@@ -39,7 +40,7 @@ def plan(schedule: Schedule) -> str:
         )
     parts, before = list[str](), -1
     for percent in range(100):
-        phase = _number(schedule.weights(percent / 100))
+        phase = int(Phase(schedule.weights(percent / 100)).number)
         if phase != before:
             parts.append(_PHASES[phase] if not percent else f"from {percent}% of the budget {_PHASES[phase]}")
         before = phase
@@ -59,10 +60,6 @@ def bill(marks: list[Mark], end: Mark) -> str:
         seconds[mark.phase] += following.seconds - mark.seconds
     met = dict.fromkeys(mark.phase for mark in marks)
     return "; ".join(f"{_PHASES[phase]} {steps[phase]} steps in {seconds[phase]:.1f} s" for phase in met)
-
-
-def _number(weights: Weights) -> int:
-    return 2 if weights.transport == 0.0 else 0 if weights.transport_only else 1
 
 
 class Announcer:

@@ -23,7 +23,7 @@ class Phase(NamedTuple):
     @property
     def number(self) -> float:
         """0 transport, 1 mixed, 2 SSL: what is logged as `rela/phase`."""
-        if self.weights == SSL_ONLY:
+        if self.weights.transport == 0.0:
             return 2.0
         return 0.0 if self.weights.transport_only and not self.warm_heads else 1.0
 

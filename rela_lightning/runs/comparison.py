@@ -32,10 +32,16 @@ def of_mean(values: Sequence[float]) -> float:
     return t * statistics.stdev(values) / math.sqrt(len(values))
 
 
+def validation_images(run: Run) -> int | None:
+    """How many images a run's accuracies were measured on; None where that is not known."""
+    count = (run.get("protocol") or {}).get("validation_images")
+    return count if isinstance(count, int) and count >= 1 else None
+
+
 def with_interval(run: Run) -> dict[str, Any]:
     """The run with `interval`, of its validation images, where their number is known."""
-    count = run.get("protocol", {}).get("validation_images")
-    if not isinstance(count, int) or count < 1:
+    count = validation_images(run)
+    if count is None:
         return dict(run)
     return {**run, "interval": {name: wilson(run[name], count) for name in SCORES}}
 

@@ -57,15 +57,15 @@ def find_subject(given: str, *, backbone: str = "auto", prior_kwargs: dict[str, 
         prior = load_prior(given, **(prior_kwargs or {}))
         return Subject(prior, prior.name)
     file = find_checkpoint(path)
-    folder = path if path.is_dir() and (path / CONFIG).is_file() else run_of(file)
-    if folder is None or not (folder / CONFIG).is_file():
+    folder = _with_config(path, file)
+    if folder is None:
         raise ConfigError(
             "A checkpoint holds weights, not a network, and there is no config beside it.",
             expected=f"{CONFIG} in the run's folder, as `rela fit` writes it",
             found=file,
             do=f"rela probe checkpoint:{file} --prior_kwargs.arch torchvision:resnet18 (and prior_kwargs.image_size)",
         )
-    module, data = filled(folder / CONFIG, file)
+    module, data, _ = _filled(folder / CONFIG, file)
     found = find_backbone(module, backbone)
     network = found.network if found.call is found.network else _Called(found.network, found.call)
     return Subject(network, folder.name, folder, file, data)
@@ -78,20 +78,27 @@ def rebuilt(path: Path) -> tuple[LightningModule, dict[str, Any]] | None:
         path: Folder of a run, or a checkpoint in one.
     """
     file = find_checkpoint(path)
-    folder = path if path.is_dir() and (path / CONFIG).is_file() else run_of(file)
-    if folder is None or not (folder / CONFIG).is_file():
+    folder = _with_config(path, file)
+    if folder is None:
         return None
-    module, _ = filled(folder / CONFIG, file)
+    module, _, step = _filled(folder / CONFIG, file)
     facts = read_run(folder) if (folder / RECORD).is_file() else {}
-    return module, {**facts, "steps_of_weights": read_checkpoint(file).get("global_step")}
+    return module, {**facts, "steps_of_weights": step}
 
 
-def filled(config: Path, file: Path) -> tuple[LightningModule, Any]:
-    """Module, with the weights of a checkpoint, and data module of a run's config."""
+def _with_config(path: Path, file: Path) -> Path | None:
+    """The folder with the config of a run: the one that was given, or that of its checkpoint."""
+    folder = path if path.is_dir() and (path / CONFIG).is_file() else run_of(file)
+    return folder if folder is not None and (folder / CONFIG).is_file() else None
+
+
+def _filled(config: Path, file: Path) -> tuple[LightningModule, Any, int | None]:
+    """Module with the weights of a checkpoint, data module of the run's config, and the step of the weights."""
     module, data = build(config)
     check_belongs(module, file)
-    module.load_state_dict(torch.load(file, map_location="cpu", weights_only=True)["state_dict"])
-    return module, data
+    content = read_checkpoint(file)
+    module.load_state_dict(content["state_dict"])
+    return module, data, content.get("global_step")
 
 
 class _Called(nn.Module):

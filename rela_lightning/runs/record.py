@@ -44,6 +44,7 @@ class RunRecord(Callback):
         self._history: list[dict[str, Any]] = []
         self._alone = False  # one process: others would draw the same views as the first
         self._random: dict[str, Any] | None = None
+        self._named: Path | None = None  # the checkpoint in the record
 
     @property
     def seconds(self) -> float:
@@ -73,7 +74,7 @@ class RunRecord(Callback):
         if self._random is not None and self._alone:
             restore(self._random)
         self._random = None
-        if trainer.current_epoch:
+        if last_checkpoint(trainer) != self._named:
             self._write(trainer, pl_module)
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -124,6 +125,7 @@ class RunRecord(Callback):
         self._switched, self._random = state_dict["switch_seconds"], state_dict.get("random")
 
     def _write(self, trainer: Any, pl_module: Any) -> None:
+        self._named = last_checkpoint(trainer)
         if trainer.is_global_zero and not trainer.fast_dev_run:
             write_record(self.folder, self._record(trainer, pl_module))
 

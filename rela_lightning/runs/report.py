@@ -120,7 +120,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _percent(value: float) -> str:
+def in_percent(value: float | Mapping[str, float]) -> str:
+    """An accuracy in `[0, 1]`, or its mean and standard deviation `{"mean", "std"}`, as `91.2` or `70.0 ± 3.1`."""
+    if isinstance(value, Mapping):
+        return f"{in_percent(value['mean'])} ± {in_percent(value['std'])}"
     return f"{100 * value:.1f}"
 
 
@@ -136,7 +139,7 @@ def _cells(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
         spread = run.get("few_label_top1")
         row = {
             "run": run["name"],
-            "few labels": "-" if spread is None else f"{_percent(spread['mean'])} ± {_percent(spread['std'])}",
+            "few labels": "-" if spread is None else in_percent(spread),
             "linear": _with_interval(run, "linear_top1"),
             "kNN": _with_interval(run, "knn_top1"),
             "seconds": f"{run['seconds']:.1f}",
@@ -148,7 +151,7 @@ def _cells(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
 
 def _with_interval(run: Run, name: str) -> str:
     half = run.get("interval", {}).get(name)
-    return _percent(run[name]) + ("" if half is None else f" ± {_percent(half)}")
+    return in_percent(run[name]) + ("" if half is None else f" ± {in_percent(half)}")
 
 
 def to_table(runs: Sequence[Run], *, title: str | None = None) -> Table:

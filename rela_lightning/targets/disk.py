@@ -13,6 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from rela_lightning.errors import TargetError
+from rela_lightning.units import size
 
 _KEPT = "the rows so far are kept, the same call goes on from there"
 _ELSEWHERE = "give a path in a folder that you may write to: working files lie beside the targets"
@@ -54,8 +55,8 @@ def refuse_full(path: Path, need: int) -> None:
     if free is not None and free < need:
         raise TargetError(
             "There is too little space on the disk for these targets.",
-            expected=f"{_size(need)} free at {path}",
-            found=f"{_size(free)} free",
+            expected=f"{size(need)} free at {path}",
+            found=f"{size(free)} free",
             do="free some space, or give a path on another disk",
         )
 
@@ -75,8 +76,8 @@ def writing(path: Path, need: int | None = None) -> Iterator[None]:
         full, free = problem == _FULL[0], free_bytes(path)
         raise TargetError(
             problem,
-            expected=f"{_size(need)} in all" if full and need else None,
-            found=f"{_reported(error)}, at {path}" + (f" ({_size(free)} free)" if full and free is not None else ""),
+            expected=f"{size(need)} in all" if full and need else None,
+            found=f"{_reported(error)}, at {path}" + (f" ({size(free)} free)" if full and free is not None else ""),
             do=do,
         ) from error
 
@@ -92,10 +93,3 @@ def _reported(error: Exception) -> str:
     if not isinstance(error, OSError) or error.strerror is None:
         return str(error)
     return error.strerror if error.filename is None else f"{error.strerror} ({error.filename})"
-
-
-def _size(number: int) -> str:
-    for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB")):
-        if number >= unit:
-            return f"{number / unit:.1f} {name}"
-    return f"{number / 1000:.1f} kB"

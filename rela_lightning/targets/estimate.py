@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import sys
 import time
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -24,8 +24,6 @@ from rela_lightning.targets.shards import Shape, pass_bytes
 
 _LEAST_SECONDS, _MOST_BATCHES = 4.0, 64
 """Batches are timed until both are enough: so many seconds, and three of them; never more than the most."""
-
-
 _MANIFEST = 20_000
 """Bytes of a manifest, about."""
 
@@ -114,9 +112,7 @@ def _pass(
     start = time.perf_counter()
     with torch.inference_mode():
         for number, batch in enumerate(loader):
-            images = batch.images
-            moved = [part.to(device) for part in images] if isinstance(images, list) else images.to(device)
-            made.append(embed(prior, moved).flatten(0, 1).float().cpu())
+            made.append(embed(prior, move_data_to_device(batch.images, device)).flatten(0, 1).float().cpu())
             if number == 0:
                 begun = time.perf_counter()
                 first = begun - start
@@ -132,7 +128,7 @@ def _reduction(features: Tensor, columns: int) -> tuple[float, float]:
     """Seconds a row of covariance and projection, and seconds of the eigenvectors."""
     rows = features.repeat(max(1, -(-2048 // len(features))), 1)[:2048]
     begun = time.perf_counter()
-    total = streaming_moments(itertools.repeat(rows, 1))
+    total = streaming_moments([rows])
     covariance = time.perf_counter() - begun
     begun = time.perf_counter()
     by = projection(pca(total))

@@ -13,7 +13,7 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 
-from rela_lightning.compat import NAMESPACES
+from rela_lightning.compat import NAMESPACES, OWN_WARNINGS
 from rela_lightning.priors.base import Prior
 from rela_lightning.progress import Progress
 from rela_lightning.targets.embedding import LabellingModule
@@ -89,9 +89,8 @@ def _quiet(*, own: bool) -> Iterator[None]:
     levels = [logger.level for logger in chatter]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*across ranks is zero.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own use of torch
+        for message in (".*does not have many workers.*", *OWN_WARNINGS):
+            warnings.filterwarnings("ignore", message=message)
         try:
             for logger in chatter if own else ():
                 logger.setLevel(max(logger.level, logging.WARNING))

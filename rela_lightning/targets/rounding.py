@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import default_collate
 
@@ -108,7 +109,7 @@ def embed_exactly(prior: Prior, view: LabelView, device: torch.device) -> Exact:
     features = []
     for start in range(0, len(view), _BATCH):
         images = default_collate([view[i].images for i in range(start, min(start + _BATCH, len(view)))])
-        moved = [part.to(device) for part in images] if isinstance(images, list) else images.to(device)
+        moved = move_data_to_device(images, device)
         features.append(embed(functools.partial(exactly, prior), moved).cpu())
     return Exact([int(row) for row in view.rows], torch.cat(features))
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import default_collate
 
 from rela_lightning.data.device.memory import undecoded
@@ -135,7 +136,7 @@ def _verify_features(store: TargetStore, dataset: Any, prior: Prior, num_samples
     view = LabelView(dataset, prior.preprocess, np.asarray(rows), store.crops_of)
     item = default_collate([view[i] for i in range(len(view))])
     device = next((p.device for p in prior.parameters()), torch.device("cpu"))
-    images = [i.to(device) for i in item.images] if isinstance(item.images, list) else item.images.to(device)
+    images = move_data_to_device(item.images, device)
     again = project(embed(functools.partial(exactly, prior), images).cpu().double(), store.projection)
     stored = torch.from_numpy(store.read(item.row).targets).double()
     cosine = F.cosine_similarity(again, stored, dim=2).amin(dim=1)
