@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rela_lightning.cli import TRAINER, main
-from rela_lightning.cli.short_help import DATA, GROUPS, METHODS, wants_short_help
+from rela_lightning.cli.short_help import DATA, GROUPS, METHODS, TUNED, wants_short_help
 from rela_lightning.config import classes
 
 
@@ -19,9 +19,10 @@ def test_help_is_a_screen(command: str, capsys: Any) -> None:
     assert main([command, "--help"]) == 0
     page = capsys.readouterr().out
     assert 30 < len(page.splitlines()) < 60 and max(map(len, page.splitlines())) <= 120
-    assert page.startswith(f"usage: rela {command} --model NAME --data NAME")
-    assert all(name in page for name in (*METHODS, *DATA))
-    assert ("--resume" in page) is (command == "fit")
+    first = "START" if command == "finetune" else "--model NAME --data NAME"
+    assert page.startswith(f"usage: rela {command} {first} [options]")
+    assert all(name in page for name in (*(METHODS if command != "finetune" else ()), *DATA))
+    assert ("--resume" in page) is (command in ("fit", "finetune"))
 
 
 def test_every_option_named_exists(capsys: Any) -> None:
@@ -30,8 +31,9 @@ def test_every_option_named_exists(capsys: Any) -> None:
     assert stop.value.code == 0
     everything = capsys.readouterr().out
     assert len(everything.splitlines()) > 300
-    named = {word for group in GROUPS.values() for name in group for word in re.findall(r"--[\w.]+", name)}
-    named |= set(re.findall(r"--[\w.]+", " ".join(text for group in GROUPS.values() for text in group.values())))
+    groups = [*GROUPS.values(), TUNED]
+    named = {word for group in groups for name in group for word in re.findall(r"--[\w.]+", name)}
+    named |= set(re.findall(r"--[\w.]+", " ".join(text for group in groups for text in group.values())))
     outer = {re.sub(r"^(--(?:model|data)|--trainer\.callbacks)\.(?!help).*", r"\1", name) for name in named}
     missing = [name for name in outer - {"--help"} if not re.search(rf"{re.escape(name)}\b", everything)]
     assert not missing

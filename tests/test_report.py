@@ -86,7 +86,9 @@ def test_terminal_table_prints_every_run(runs):
     [
         ("linear_top1", 91.2, "`linear_top1`"),
         ("knn_top1", math.nan, "`knn_top1`"),
-        ("knn_top1", None, "`knn_top1`"),
+        ("knn_top1", -0.1, "`knn_top1`"),
+        ("top1", 91.2, "`top1`"),
+        ("uniformity", math.nan, "`uniformity`"),
         ("steps", -1, "`steps`"),
         ("steps", True, "`steps`"),
         ("seconds", math.inf, "`seconds`"),
@@ -114,6 +116,9 @@ def test_missing_key_no_runs_and_double_names_are_refused(runs):
         check_runs([])
     with pytest.raises(ConfigError, match="share a name"):
         check_runs([runs[0], runs[0]])
+    bare = {name: value for name, value in runs[0].items() if "top1" not in name}
+    with pytest.raises(ConfigError, match="was not measured"):
+        check_runs([bare])
     del runs[2]["steps"]
     with pytest.raises(ConfigError, match=r"'byol\+rela': `steps`"):
         to_dict(runs, {})

@@ -23,6 +23,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("rela_lightning.cli.fit:run", "run a module's validation"),
     "test": ("rela_lightning.cli.fit:run", "run a module's test"),
     "predict": ("rela_lightning.cli.fit:run", "run a module's prediction"),
+    "finetune": ("rela_lightning.cli.finetune:run", "train what a run has learnt further, with labels"),
     "targets": ("rela_lightning.cli.targets:targets", "embed the training images once with a prior"),
     "rank": ("rela_lightning.cli.rank:rank", "priors in order before any training, without labels"),
     "probe": ("rela_lightning.cli.probe:probe", "linear and kNN accuracy of a run, a checkpoint or a prior"),
@@ -35,7 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "demo": ("rela_lightning.demo:demo", "plain BYOL against BYOL with ReLA on real images, in minutes"),
 }
 """Name of a command: (`module:function` behind it, one line of help)."""
-TRAINER = ("fit", "validate", "test", "predict")
+TRAINER = ("fit", "validate", "test", "predict", "finetune")
 """Commands whose options are LightningCLI's; their function takes the command and the words that follow."""
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.runs.comparison import grouped, notes, with_interval
+from rela_lightning.runs.measures import measured
 from rela_lightning.runs.names import RECORD
 from rela_lightning.runs.read import read_run, setting_of
 
@@ -60,7 +61,7 @@ def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overw
     console = Console()
     files = write_report(named, protocol, out, title=title, notes=remarks)
     console.print(to_table(named, title=title))
-    console.print("Top-1 in %. Seconds are training plus labelling; probing is left out.", style="dim")
+    console.print("Accuracies are top-1 in %. Seconds are training plus labelling; probing is left out.", style="dim")
     for remark in remarks:
         console.print(remark, style="dim")
     console.print(f"Report: {files[0]}", soft_wrap=True)
@@ -96,9 +97,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
     if "seconds" not in content and "protocol" in content and (folder / RECORD).is_file():  # a probe beside a run's own
         content = {**read_run(folder), **content}
     content |= setting_of(folder)
-    if "linear_top1" not in content or "knn_top1" not in content:
+    if not measured(content):
         raise ConfigError(
-            "The run was not probed.", expected="linear_top1 and knn_top1", found=path, do=f"rela probe {path}"
+            "The run was not probed.", expected="a measure in its run.json", found=path, do=f"rela probe {path}"
         )
     return [{"protocol": {}, **_named(content, path)}]
 

@@ -37,10 +37,15 @@ from rela_lightning.runs.resume import check_belongs, checkpoint_file, resumed
 
 def run(command: str, words: Sequence[str]) -> None:
     """`rela fit`, `validate`, `test` or `predict`; `words` are those after the command."""
+    run_cli(RelaCLI, command, words)
+
+
+def run_cli(cli: type[RelaCLI], command: str, words: Sequence[str]) -> None:
+    """Run one of Lightning's commands, without its noise and with short errors."""
     register_names()
     with without_noise():
         try:
-            RelaCLI(command, resumed(words, command))
+            cli(command, resumed(words, command))
         except MisconfigurationException as error:
             raise ReLAError(str(error)) from error
 
@@ -71,6 +76,9 @@ class RelaCLI(LightningCLI):
         command: `fit`, `validate`, `test` or `predict`.
         words: Words after the command.
     """
+
+    spoken: str | None = None
+    """Name of the command as it is typed, where that is not Lightning's."""
 
     def __init__(self, command: str, words: Sequence[str]) -> None:
         self.command = command
@@ -150,7 +158,7 @@ class RelaCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if "weights_only" in self._subcommand_method_arguments[subcommand]:
             parser.set_defaults({"weights_only": True})
-        parser.prog = f"rela {subcommand}"
+        parser.prog = f"rela {self.spoken or subcommand}"
         return parser
 
     def _dump_config(self) -> None:
@@ -190,7 +198,7 @@ class RelaCLI(LightningCLI):
         probes = [c for c in self.trainer.callbacks if isinstance(c, OnlineLinearProbe) and c.labels == "auto"]  # type: ignore[attr-defined]
         for part in (self.model, *probes):
             wanted = getattr(part, "num_classes", None)
-            found = _num_classes(self.datamodule) if isinstance(wanted, int) else None
+            found = num_classes(self.datamodule) if isinstance(wanted, int) else None
             if found is not None and wanted != found:
                 raise ConfigError(
                     f"The data have another number of classes than {type(part).__name__}.",
@@ -254,7 +262,7 @@ class RelaCLI(LightningCLI):
             sys.stdout.write(f"{record['steps']} steps, {record['seconds']:.1f} s: {folder}\n")
 
 
-def _num_classes(data: Any) -> int | None:
+def num_classes(data: Any) -> int | None:
     """Number of classes of a data module, where it is known before `setup`."""
     try:
         found = getattr(data, "num_classes", None)

@@ -14,12 +14,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
-from rela_lightning.probe import extract_features, few_label_evaluation, knn_predict, linear_evaluation
+from rela_lightning.probe import extract_features
 from rela_lightning.probe.checks import labelled_rows
+from rela_lightning.probe.protocol import Protocol, measure, without_labels
+from rela_lightning.runs.measures import LABEL_FREE, in_percent
 from rela_lightning.runs.read import find_checkpoint
 from rela_lightning.runs.rebuild import Subject, find_subject
 from rela_lightning.runs.record import data_facts
-from rela_lightning.runs.report import in_percent, versions
+from rela_lightning.runs.report import versions
 from rela_lightning.runs.scores import Written, named_after, write_beside, write_of_run
 
 
@@ -38,7 +40,9 @@ def probe(
     temperature: float = 0.07,
     labels_per_class: int | None = None,
     folds: int = 5,
+    cross_folds: int | None = None,
     seed: int = 0,
+    seeds: int = 1,
     batch_size: int = 256,
     num_workers: int = 0,
     device: str = "auto",
@@ -50,12 +54,13 @@ def probe(
     Prints a table and writes the result as JSON. In a run's folder that is `probe.json`, and `run.json` gets
     `linear_top1` and `knn_top1` too. What the run was not first probed by lies beside, and leaves both as they are:
     `probe-<data>-<hash>.json` for other data or another protocol, `probe-<checkpoint>.json` for an earlier checkpoint.
-    Classifiers learn from training images under the plain probe view and are measured on validation images.
+    Classifiers learn from training images under the plain probe view and are measured on validation images. Of images
+    without labels the spread of features is measured: effective rank, deviation and uniformity.
 
     Args:
         run: Folder of a run, a checkpoint in one, or a prior: `timm:<model>`, `checkpoint:<file>`, ... A run's folder
             is code: classes that its `config.yaml` names are imported and built. Probe those that you trust.
-        data: Data module with labels; null takes the run's own. A prior needs one, and sees its images through its
+        data: Data module; null takes the run's own. A prior needs one, and sees its images through its
             own preprocessing.
         backbone: Dotted path of the network in the run's module; `auto` tries the usual names.
         prior_kwargs: Options of `load_prior`, for a prior.
@@ -71,7 +76,10 @@ def probe(
         labels_per_class: Measure with so few labels of each class too: a linear classifier (lbfgs), mean and standard
             deviation over `folds` draws.
         folds: Draws of few labels.
-        seed: Seed of the order of rows (adam), and of the draws.
+        cross_folds: Cut the training images into so many parts, and measure on each what was learnt from the others;
+            means and standard deviations are reported. For data without validation images.
+        seed: Seed of the order of rows (adam), of the draws and of the parts.
+        seeds: Train so many linear classifiers, with one seed after the other; likewise.
         batch_size: Images in one forward of the backbone.
         num_workers: Processes that read images.
         device: Where the backbone runs; `auto` takes the accelerator if there is one.
@@ -81,59 +89,26 @@ def probe(
 
     Raises:
         ConfigError: If there is no such run, or a value is out of range.
-        DataError: If there are no labelled images.
+        DataError: If there are no images, or labels without validation images.
         PriorError: If there is no such prior.
     """
-    positive = {"epochs": epochs, "lr": lr, "l2": l2, "k": k, "temperature": temperature, "batch_size": batch_size}
-    positive |= {"folds": folds, "labels_per_class": 1 if labels_per_class is None else labels_per_class}
-    check_options(positive, device)
+    asked = Protocol(
+        solver=solver, epochs=epochs, lr=lr, l2=l2, standardise=standardise, k=k, temperature=temperature,
+        labels_per_class=labels_per_class, folds=folds, cross_folds=cross_folds, seed=seed, seeds=seeds,
+    )  # fmt: skip
+    asked.check()
+    check_options({"batch_size": batch_size}, device)
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs)
     other_data = data is not None and subject.data is not None and data_facts(data) != data_facts(subject.data)
     if data is not None:
         _say_other_size(data, subject)
     data = data if data is not None else subject.data
-    train, validation = (images_of(data, split, subject) for split in ("train", "val"))
-    images = _fingerprint(train, validation)
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
-    x, labels = labelled_rows(
-        *extract_features(subject.network, train, progress="training images", **options), "training"
-    )
-    test_x, test_labels = labelled_rows(
-        *extract_features(subject.network, validation, progress="validation images", **options), "validation"
-    )
-    classes = int(getattr(data, "num_classes", None) or labels.max() + 1)
-    linear = linear_evaluation(
-        x, labels, test_x, test_labels,
-        num_classes=classes, solver=solver, epochs=epochs, lr=lr, l2=l2, standardise=standardise, seed=seed,
-    )  # fmt: skip
-    near = min(k, len(x))
-    voted = knn_predict(x, labels, test_x, k=near, temperature=temperature, num_classes=classes)
-    found: dict[str, Any] = {f"linear_{name}": value for name, value in linear.items()}
-    found["knn_top1"] = float((voted == test_labels).double().mean())
-    asked: dict[str, Any] = {}
-    if labels_per_class is not None:
-        asked = {"few_labels": {"labels_per_class": labels_per_class, "folds": folds, "l2": l2, "seed": seed}}
-        few = few_label_evaluation(
-            x, labels, test_x, test_labels,
-            labels_per_class=labels_per_class, folds=folds, num_classes=classes, l2=l2, standardise=standardise,
-            seed=seed,
-        )  # fmt: skip
-        found["few_label_top1"] = {"mean": few["top1_mean"], "std": few["top1_std"]}
-    settings = {"epochs": epochs, "lr": lr, "seed": seed} if solver == "adam" else {"l2": l2}
+    found, protocol = _measured(asked, subject, data, options)
     result = {
         "name": subject.name,
         **found,
-        "protocol": {
-            "data": type(data).__name__,
-            "images": images,
-            "image_size": getattr(data, "image_size", None),
-            "train_images": len(x),
-            "validation_images": len(test_x),
-            "features": x.shape[1],
-            "linear": {"solver": solver, "standardise": standardise, **settings},
-            "knn": {"k": near, "temperature": temperature},
-            **asked,
-        },
+        "protocol": protocol,
         "checkpoint": str(subject.checkpoint) if subject.checkpoint is not None else None,
         "versions": versions(),
     }
@@ -147,6 +122,31 @@ def probe(
         earlier = None if last or checkpoint is None else checkpoint.stem
         written = write_of_run(result, subject.folder, earlier=earlier, other_data=other_data, overwrite=overwrite)
     _show(result, written)
+
+
+def _measured(
+    asked: Protocol, subject: Subject, data: Any, options: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is measured, and the protocol that a record keeps; without labels, how the features are spread."""
+    train, test = images_of(data, "train", subject), None
+    unlabelled = getattr(data, "num_classes", 0) is None
+    if not unlabelled and asked.cross_folds is None:
+        test = images_of(data, "val", subject)
+    sets = [images for images in (train, test) if images is not None]
+    about: dict[str, Any] = {"data": type(data).__name__, "images": _fingerprint(*sets)}
+    about["image_size"] = getattr(data, "image_size", None)
+    x, labels = extract_features(subject.network, train, progress="training images", **options)
+    if unlabelled:
+        rank_zero_warn("The images have no labels: the spread of their features is measured, and no accuracy.")
+        return without_labels(x), {**about, "train_images": len(x), "features": x.shape[1]}
+    known, held = labelled_rows(x, labels, "training"), None
+    if test is not None:
+        found = extract_features(subject.network, test, progress="validation images", **options)
+        held = labelled_rows(*found, "validation")
+    classes = int(getattr(data, "num_classes", None) or known.labels.max() + 1)
+    about |= {"train_images": len(known.labels), "validation_images": len((held or known).labels)}
+    about["features"] = x.shape[1]
+    return measure(asked, known, held, classes), {**about, **asked.in_words(len(known.labels))}
 
 
 def check_options(positive: dict[str, float], device: str) -> None:
@@ -217,10 +217,15 @@ def _show(result: dict[str, Any], written: Written) -> None:
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    names = [name for name in result if "_top" in name]
+    names = [name for name in result if "_top" in name or name in LABEL_FREE]
     for heading in ("", *(name.replace("_", " ") for name in names)):
         table.add_column(heading, justify="right" if heading else "left")
-    table.add_row(result["name"], *(in_percent(result[name]) for name in names))
+    spread = result.get("spread", {})
+    shown = {name: {"mean": result[name], "std": spread[name]} if name in spread else result[name] for name in names}
+    table.add_row(
+        result["name"],
+        *(f"{value:.4g}" if name in LABEL_FREE else in_percent(value) for name, value in shown.items()),
+    )
     Console().print(table)
     if written.differences:
         Console(stderr=True).print(

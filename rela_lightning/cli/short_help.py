@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 METHODS = (
-    "BYOL", "BarlowTwins", "DINO", "MoCoV2", "MoCoV3", "SimCLR", "SimSiam", "Supervised", "SwAV", "VICReg",
+    "BYOL", "BarlowTwins", "DINO", "FineTune", "MoCoV2", "MoCoV3", "SimCLR", "SimSiam", "Supervised", "SwAV", "VICReg",
 )  # fmt: skip
 DATA = (
     "CIFAR100Data", "CIFAR10Data", "DigitsData", "FashionMNISTData", "ImageFolderData", "ImageNetData", "STL10Data",
@@ -20,6 +20,15 @@ _WHAT: Group = {
     "--model.backbone NAME": "resnet18, timm:<model>, lightly:<resnet>, or module.Class of your own",
     "--data NAME": "{data}; or module.Class",
     "--data.root DIR": "where its images are",
+    "--data.batch_size N": "images in a step and process",
+    "--data.num_workers N": "processes that make views",
+}
+TUNED: Group = {
+    "START": "a run's folder or checkpoint, or a network: torchvision:resnet50/DEFAULT, timm:<model>",
+    "--model.train PART": "all, or head for the classifier alone",
+    "--model.backbone_rate X": "the backbone's learning rate, as a share of the classifier's; 0.1 unless given",
+    "--data NAME": "the run's own data unless given; {data}; or module.Class",
+    "--data.labels_per_class N": "train on so few labelled images of each class",
     "--data.batch_size N": "images in a step and process",
     "--data.num_workers N": "processes that make views",
 }
@@ -62,16 +71,19 @@ def short_help(command: str, line: str) -> str:
     """The page.
 
     Args:
-        command: `fit`, `validate`, `test` or `predict`.
+        command: `fit`, `validate`, `test`, `predict` or `finetune`.
         line: What it does.
     """
     names = {"methods": ", ".join(METHODS), "data": ", ".join(DATA)}
-    usage = f"usage: rela {command} --model NAME --data NAME [options]\n       rela {command} --config FILE [options]"
-    if command == "fit":
-        usage += "\n       rela fit --resume RUN [options]"
+    tunes, resumes = command == "finetune", command in ("fit", "finetune")
+    first = "START" if tunes else "--model NAME --data NAME"
+    forms = [f"{first} [options]", *([] if tunes else ["--config FILE [options]"])]
+    forms += ["--resume RUN [options]"] if resumes else []
+    usage = "usage: " + "\n       ".join(f"rela {command} {form}" for form in forms)
     pages = [usage, f"{line[0].upper()}{line[1:]}. Every option may also stand in a YAML file."]
     for title, group in GROUPS.items():
-        options = [(name, text) for name, text in group.items() if command == "fit" or not name.startswith("--resume")]
+        shown = TUNED if tunes and group is _WHAT else group
+        options = [(name, text) for name, text in shown.items() if resumes or not name.startswith("--resume")]
         pages.append("\n".join([f"{title}:", *(_row(name, text.format(**names)) for name, text in options)]))
     return "\n\n".join(pages) + "\n"
 

@@ -99,13 +99,18 @@ def probe_crop(image_size: int) -> Callable[[Any], Any]:
     """The part of an image that `probe_view` shows, at its size: from a PIL image to another."""
     from torchvision.transforms import v2
 
-    margin = image_size if image_size <= _PROBE_MARGIN_ABOVE else round(image_size * 8 / 7)
+    margin = probe_margin(image_size)
     part: Callable[[Any], Any] = v2.Compose([
         partial(middle, resize=(margin, margin), crop=(image_size, image_size)),
         v2.Resize(margin),
         v2.CenterCrop(image_size),
     ])  # fmt: skip
     return part
+
+
+def probe_margin(image_size: int) -> int:
+    """Height and width that `probe_view` resizes to before it cuts the centre out, pixels."""
+    return image_size if image_size <= _PROBE_MARGIN_ABOVE else round(image_size * 8 / 7)
 
 
 def normalised(mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Any]:

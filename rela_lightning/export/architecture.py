@@ -12,9 +12,8 @@ from torch import nn
 
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.export.source import Source, unwrapped
-from rela_lightning.networks.backbones import build_plain
+from rela_lightning.networks.backbones import build_plain, spec_of
 from rela_lightning.networks.encode import pooled
-from rela_lightning.networks.own import is_path
 from rela_lightning.rng import preserved_rng
 from rela_lightning.weights import State, fill, mismatch
 
@@ -30,15 +29,13 @@ class Recipe(NamedTuple):
 
     @property
     def source(self) -> str:
-        """`torchvision`, `timm`, `lightly` or another that `build_network` knows; `own` for a class of the user's."""
-        if is_path(self.name):
-            return "own"
-        return self.name.rpartition(":")[0] or "torchvision"
+        """`torchvision`, `timm`, `lightly` or another that `build_network` knows."""
+        return spec_of(self.name).partition(":")[0]
 
     @property
     def model(self) -> str:
         """The network's name in its library, without a tag of torchvision's weights."""
-        name = self.name.rpartition(":")[2]
+        name = spec_of(self.name).partition(":")[2]
         return name.partition("/")[0] if self.source == "torchvision" else name
 
     def build(self) -> nn.Module:

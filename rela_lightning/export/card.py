@@ -40,6 +40,8 @@ def facts_table(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("kNN top-1" + end, _accuracy(facts, "knn_top1")),
         ("probe", _protocol(facts.get("protocol"))),
     ]
+    if facts.get("top1") is not None:
+        rows.append(("top-1 of the classifier trained with it" + end, _accuracy(facts, "top1")))
     return [(name, text(value)) for name, value in rows]
 
 
@@ -79,7 +81,8 @@ def _protocol(protocol: Any) -> Any:
 
 def _accuracy(facts: Mapping[str, Any], name: str) -> Any:
     """In percent, with the 95% interval of its validation images where their number is known."""
-    value, count = facts.get(name), validation_images(facts)
+    value = facts.get(name)
+    count = facts.get("validation_images") if name == "top1" else validation_images(facts)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return value
     if count is None:

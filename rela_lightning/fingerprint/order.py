@@ -125,6 +125,13 @@ def names_of(dataset: Any) -> list[str] | None:
     return [name[start:] for name in names]
 
 
+def labels_of(dataset: Any) -> list[int] | None:
+    """Label of each row; None where a data set tells none without opening images."""
+    rows = rows_of(dataset, _first(dataset))
+    found = _gather(rows, [labels(leaf) for leaf in rows.leaves]) if rows is not None else None
+    return found.tolist() if found is not None else None
+
+
 def _below_all(names: Sequence[str]) -> int:
     """Length of the path of the deepest folder that holds all names."""
     return os.path.commonprefix(names).rfind("/") + 1  # noqa: RUF071  # cut at a folder

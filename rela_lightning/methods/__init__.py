@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rela_lightning.methods.base import Method
     from rela_lightning.methods.byol import BYOL
     from rela_lightning.methods.dino import DINO
+    from rela_lightning.methods.finetune import FineTune
     from rela_lightning.methods.moco_v2 import MoCoV2
     from rela_lightning.methods.moco_v3 import MoCoV3
     from rela_lightning.methods.momentum import MomentumMethod
@@ -28,6 +29,7 @@ _EXPORTS = {
     "BYOL": ".byol",
     "DINO": ".dino",
     "BarlowTwins": ".barlow_twins",
+    "FineTune": ".finetune",
     "Method": ".base",
     "MoCoV2": ".moco_v2",
     "MoCoV3": ".moco_v3",
@@ -45,6 +47,7 @@ __all__ = [
     "BYOL",
     "DINO",
     "BarlowTwins",
+    "FineTune",
     "Method",
     "MoCoV2",
     "MoCoV3",

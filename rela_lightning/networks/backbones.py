@@ -9,7 +9,7 @@ from torch import nn
 from rela_lightning.errors import NetworkError
 from rela_lightning.networks.build import SOURCES, build_network
 from rela_lightning.networks.encode import measure_feature_dim
-from rela_lightning.networks.own import build_own, is_path
+from rela_lightning.networks.own import is_path
 
 
 def build_backbone(
@@ -23,8 +23,8 @@ def build_backbone(
     Args:
         name: A torchvision model (`resnet18`), or as for priors `timm:<model>`, `torchvision:<model>/<weights>`,
             `lightly:<resnet-9, -18, -34, -50, -101, -152>` (lightly's ResNets for 32x32 images),
-            `open_clip:<arch>/<tag>`, `checkpoint:<file>` (with `arch=`); or the dotted path of a class of your own,
-            `mynet.MyNet`, whose output is taken as it is.
+            `open_clip:<arch>/<tag>`, `checkpoint:<file>` (with `arch=`), `run:<folder>` (what a run has trained); or
+            the dotted path of a class of your own, `mynet.MyNet`, whose output is taken as it is.
         cifar_stem: For small images: a 3x3 first convolution of stride 1 and no max-pooling, as in SimCLR's
             CIFAR-10 experiments (arXiv 2002.05709, B.9). ResNets only; lightly's have it already.
         pretrained: Start from the library's weights.
@@ -48,14 +48,17 @@ def build_backbone(
 
 def build_plain(name: str, *, cifar_stem: bool = False, pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """The network of `build_backbone` alone; its width is not asked for."""
-    spec = name if name.partition(":")[0] in SOURCES else f"torchvision:{name}"
-    if is_path(name):
-        network = build_own(name, **kwargs)
-    else:
-        network = build_network(spec, pretrained=pretrained, **kwargs).network
+    network = build_network(spec_of(name), pretrained=pretrained, **kwargs).network
     if cifar_stem:
         _shrink_stem(network, name)
     return network
+
+
+def spec_of(name: str) -> str:
+    """A backbone's name with its source: `torchvision:resnet18` for `resnet18`, `own:mynet.MyNet` for `mynet.MyNet`."""
+    if name.partition(":")[0] in SOURCES:
+        return name
+    return f"own:{name}" if is_path(name) else f"torchvision:{name}"
 
 
 def _shrink_stem(network: nn.Module, name: str) -> None:

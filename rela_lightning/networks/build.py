@@ -18,11 +18,11 @@ LIBRARIES: dict[str, str] = {
     "torchvision": "<model>/<weights>",
     "lightly": "<resnet>",
 }
-"""Where architectures come from, and how each names them. One file each in this folder, which offers `build`."""
+"""Where architectures come from, and how each names them."""
 UNTRAINED = ("lightly",)
 """Those of them that publish no weights."""
-SOURCES: tuple[str, ...] = (*LIBRARIES, "checkpoint", "random")
-"""What may stand before the colon."""
+SOURCES: tuple[str, ...] = (*LIBRARIES, "checkpoint", "run", "own", "random")
+"""What may stand before the colon. One file each in this folder."""
 
 
 class Built(NamedTuple):
@@ -44,8 +44,9 @@ def build_network(spec: str, *, pretrained: bool = False, image_size: int | None
 
     Args:
         spec: `open_clip:<arch>/<tag>`, `timm:<model>`, `torchvision:<model>/<weights>`, `lightly:<resnet>`,
-            `checkpoint:<file>` (with `arch=`), or `random:<any of the first four>` (with `seed=`).
-        pretrained: Load the library's weights. Of no effect on `checkpoint` and `random`, which say it themselves.
+            `checkpoint:<file>` (with `arch=`), `run:<folder>` for what a run of `rela fit` has trained,
+            `own:<module>.<class>`, or `random:<any of the libraries>` (with `seed=`).
+        pretrained: Load the library's weights. Of no effect on the other sources, which say it themselves.
         image_size: Side of the square images to prepare the network for, in pixels.
         kwargs: Passed on to the source, in the end to the library's own factory.
 

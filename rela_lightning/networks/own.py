@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from rela_lightning.errors import NetworkError
+from rela_lightning.networks.build import Built
 
 
 def is_path(name: str) -> bool:
@@ -16,27 +17,29 @@ def is_path(name: str) -> bool:
     return len(parts) > 1 and all(part.isidentifier() for part in parts)
 
 
-def build_own(path: str, **kwargs: Any) -> nn.Module:
+def build(name: str, *, pretrained: bool = False, image_size: int | None = None, **kwargs: Any) -> Built:
     """Import what a path names and call it.
 
     Args:
-        path: `<module>.<class or function>`.
+        name: `<module>.<class or function>`.
+        pretrained: Not read: the weights are whatever the user's code gives.
+        image_size: Not read.
         kwargs: Handed on to it.
 
     Raises:
         NetworkError: If it cannot be imported or called, or is no network.
     """
-    module, _, name = path.rpartition(".")
+    module, _, called = name.rpartition(".")
     try:
-        make = getattr(importlib.import_module(module), name)
+        make = getattr(importlib.import_module(module), called)
         network = make(**kwargs)
     except Exception as error:  # whatever the user's code raises
         raise NetworkError(
-            f"The network {path} could not be built.",
+            f"The network {name} could not be built.",
             expected="<module>.<class or function> that gives an nn.Module; or for a library's <source>:<name>",
             found=f"{type(error).__name__}: {error}",
             do="see that the module can be imported from here, and which options the class takes",
         ) from error
     if not isinstance(network, nn.Module):
-        raise NetworkError(f"{path} gives no network.", expected="an nn.Module", found=type(network).__name__)
-    return network
+        raise NetworkError(f"{name} gives no network.", expected="an nn.Module", found=type(network).__name__)
+    return Built(network, None)

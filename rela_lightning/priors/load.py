@@ -17,6 +17,8 @@ from rela_lightning.priors.base import FusedPrior, Prior
 SCHEMES: tuple[str, ...] = (
     *(f"{library}:{form}" for library, form in LIBRARIES.items() if library not in UNTRAINED),
     "checkpoint:<file> with arch=",
+    "run:<folder of a run>",
+    "own:<module>.<class or function>",
     f"random:<{', '.join(f'{library}:...' for library in LIBRARIES)}> with seed=",
 )
 """What a spec looks like."""
@@ -36,7 +38,8 @@ def load_prior(
 
     Args:
         spec: One of `open_clip:<arch>/<tag>`, `timm:<model>`, `torchvision:<model>/<weights>`,
-            `checkpoint:<file>` (with `arch=`), `random:<zoo>:<model>` (with `seed=`); any module
+            `checkpoint:<file>` (with `arch=`), `run:<folder>` (what a run of `rela fit` has trained),
+            `own:<module>.<class>` (what your code builds), `random:<library>:<model>` (with `seed=`); any module
             (copied, yours stays as it is); or a list of these, whose features are put side by side.
         image_size: Side in pixels. The shorter side of an image is resized to exactly this
             (bicubic, antialias) and the centre is cropped. Overrides the prior's own geometry.

@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rela_lightning.runs.measures import ACCURACIES, MEASURES
+
 Run = Mapping[str, Any]
 SCORES = ("linear_top1", "knn_top1")
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
@@ -40,10 +42,11 @@ def validation_images(run: Run) -> int | None:
 
 def with_interval(run: Run) -> dict[str, Any]:
     """The run with `interval`, of its validation images, where their number is known."""
-    count = validation_images(run)
-    if count is None:
+    counts = {**dict.fromkeys(SCORES, validation_images(run)), "top1": run.get("validation_images")}
+    known = {name: count for name, count in counts.items() if count and run.get(name) is not None}
+    if not known:
         return dict(run)
-    return {**run, "interval": {name: wilson(run[name], count) for name in SCORES}}
+    return {**run, "interval": {name: wilson(run[name], count) for name, count in known.items()}}
 
 
 def grouped(runs: Sequence[Run]) -> list[dict[str, Any]]:
@@ -68,8 +71,8 @@ def _as_one(group: Sequence[Run]) -> dict[str, Any]:
     first = group[0]
     mean = {
         name: statistics.fmean(run[name] for run in group)
-        for name in (*SCORES, "seconds", "labelling_seconds")
-        if all(run.get(name) is not None for run in group)
+        for name in (*MEASURES, "seconds", "labelling_seconds")
+        if all(isinstance(run.get(name), (int, float)) for run in group)
     }
     switches = [float(run["switch_seconds"]) for run in group if run.get("switch_seconds") is not None]
     return {
@@ -79,7 +82,7 @@ def _as_one(group: Sequence[Run]) -> dict[str, Any]:
         "steps": round(statistics.fmean(run["steps"] for run in group)),
         "switch_seconds": statistics.fmean(switches) if len(switches) == len(group) else None,
         "seeds": [run.get("seed") for run in group],
-        "interval": {name: of_mean([run[name] for run in group]) for name in SCORES},
+        "interval": {name: of_mean([run[name] for run in group]) for name in ACCURACIES if name in mean},
         "history": _mean_history([run.get("history", []) for run in group]),
     }
 
@@ -109,13 +112,20 @@ def notes(runs: Sequence[Run]) -> list[str]:
     data = {run["name"]: (run.get("data") or {}).get("name", "unknown") for run in runs}
     if len(set(data.values())) > 1:
         found.append(f"The runs were trained on different data: {_listed(data)}.")
-    counts = {run["protocol"]["validation_images"] for run in runs if "interval" in run and "seeds" not in run}
+    counts = {count for run in runs if "interval" in run and "seeds" not in run for count in _counted(run)}
     if counts:
         images = " or ".join(f"{count:,}" for count in sorted(counts))
         found.append(f"± of a single run: 95% interval of its {images} validation images (Wilson).")
     if any("seeds" in run for run in runs):
         found.append("± of several seeds: 95% interval of their mean (Student's t).")
     return found
+
+
+def _counted(run: Run) -> list[int]:
+    """Numbers of images behind the intervals of a single run."""
+    probed = validation_images(run) if any(name in run["interval"] for name in SCORES) else None
+    own = run.get("validation_images") if "top1" in run["interval"] else None
+    return [count for count in (probed, own) if count]
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 
 Run = Mapping[str, Any]
-_PANELS = (("few_label_top1", "few-label probe"), ("linear_top1", "linear probe"), ("knn_top1", "kNN"))
+_PANELS = (
+    ("few_label_top1", "few-label probe"), ("linear_top1", "linear probe"), ("knn_top1", "kNN"),
+    ("top1", "classifier trained with the backbone"),
+)  # fmt: skip
 _CHARACTERS = 11
 """Letters of the legend on an inch."""
 _COLOURS = ("#4d4d4d", "#0a6ebd", "#e08214", "#1b7837", "#8e44ad", "#c0392b")

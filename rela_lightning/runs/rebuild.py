@@ -57,7 +57,7 @@ def find_subject(given: str, *, backbone: str = "auto", prior_kwargs: dict[str, 
         prior = load_prior(given, **(prior_kwargs or {}))
         return Subject(prior, prior.name)
     file = find_checkpoint(path)
-    folder = _with_config(path, file)
+    folder = folder_of(path)
     if folder is None:
         raise ConfigError(
             "A checkpoint holds weights, not a network, and there is no config beside it.",
@@ -78,7 +78,7 @@ def rebuilt(path: Path) -> tuple[LightningModule, dict[str, Any]] | None:
         path: Folder of a run, or a checkpoint in one.
     """
     file = find_checkpoint(path)
-    folder = _with_config(path, file)
+    folder = folder_of(path)
     if folder is None:
         return None
     module, _, step = _filled(folder / CONFIG, file)
@@ -86,9 +86,13 @@ def rebuilt(path: Path) -> tuple[LightningModule, dict[str, Any]] | None:
     return module, {**facts, "steps_of_weights": step}
 
 
-def _with_config(path: Path, file: Path) -> Path | None:
-    """The folder with the config of a run: the one that was given, or that of its checkpoint."""
-    folder = path if path.is_dir() and (path / CONFIG).is_file() else run_of(file)
+def folder_of(path: Path) -> Path | None:
+    """The folder with the config of a run: the one that is given, or that of its checkpoint; None without a config.
+
+    Raises:
+        ConfigError: If there is no checkpoint.
+    """
+    folder = path if path.is_dir() and (path / CONFIG).is_file() else run_of(find_checkpoint(path))
     return folder if folder is not None and (folder / CONFIG).is_file() else None
 
 
@@ -118,10 +122,6 @@ def build(config: Path) -> tuple[LightningModule, Any]:
     Raises:
         ConfigError: If the config cannot be built any more.
     """
-    register_names()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False, required=True)
-    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=False)
     try:
         content = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeError) as error:
@@ -129,10 +129,27 @@ def build(config: Path) -> tuple[LightningModule, Any]:
     if not isinstance(content, dict):
         raise ConfigError("The run's config holds no options.", found=f"{config}: {type(content).__name__}")
     parts = {name: content[name] for name in ("model", "data") if content.get(name) is not None}
+    built = _built(parts, config, required=True)
+    return built.model, built.get("data")
+
+
+def build_data(options: dict[str, Any]) -> Any:
+    """A data module alone, from its class path and options.
+
+    Raises:
+        ConfigError: If it cannot be built.
+    """
+    return _built({"data": options}, "--data", required=False).data
+
+
+def _built(parts: dict[str, Any], where: object, *, required: bool) -> Any:
+    register_names()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(LightningModule, "model", fail_untyped=False, required=required)
+    parser.add_subclass_arguments(LightningDataModule, "data", fail_untyped=False, required=False)
     try:
         parsed = parser.parse_object(parts)
     except Exception as error:
-        raise ConfigError("The run's config does not parse any more.", found=f"{config}: {error}") from error
+        raise ConfigError("The run's config does not parse any more.", found=f"{where}: {error}") from error
     with own_errors():
-        built = parser.instantiate_classes(parsed)
-    return built.model, built.get("data")
+        return parser.instantiate_classes(parsed)

@@ -155,14 +155,26 @@ class RunRecord(Callback):
             "images": _length(trainer.train_dataloader),
             "hardware": _hardware(trainer),
             "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
+            "top1": _top1(trainer.callback_metrics),
+            "validation_images": _length(_last(trainer.val_dataloaders)),
             "history": self._history,
             "versions": versions(),
             "checkpoint": None if checkpoint is None else _inside(checkpoint, self.folder),
         }
 
 
+def _top1(metrics: Any) -> float | None:
+    """Validation accuracy of a classifier that the module trains, in `[0, 1]`, as `Supervised` logs it."""
+    return float(metrics["val_top1"]) if "val_top1" in metrics else None
+
+
+def _last(loaders: Any) -> Any:
+    """The loader of the validation images: those before it are banks for kNN."""
+    return loaders[-1] if isinstance(loaders, (list, tuple)) and loaders else loaders
+
+
 def _length(loader: Any) -> int | None:
-    """Number of training images, where the data set tells it."""
+    """Number of images of a loader, where the data set tells it."""
     try:
         return len(loader.dataset)
     except (AttributeError, TypeError):  # several loaders, or a stream

@@ -9,12 +9,16 @@ curves of an accelerated run start where its labelling ends.
 | `seconds` | training + labelling, >= 0 |
 | `labelling_seconds` | time taken to build the targets, 0 to `seconds` |
 | `steps` | optimizer steps, >= 0 |
-| `linear_top1`, `knn_top1` | top-1 accuracies in `[0, 1]` |
-| `few_label_top1` | `{"mean": 0..1, "std": >= 0}`, or left out |
+| `linear_top1`, `knn_top1` | top-1 accuracies in `[0, 1]` of probes |
+| `few_label_top1` | `{"mean": 0..1, "std": >= 0}` |
+| `top1` | that of a classifier that was trained with the backbone |
+| `effective_rank`, `feature_deviation`, `uniformity` | where there are no labels, see `rela_lightning.diagnostics` |
 | `switch_seconds` | when SSL took over, on the axis of `seconds`; None or left out if it never did |
 | `interval` | half the width of a 95% interval by the name of an accuracy, or left out |
 | `history` | list of points `{"seconds", "steps", "linear_top1", "knn_top1", "few_label_top1"}` in order of time; |
 | | an accuracy may be `{"mean", "std"}` there |
+
+Of the measures a run has at least one; the others are None or left out.
 """
 
 from __future__ import annotations
@@ -29,13 +33,13 @@ from typing import TYPE_CHECKING, Any
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.runs.comparison import in_text
+from rela_lightning.runs.measures import ACCURACIES, LABEL_FREE, MEASURES, as_text, measured, of_any
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 Run = Mapping[str, Any]
 _REPORTED = ("rela-lightning", "torch", "lightning", "lightly", "torchvision", "numpy")
-_HEADER = ("run", "few labels", "linear", "kNN", "seconds", "labelling", "steps")
 
 
 def check_runs(runs: Sequence[Run]) -> None:
@@ -53,8 +57,14 @@ def check_runs(runs: Sequence[Run]) -> None:
             raise ConfigError(f"Run {number} has no `name`.", expected="a non-empty string", found=name)
         if names.count(name) > 1:
             raise ConfigError("Two runs share a name.", expected="unique names", found=name, exists=names)
-        for key, ceiling in (("seconds", math.inf), ("steps", math.inf), ("linear_top1", 1), ("knn_top1", 1)):
-            _in_range(name, key, run.get(key), ceiling)
+        for key in ("seconds", "steps"):
+            _in_range(name, key, run.get(key), math.inf)
+        known = measured(run)
+        if not known:
+            raise ConfigError(f"Run {name!r} was not measured.", expected="one of the keys below", exists=MEASURES)
+        for key in known:
+            if key != "few_label_top1":
+                _in_range(name, key, run[key], 1 if key in ACCURACIES else math.inf)
         _in_range(name, "labelling_seconds", run.get("labelling_seconds"), run["seconds"])
         if run.get("switch_seconds") is not None:
             _in_range(name, "switch_seconds", run["switch_seconds"], math.inf)
@@ -64,7 +74,8 @@ def check_runs(runs: Sequence[Run]) -> None:
 
 def _in_range(name: str, key: str, value: Any, ceiling: float) -> None:
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or not 0 <= value <= ceiling:
+    least = -math.inf if key in LABEL_FREE else 0
+    if not is_number or not math.isfinite(value) or not least <= value <= ceiling:
         limit = "a finite number >= 0" if math.isinf(ceiling) else f"a number in [0, {ceiling:g}]"
         raise ConfigError(f"Run {name!r}: `{key}` is missing or out of range.", expected=limit, found=value)
 
@@ -120,38 +131,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def in_percent(value: float | Mapping[str, float]) -> str:
-    """An accuracy in `[0, 1]`, or its mean and standard deviation `{"mean", "std"}`, as `91.2` or `70.0 ± 3.1`."""
-    if isinstance(value, Mapping):
-        return f"{in_percent(value['mean'])} ± {in_percent(value['std'])}"
-    return f"{100 * value:.1f}"
+def _header(runs: Sequence[Run]) -> list[str]:
+    return ["run", *(MEASURES[name] for name in of_any(runs)), "seconds", "labelling", "steps"]
 
 
-def _header(runs: Sequence[Run]) -> tuple[str, ...]:
-    few = any(run.get("few_label_top1") is not None for run in runs)
-    return tuple(name for name in _HEADER if few or name != "few labels")
-
-
-def _cells(runs: Sequence[Run]) -> Iterator[tuple[str, ...]]:
+def _cells(runs: Sequence[Run]) -> Iterator[list[str]]:
     """One row of text a run: accuracies in percent, times in seconds."""
-    header = _header(runs)
+    names = of_any(runs)
     for run in runs:
-        spread = run.get("few_label_top1")
-        row = {
-            "run": run["name"],
-            "few labels": "-" if spread is None else in_percent(spread),
-            "linear": _with_interval(run, "linear_top1"),
-            "kNN": _with_interval(run, "knn_top1"),
-            "seconds": f"{run['seconds']:.1f}",
-            "labelling": f"{run['labelling_seconds']:.1f}",
-            "steps": f"{run['steps']:,}",
-        }
-        yield tuple(row[name] for name in header)
-
-
-def _with_interval(run: Run, name: str) -> str:
-    half = run.get("interval", {}).get(name)
-    return in_percent(run[name]) + ("" if half is None else f" ± {in_percent(half)}")
+        cost = [f"{run['seconds']:.1f}", f"{run['labelling_seconds']:.1f}", f"{run['steps']:,}"]
+        yield [run["name"], *(as_text(run, name) for name in names), *cost]
 
 
 def to_table(runs: Sequence[Run], *, title: str | None = None) -> Table:
@@ -194,7 +183,7 @@ def to_markdown(
     header = _header(runs)
     lines = [f"# {title}", "", "| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _cells(runs)]
-    lines += ["", "Top-1 accuracy in percent. Seconds are training plus labelling; probing is left out.", ""]
+    lines += ["", "Accuracies are top-1 in percent. Seconds are training plus labelling; probing is left out.", ""]
     lines += [text for note in notes for text in (note, "")]
     if curves is not None:
         lines += [f"![Probe accuracy against seconds]({curves})", ""]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rela_lightning.files import write_whole
-from rela_lightning.runs.comparison import SCORES
+from rela_lightning.runs.measures import MEASURES
 from rela_lightning.runs.names import RECORD
 from rela_lightning.runs.read import read_run
 from rela_lightning.runs.record import write_record
@@ -59,8 +59,9 @@ def write_of_run(
     parts += [_tag(protocol)] if differences else []
     file = _write(run / f"{'-'.join(parts)}.json", result)
     if record and earlier is None and not differences:
-        scores = {name: result[name] for name in (*SCORES, "few_label_top1") if name in result}
-        kept = {name: value for name, value in record.items() if name != "few_label_top1"}
+        probed = [name for name in (*MEASURES, "spread") if name != "top1"]
+        scores = {name: result[name] for name in probed if name in result}
+        kept = {name: value for name, value in record.items() if name not in probed}
         write_record(run, {**kept, **scores, "protocol": protocol})
     return Written(file, differences)
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from rela_lightning.compat import NAMESPACES
 from rela_lightning.data.device.translate import recipe_of
+from rela_lightning.data.few_labels import FewLabels
 from rela_lightning.data.images import RGBImages
 from rela_lightning.data.modules.device import OnDevice
 from rela_lightning.data.modules.ranked import RankedBudget
@@ -51,6 +52,7 @@ class ImageData(DualDataModule):
         num_workers: Processes that load data; 0 loads in the training process.
         data_ratio: Share of the training images drawn each epoch, a fresh draw every time, in `(0, 1]`; the same
             draw, split, on all devices.
+        labels_per_class: Train on so few labelled images of each class, the same in each epoch; None for all images.
         seed: Seed of these draws, and of the views that `device_views` makes.
         drop_last: Leave out the last training batch where it is not full: most methods need full ones.
         bank: Whether validation starts with a loader of training images under the probe view, which `KNNProbe` takes
@@ -89,6 +91,7 @@ class ImageData(DualDataModule):
         batch_size: int = 256,
         num_workers: int = 0,
         data_ratio: float = 1.0,
+        labels_per_class: int | None = None,
         seed: int = 0,
         drop_last: bool = True,
         bank: bool | Literal["auto"] = "auto",
@@ -112,6 +115,8 @@ class ImageData(DualDataModule):
                 expected="mean and std of three channels, std above 0",
                 found=f"mean={self.mean}, std={self.std}",
             )
+        if labels_per_class is not None:
+            _check_range("labels_per_class", labels_per_class, 1)
         if stored_size is not None:
             _check_range("stored_size", stored_size, 8)
             if not device_views:
@@ -121,6 +126,7 @@ class ImageData(DualDataModule):
         self._check_views()
         self.batch_size, self.num_workers = batch_size, num_workers
         self.data_ratio, self.seed, self.drop_last, self.bank = data_ratio, seed, drop_last, bank
+        self.labels_per_class = labels_per_class
         self.persistent_workers, self.pin_memory = persistent_workers, pin_memory
         self._sources: dict[str, Any] = {}
         self._on_device: OnDevice | None = None
@@ -176,6 +182,7 @@ class ImageData(DualDataModule):
                 "There are no labelled validation images.",
                 expected="a validation split with the classes of the training images",
                 found=f"none in {type(self).__name__}",
+                do="name their folder, or have `rela probe` measure on parts of the training images by --cross_folds 5",
             )
         return RGBImages(source, self._transform(view))
 
@@ -255,7 +262,9 @@ class ImageData(DualDataModule):
 
     def _source(self, split: Split) -> Any:
         if split not in self._sources:
-            self._sources[split] = self.source(split)
+            source = self.source(split)
+            few = self.labels_per_class if split == "train" else None
+            self._sources[split] = source if few is None else FewLabels(source, few, self.seed)
         return self._sources[split]
 
     def _transform(self, view: View | None) -> Callable[[Any], Any] | None:

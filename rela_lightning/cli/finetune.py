@@ -1,0 +1,106 @@
+"""`rela finetune`: what a run has trained, and a new classifier, with all labels or a few of each class."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from rela_lightning.cli.fit import RelaCLI, num_classes, run_cli
+from rela_lightning.errors import ConfigError
+from rela_lightning.networks.build import SOURCES
+from rela_lightning.runs.comparison import wilson
+from rela_lightning.runs.measures import in_percent
+from rela_lightning.runs.names import CONFIG, RECORD
+from rela_lightning.runs.read import find_checkpoint, read_run
+from rela_lightning.runs.rebuild import build_data, folder_of
+from rela_lightning.runs.record import write_record
+
+EPOCHS = 30
+
+
+def run(command: str, words: Sequence[str]) -> None:
+    """`rela finetune START`; `words` are those after the command, START and options of `rela fit`."""
+    if any(word.partition("=")[0] == "--resume" for word in words):
+        run_cli(FineTuneCLI, "fit", words)
+        return
+    start, rest = next(iter(words), ""), list(words[1:])
+    if not start or start.startswith("-"):
+        raise ConfigError(
+            "`rela finetune` needs to know what to start from.",
+            expected="the folder of a run, a checkpoint in one, or a network such as torchvision:resnet50/DEFAULT",
+            found=start or "nothing",
+            do="rela finetune runs/byol-cifar10 [options]",
+        )
+    own = [f"--model={FineTuneCLI.method}", *_backbone(start)]
+    if not any(word.startswith("--trainer.max_") for word in rest):
+        own.append(f"--trainer.max_epochs={EPOCHS}")
+    if not any(word.partition("=")[0] in ("--data", "--config", "-c") for word in rest):
+        own += _data_of(start)
+    run_cli(FineTuneCLI, "fit", [*own, *rest])
+
+
+def _is_network(start: str) -> bool:
+    return start.partition(":")[0] in SOURCES and not Path(start).exists()
+
+
+def _backbone(start: str) -> list[str]:
+    """Options of the module: the library's weights, or what the run has trained."""
+    if not _is_network(start):
+        path = Path(start).expanduser()
+        find_checkpoint(path)  # refuses what is not there
+        return [f"--model.backbone=run:{path.absolute()}"]
+    pretrained = start.partition(":")[0] in ("timm", "open_clip", "torchvision")
+    return [f"--model.backbone={start}", *(['--model.backbone_kwargs={"pretrained": true}'] if pretrained else [])]
+
+
+def _data_of(start: str) -> list[str]:
+    """The data of the run, under the views of fine-tuning."""
+    folder = None if _is_network(start) else folder_of(Path(start).expanduser())
+    content = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) if folder is not None else {}
+    data = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(data, dict):
+        return []
+    options = data.get("init_args") or {}
+    usual = {"views": "auto", "views_kwargs": None, "data_ratio": 1.0}
+    changed = {name: value for name, value in usual.items() if isinstance(options.get(name), (str, dict, float))}
+    return [f"--data={json.dumps({**data, 'init_args': {**options, **changed}})}"]
+
+
+class FineTuneCLI(RelaCLI):
+    """`rela fit` of one method, which takes its number of classes from the data."""
+
+    method = "FineTune"
+    spoken = "finetune"
+
+    def before_instantiate_classes(self) -> None:
+        """Fill the number of classes in, where it was not given."""
+        options = self.config[self.command]
+        module = options.model.get("init_args")
+        if module is None or "num_classes" not in module or module.num_classes is not None or options.data is None:
+            return
+        found = num_classes(build_data(options.data.as_dict()))
+        if found is not None:
+            module.num_classes = found
+
+    def after_fit(self) -> None:
+        """Measure the last weights, and say how good they are, and where."""
+        super().after_fit()
+        if self._record is None:
+            return
+        with_images = is_overridden("val_dataloader", self.datamodule) if self.datamodule is not None else False
+        if with_images and not self.trainer.interrupted:
+            self.trainer.validate(self.model, datamodule=self.datamodule, verbose=False)
+        found = self.trainer.callback_metrics.get("val_top1")
+        if found is None or not self.trainer.is_global_zero or not (self._record.folder / RECORD).is_file():
+            return
+        record = {**read_run(self._record.folder), "top1": float(found)}
+        write_record(self._record.folder, record)
+        images, half = record["validation_images"], ""
+        if images:
+            half = f" ± {in_percent(wilson(record['top1'], images))} % of {images:,} validation images"
+        sys.stdout.write(f"top-1 {in_percent(record['top1'])}{half}\n")

@@ -1,0 +1,141 @@
+"""`rela finetune`: from a run to a classifier, with all labels or a few; and a run as the prior of another."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from rela_lightning import load_prior
+from rela_lightning.cli import main
+from rela_lightning.data import DigitsData
+from rela_lightning.errors import ConfigError, DataError, NetworkError
+from rela_lightning.methods import FineTune
+from rela_lightning.networks.backbones import build_backbone
+from rela_lightning.runs.comparison import wilson
+from rela_lightning.runs.read import find_checkpoint
+from rela_lightning.runs.rebuild import find_subject
+from tests.test_cli import in_a_folder_of_its_own, record  # noqa: F401
+
+QUICK = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_model_summary=false"]
+
+
+def weights(run: str) -> dict[str, torch.Tensor]:
+    state = torch.load(find_checkpoint(Path(run)), weights_only=True)["state_dict"]
+    return {name: value for name, value in state.items() if name.startswith("backbone.")}
+
+
+def config(run: str) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((Path(run) / "config.yaml").read_text())
+    return found
+
+
+def test_a_run_goes_on_with_its_own_data_and_a_few_labels(plain: Path, capsys: Any) -> None:
+    few = ["--data.labels_per_class=7", "--data.batch_size=32", "--model.backbone_rate=0.5"]
+    assert main(["finetune", "runs/plain", "--name=tuned", *few, *QUICK]) == 0
+    said = capsys.readouterr().out
+    known, options = record("runs/tuned"), config("runs/tuned")
+    assert options["model"]["init_args"]["num_classes"] == 10
+    assert options["data"]["class_path"] == config("runs/plain")["data"]["class_path"]
+    assert (known["method"], known["images"], known["validation_images"]) == ("FineTune", 70, 450)
+    top1 = known["top1"]
+    assert f"top-1 {100 * top1:.1f} ± {100 * wilson(top1, 450):.1f} % of 450 validation images" in said
+    before, after = weights("runs/plain"), weights("runs/tuned")
+    assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
+    optimizer = torch.load(find_checkpoint(Path("runs/tuned")), weights_only=True)["optimizer_states"][0]
+    head, backbone = (group["lr"] for group in optimizer["param_groups"])
+    assert backbone == pytest.approx(0.5 * head)
+    assert main(["export", "runs/tuned", "tuned.safetensors"]) == 0
+    exported = load_file("tuned.safetensors")
+    assert all(torch.equal(value, after[f"backbone.{name}"]) for name, value in exported.items())
+    assert main(["finetune", "--resume", "runs/tuned", "--trainer.max_steps=3"]) == 0
+    assert record("runs/tuned")["steps"] == 3
+
+
+@pytest.mark.slow
+def test_the_head_alone_leaves_the_backbone_as_it_was_and_runs_compare(plain: Path, capsys: Any) -> None:
+    head = ["--model.train=head", "--data.batch_size=32", *QUICK]
+    assert main(["finetune", "runs/plain", "--name=head", *head]) == 0
+    before, after = weights("runs/plain"), weights("runs/head")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert main(["finetune", "runs/plain", "--name=other", *head, "--model.label_smoothing=0.1"]) == 0
+    assert main(["compare", "runs/head", "runs/other"]) == 0
+    report = Path("comparison/report.md").read_text()
+    for run in ("head", "other"):
+        known = record(f"runs/{run}")
+        half = 100 * wilson(known["top1"], 450)
+        assert f"| {run} | {100 * known['top1']:.1f} ± {half:.1f} |" in report
+    assert "450 validation images" in report and "linear" not in report.partition("##")[0]
+    assert main(["finetune", str(find_checkpoint(Path("runs/plain"))), "--name=file", *head]) == 0
+    assert all(torch.equal(value, weights("runs/file")[name]) for name, value in before.items())
+
+
+def test_what_there_is_to_start_from_is_told(plain: Path, capsys: Any) -> None:
+    for words, said in (
+        ([], "needs to know what to start from"),
+        (["--model.train=head"], "needs to know what to start from"),
+        (["runs/none"], "There is no such checkpoint"),
+        (["runs/plain", "--model.train=tail", *QUICK], "tail"),
+        (["lightly:resnet-9", "--data=DigitsData", "--model.backbone_rate=0", *QUICK], "`backbone_rate`"),
+        (["runs/plain", "--data.labels_per_class=1000", *QUICK], "A class has too few images for so many labels"),
+    ):
+        with pytest.raises(SystemExit) if said == "tail" else pytest.MonkeyPatch.context():
+            assert main(["finetune", *words]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_run_is_a_backbone_and_a_prior_that_sees_the_probe_view(plain: Path) -> None:
+    network, width = build_backbone("run:runs/plain")
+    own = {f"backbone.{name}": value for name, value in network.state_dict().items()}
+    assert all(torch.equal(value, own[name]) for name, value in weights("runs/plain").items())
+    prior, subject = load_prior("run:runs/plain"), find_subject("runs/plain")
+    images, views = (subject.data.dataset("val", view) for view in (None, "probe"))
+    shown = torch.stack([views[row][0] for row in range(6)])
+    seen = torch.stack([prior.preprocess(images[row][0]) for row in range(6)])
+    assert torch.allclose(seen, shown, atol=1e-6)
+    assert prior.feature_dim == width
+    with pytest.raises(NetworkError, match=r"(?s)built already.*width"):
+        build_backbone("run:runs/plain", width=3)
+    with pytest.raises(ConfigError, match="no such checkpoint"):
+        build_backbone("run:runs/none")
+
+
+@pytest.mark.slow
+def test_targets_of_a_run_are_its_features(plain: Path) -> None:
+    words = ["--prior=run:runs/plain", "--path=t2", "--data=DigitsData"]
+    assert main(["targets", *words]) == 0
+    assert "run:runs/plain" in json.loads(Path("t2/manifest.json").read_text())["prior"]
+
+
+def test_few_labels_are_the_same_of_each_class_and_others_with_another_seed() -> None:
+    data, again, other = (DigitsData(labels_per_class=5, seed=seed) for seed in (1, 1, 2))
+    rows = [part.dataset("train").dataset.indices for part in (data, again, other)]
+    assert rows[0] == rows[1] != rows[2]
+    images, whole = data.dataset("train"), DigitsData().dataset("train")
+    assert len(images) == 50 and images.targets == [whole.targets[row] for row in rows[0]]
+    assert torch.bincount(torch.tensor(images.targets)).tolist() == [5] * 10
+    assert [images[row][1] for row in range(9)] == images.targets[:9]
+    assert data.num_classes == 10 and len(data.dataset("val")) == 450
+    with pytest.raises(ConfigError, match="`labels_per_class`"):
+        DigitsData(labels_per_class=0)
+
+
+def test_few_labels_need_labels() -> None:
+    from rela_lightning.data.few_labels import FewLabels
+
+    with pytest.raises(DataError, match="where there are none"):
+        FewLabels([torch.zeros(3), torch.zeros(3)], 1)
+
+
+def test_a_frozen_backbone_keeps_its_statistics() -> None:
+    module = FineTune("lightly:resnet-9", backbone_kwargs={"width": 0.125}, num_classes=3, train="head")
+    for one in (module, module.train()):  # Lightning leaves the modes of a module as it finds them
+        assert not any(part.training for part in one.backbone.modules()) and one.classifier.training
+    assert all(part.training for part in FineTune("lightly:resnet-9", num_classes=3).train().backbone.modules())
+    with pytest.raises(ConfigError, match="number of classes is not known"):
+        FineTune("lightly:resnet-9")
