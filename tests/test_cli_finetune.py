@@ -53,6 +53,10 @@ def test_a_run_goes_on_with_its_own_data_and_a_few_labels(plain: Path, capsys: A
     assert main(["export", "runs/tuned", "tuned.safetensors"]) == 0
     exported = load_file("tuned.safetensors")
     assert all(torch.equal(value, after[f"backbone.{name}"]) for name, value in exported.items())
+    assert main(["export", "runs/tuned", "hub", "--format=hub"]) == 0
+    card = (Path("hub") / "README.md").read_text()
+    assert 'build_backbone("lightly:resnet-9", width=0.125)' in card  # and not the folder of the run
+    assert f"| top-1 of the classifier trained with it | {100 * top1:.1f}%" in card
     assert main(["finetune", "--resume", "runs/tuned", "--trainer.max_steps=3"]) == 0
     assert record("runs/tuned")["steps"] == 3
 

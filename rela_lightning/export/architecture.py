@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rela_lightning.errors import ConfigError, ReLAError
-from rela_lightning.export.source import Source, unwrapped
+from rela_lightning.export.source import Source, read_source, unwrapped
 from rela_lightning.networks.backbones import build_plain, spec_of
 from rela_lightning.networks.encode import pooled
 from rela_lightning.rng import preserved_rng
@@ -56,10 +56,16 @@ class Plain(NamedTuple):
 
 
 def recipe_of(hyper: Mapping[str, Any]) -> Recipe | None:
-    """The recipe in the hyper-parameters of `rela_lightning.methods`; None in those of another module."""
+    """The recipe in the hyper-parameters of `rela_lightning.methods`; None in those of another module.
+
+    Of a network that a run has trained, it is the recipe of that run.
+    """
     name, kwargs = hyper.get("backbone"), hyper.get("backbone_kwargs") or {}
     if not isinstance(name, str) or not isinstance(kwargs, Mapping):
         return None
+    if name.startswith("run:"):
+        with suppress(ReLAError):  # moved since
+            return recipe_of(read_source(name.removeprefix("run:")).hyper)
     return make_recipe(name, kwargs, bool(hyper.get("cifar_stem", False)))
 
 
