@@ -38,7 +38,8 @@ def targets(
 
     Args:
         prior: `open_clip:<arch>/<tag>`, `timm:<model>`, `torchvision:<model>/<weights>`, `checkpoint:<file>`,
-            `random:<zoo>:<model>`; or a list of these, whose features are put side by side.
+            `run:<folder>` (what a run has trained), `own:<module>.<class>`, `random:<library>:<model>`; or a list of
+            these, whose features are put side by side.
         data: Data module whose training images are labelled, such as `CIFAR10Data`; its views do not matter.
         path: Folder to write: missing, empty, or with targets that rela wrote. Working files are in
             `.rela_lightning` beside it.
