@@ -163,6 +163,11 @@ def uncompiled(module: Any) -> Any:
     return getattr(module, COMPILED, module)
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether torch.compile is at work in a module or a part of it."""
+    return any(hasattr(part, COMPILED) or private(part, "_compiled_call_impl") is not None for part in module.modules())
+
+
 def tensor_version(tensor: Tensor) -> int:
     """How often a tensor was written to; -1 where torch does not count."""
     return -1 if tensor.is_inference() else int(private(tensor, "_version"))

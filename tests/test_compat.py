@@ -122,6 +122,14 @@ def test_a_compiled_module_holds_the_plain_one() -> None:
     assert list(compiled.state_dict()) == [f"{compat.COMPILED}.weight", f"{compat.COMPILED}.bias"]
 
 
+def test_what_is_compiled_is_told_wherever_it_is() -> None:
+    inside, itself = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
+    assert not compat.is_compiled(inside)
+    itself[0].compile()
+    inside[0] = torch.compile(inside[0])
+    assert compat.is_compiled(itself) and compat.is_compiled(inside)
+
+
 def test_reentrant_checkpointing_has_a_node_of_this_name() -> None:
     output = checkpoint(nn.Linear(2, 2), torch.ones(1, 2, requires_grad=True), use_reentrant=True)
     assert output.grad_fn.name() == compat.REENTRANT

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.runs.comparison import grouped, notes, with_interval
+from rela_lightning.runs.comparison import grouped, notes, reached, with_interval
 from rela_lightning.runs.measures import measured
 from rela_lightning.runs.names import RECORD
 from rela_lightning.runs.read import read_run, setting_of
@@ -16,7 +16,13 @@ from rela_lightning.runs.read import read_run, setting_of
 REPORT = "report.json"
 
 
-def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overwrite: bool = False) -> None:
+def compare(
+    runs: list[str],
+    out: str = "comparison",
+    title: str = "ReLA",
+    reach: float | None = None,
+    overwrite: bool = False,
+) -> None:
     """Put runs side by side: prints a table, writes `report.md`, `report.json` and `curves.png`.
 
     Runs must have been probed in the same way (`rela probe RUN`). Seconds are training plus labelling. Runs whose
@@ -24,9 +30,11 @@ def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overw
 
     Args:
         runs: Folders of runs, or of reports (`rela demo`, `rela compare`), or their JSON files; a run's
-            `probe-....json` stands for the run as it was probed there.
+            `probe-....json` stands for the run as it was probed there, and that of a prior or of an untrained
+            backbone (`rela probe RUN --untrained true`) for what was there before any training.
         out: Folder to write.
         title: Heading.
+        reach: Say when each run reached this top-1, in `(0, 1)`, where probes ran during training.
         overwrite: Replace a report in that folder.
 
     Raises:
@@ -41,6 +49,8 @@ def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overw
         raise ConfigError(
             "There is a report already.", expected="a new folder", found=Path(out) / REPORT, do="pass --overwrite true"
         )
+    if reach is not None and not 0 < reach < 1:
+        raise ConfigError("`reach` is an accuracy.", expected="a number in (0, 1), such as 0.5", found=reach)
     paths = [Path(given).expanduser() for given in runs]
     for path in paths:
         _check_is_run(path)
@@ -52,7 +62,7 @@ def compare(runs: list[str], out: str = "comparison", title: str = "ReLA", overw
     named = _distinct(grouped(found))
     if len(named) < 2:
         named = _distinct([with_interval(run) for run in found])  # seeds alone: nothing to set them against
-    remarks = notes(named)
+    remarks = [*notes(named), *(reached(named, reach) if reach is not None else [])]
     protocol = {
         "probe": found[0]["protocol"],
         "curves": "online probes during training, where there were any; the table is measured afterwards",
@@ -96,7 +106,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
     folder = files[0].parent
     if "seconds" not in content and "protocol" in content and (folder / RECORD).is_file():  # a probe beside a run's own
         content = {**read_run(folder), **content}
-    content |= setting_of(folder)
+    if content.get("steps") != 0:  # no prior, and no untrained network: what took training has its setting
+        content |= setting_of(folder)
     if not measured(content):
         raise ConfigError(
             "The run was not probed.", expected="a measure in its run.json", found=path, do=f"rela probe {path}"

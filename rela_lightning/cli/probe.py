@@ -46,6 +46,7 @@ def probe(
     batch_size: int = 256,
     num_workers: int = 0,
     device: str = "auto",
+    untrained: bool = False,
     out: str | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -83,6 +84,8 @@ def probe(
         batch_size: Images in one forward of the backbone.
         num_workers: Processes that read images.
         device: Where the backbone runs; `auto` takes the accelerator if there is one.
+        untrained: Probe the run's backbone as it was before training, as `probe-untrained.json` in its folder: what
+            the run has gained shows beside it.
         out: Folder for `probe.json`, which then is all that is written; null takes the run's, or for a prior
             `probe-<prior>.json` in the current one.
         overwrite: Take this protocol for the run's own from now on.
@@ -98,15 +101,17 @@ def probe(
     )  # fmt: skip
     asked.check()
     check_options({"batch_size": batch_size}, device)
-    subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs)
+    subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs, untrained=untrained)
     other_data = data is not None and subject.data is not None and data_facts(data) != data_facts(subject.data)
     if data is not None:
         _say_other_size(data, subject)
     data = data if data is not None else subject.data
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
     found, protocol = _measured(asked, subject, data, options)
+    no_training = {"seconds": 0.0, "labelling_seconds": 0.0, "steps": 0, "history": []}
     result = {
         "name": subject.name,
+        **(no_training if subject.folder is None or not subject.trained else {}),
         **found,
         "protocol": protocol,
         "checkpoint": str(subject.checkpoint) if subject.checkpoint is not None else None,
@@ -114,6 +119,8 @@ def probe(
     }
     if out is not None:
         written = write_beside(result, Path(out))
+    elif subject.folder is not None and not subject.trained:
+        written = write_beside(result, subject.folder, "probe-untrained.json")
     elif subject.folder is None:
         written = write_beside(result, Path(), named_after(subject.name))
     else:

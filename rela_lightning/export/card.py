@@ -8,6 +8,7 @@ from typing import Any
 
 from rela_lightning.export.architecture import Recipe
 from rela_lightning.export.inputs import Inputs
+from rela_lightning.runs.bill import bill_table
 from rela_lightning.runs.comparison import in_text, validation_images, wilson
 
 UNKNOWN = "unknown"
@@ -35,6 +36,7 @@ def facts_table(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("epochs" + end, facts.get("epochs")),
         ("seconds, labelling included" + end, _seconds(facts.get("seconds"))),
         ("seconds of labelling", _seconds(facts.get("labelling_seconds"))),
+        *((head + end, cell) for head, cell in _bill(facts)),
         ("hardware", facts.get("hardware")),
         ("linear top-1" + end, _accuracy(facts, "linear_top1")),
         ("kNN top-1" + end, _accuracy(facts, "knn_top1")),
@@ -58,6 +60,13 @@ def text(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(text(inner) for inner in value)
     return _FOLDERS.sub("", " ".join(str(value).split())).replace("|", "\\|")
+
+
+def _bill(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What training took, where the run kept it."""
+    known = facts.get("bill") and facts.get("labelling_seconds") is not None
+    table = bill_table([{"name": "", **facts}]) if known else []
+    return list(zip(table[0][2:], table[1][2:], strict=True)) if table else []
 
 
 def _data(data: Any) -> Any:

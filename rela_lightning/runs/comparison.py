@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rela_lightning.runs.bill import mean_bill
 from rela_lightning.runs.measures import ACCURACIES, MEASURES
 
 Run = Mapping[str, Any]
@@ -83,6 +84,7 @@ def _as_one(group: Sequence[Run]) -> dict[str, Any]:
         "switch_seconds": statistics.fmean(switches) if len(switches) == len(group) else None,
         "seeds": [run.get("seed") for run in group],
         "interval": {name: of_mean([run[name] for run in group]) for name in ACCURACIES if name in mean},
+        "bill": mean_bill([run.get("bill") or {} for run in group]),
         "history": _mean_history([run.get("history", []) for run in group]),
     }
 
@@ -118,6 +120,41 @@ def notes(runs: Sequence[Run]) -> list[str]:
         found.append(f"± of a single run: 95% interval of its {images} validation images (Wilson).")
     if any("seeds" in run for run in runs):
         found.append("± of several seeds: 95% interval of their mean (Student's t).")
+    return found
+
+
+def seconds_to(run: Run, name: str, level: float) -> float | None:
+    """Seconds, labelling included, until an online probe first reached a level; None if it never did.
+
+    Between two points of the history the accuracy is taken to rise evenly.
+
+    Args:
+        run: A run.
+        name: Of the accuracy.
+        level: In `[0, 1]`.
+    """
+    before: tuple[float, float] | None = None
+    for point in run.get("history", []):
+        if name not in point:
+            continue
+        value = point[name]["mean"] if isinstance(point[name], Mapping) else point[name]
+        if value >= level:
+            if before is None:
+                return float(point["seconds"])
+            share = (level - before[1]) / (value - before[1])
+            return float(before[0] + share * (point["seconds"] - before[0]))
+        before = point["seconds"], value
+    return None
+
+
+def reached(runs: Sequence[Run], level: float) -> list[str]:
+    """A line for each probe that ran during training: when each run reached a level."""
+    found = []
+    for name in SCORES:
+        if any(name in point for run in runs for point in run.get("history", [])):
+            when = {run["name"]: seconds_to(run, name, level) for run in runs}
+            said = {name: "never" if seconds is None else f"{seconds:.1f}" for name, seconds in when.items()}
+            found.append(f"Seconds to {100 * level:g}% {MEASURES[name]} top-1: {_listed(said)}.")
     return found
 
 

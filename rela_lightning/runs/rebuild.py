@@ -16,9 +16,10 @@ from rela_lightning.errors import ConfigError
 from rela_lightning.networks.encode import find_backbone
 from rela_lightning.priors import Prior, load_prior
 from rela_lightning.priors.load import SCHEMES
+from rela_lightning.rng import preserved_rng
 from rela_lightning.runs.folder import run_of
 from rela_lightning.runs.names import CONFIG, RECORD
-from rela_lightning.runs.read import find_checkpoint, read_checkpoint, read_run
+from rela_lightning.runs.read import find_checkpoint, read_checkpoint, read_run, setting_of
 from rela_lightning.runs.resume import check_belongs
 
 
@@ -32,6 +33,8 @@ class Subject(NamedTuple):
     checkpoint: Path | None = None
     data: Any = None
     """The run's own data module."""
+    trained: bool = True
+    """False for the network of a run as it is before training."""
 
     @property
     def preprocess(self) -> Any:
@@ -39,13 +42,16 @@ class Subject(NamedTuple):
         return self.network.preprocess if isinstance(self.network, Prior) else None
 
 
-def find_subject(given: str, *, backbone: str = "auto", prior_kwargs: dict[str, Any] | None = None) -> Subject:
+def find_subject(
+    given: str, *, backbone: str = "auto", prior_kwargs: dict[str, Any] | None = None, untrained: bool = False
+) -> Subject:
     """The network behind a run's folder, a checkpoint or the spec of a prior.
 
     Args:
         given: Folder of a run, a checkpoint in one, or what `load_prior` takes.
         backbone: Dotted path of the network in the run's module; `auto` tries the usual names.
         prior_kwargs: Options of `load_prior`, for a spec.
+        untrained: The run's network as it is before training, built anew with its seed.
 
     Raises:
         ConfigError: If there is no such thing, or the checkpoint does not belong to the run's config.
@@ -54,6 +60,13 @@ def find_subject(given: str, *, backbone: str = "auto", prior_kwargs: dict[str, 
     path = Path(given).expanduser()
     scheme = given.partition(":")[0]
     if not path.exists() and any(known.startswith(f"{scheme}:") for known in SCHEMES):
+        if untrained:
+            raise ConfigError(
+                "Only the network of a run can be had untrained.",
+                expected="the folder of a run",
+                found=given,
+                do=f"for a library's network rela probe random:{given}",
+            )
         prior = load_prior(given, **(prior_kwargs or {}))
         return Subject(prior, prior.name)
     file = find_checkpoint(path)
@@ -65,9 +78,11 @@ def find_subject(given: str, *, backbone: str = "auto", prior_kwargs: dict[str, 
             found=file,
             do=f"rela probe checkpoint:{file} --prior_kwargs.arch torchvision:resnet18 (and prior_kwargs.image_size)",
         )
-    module, data, _ = _filled(folder / CONFIG, file)
+    module, data = _fresh(folder / CONFIG) if untrained else _filled(folder / CONFIG, file)[:2]
     found = find_backbone(module, backbone)
     network = found.network if found.call is found.network else _Called(found.network, found.call)
+    if untrained:
+        return Subject(network, f"{folder.name}, untrained", folder, None, data, trained=False)
     return Subject(network, folder.name, folder, file, data)
 
 
@@ -94,6 +109,13 @@ def folder_of(path: Path) -> Path | None:
     """
     folder = path if path.is_dir() and (path / CONFIG).is_file() else run_of(find_checkpoint(path))
     return folder if folder is not None and (folder / CONFIG).is_file() else None
+
+
+def _fresh(config: Path) -> tuple[LightningModule, Any]:
+    """Module and data module of a run's config, as they are before training."""
+    with preserved_rng():
+        torch.default_generator.manual_seed(int(setting_of(config.parent).get("seed") or 0))
+        return build(config)
 
 
 def _filled(config: Path, file: Path) -> tuple[LightningModule, Any, int | None]:

@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch import Callback
 
 from rela_lightning.callback import ReLACallback
-from rela_lightning.compat import timers
+from rela_lightning.compat import is_compiled, timers
 from rela_lightning.files import write_whole
+from rela_lightning.runs.bill import Bill
 from rela_lightning.runs.names import RECORD
 from rela_lightning.runs.random_state import random_state, restore
 from rela_lightning.runs.report import versions
@@ -45,6 +46,9 @@ class RunRecord(Callback):
         self._alone = False  # one process: others would draw the same views as the first
         self._random: dict[str, Any] | None = None
         self._named: Path | None = None  # the checkpoint in the record
+        self._bill = Bill()
+        self._device = torch.device("cpu")
+        self._compiled = False
 
     @property
     def seconds(self) -> float:
@@ -53,11 +57,13 @@ class RunRecord(Callback):
         return self._labelling + self._spent + running
 
     def _pause(self) -> None:
+        self._bill.pause()
         if self._since is not None:
             self._spent, self._since = self._spent + time.perf_counter() - self._since, None
 
     def _resume(self) -> None:
         self._pause()
+        self._bill.start(self._device)
         self._since = time.perf_counter()
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -65,6 +71,8 @@ class RunRecord(Callback):
         store = _store(trainer)
         self._labelling = float(store.manifest["labelling_seconds"]) if store is not None else 0.0
         self._alone = trainer.world_size == 1
+        self._device = trainer.strategy.root_device
+        self._compiled = is_compiled(pl_module)
         if trainer.num_training_batches < trainer.log_every_n_steps:  # an epoch leaves a row in the logs
             trainer.log_every_n_steps = max(1, trainer.num_training_batches)
         self._resume()
@@ -92,8 +100,17 @@ class RunRecord(Callback):
             self._history.append({"seconds": round(self.seconds, 3), "steps": trainer.global_step, **found})
         self._resume()
 
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """A batch is there: what was waited for is put down."""
+        self._bill.begin(self._phase_number(trainer), countable=self._alone and not self._compiled)
+
+    def _phase_number(self, trainer: Any) -> int:
+        phase = getattr(_rela(trainer), "phase", None)
+        return 2 if phase is None else int(phase.number)
+
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note when transport ended."""
+        """Put the step down; note when transport ended."""
+        self._bill.end(self._phase_number(trainer))
         phase = getattr(_rela(trainer), "phase", None)
         if self._switched is None and phase is not None and phase.weights == SSL_ONLY:
             self._switched = round(self.seconds, 3)
@@ -109,6 +126,7 @@ class RunRecord(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Write what there is, with the checkpoint to go on from."""
+        self._bill.stop_counting()
         if self._since is not None:
             self._pause()
             self._write(trainer, pl_module)
@@ -117,12 +135,16 @@ class RunRecord(Callback):
         """What a resumed run goes on from."""
         seconds = self.seconds - self._labelling
         drawn = {"random": random_state()} if self._alone else {}
-        return {"seconds": seconds, "switch_seconds": self._switched, "history": list(self._history), **drawn}
+        bill = self._bill.state_dict(self._device)
+        history = list(self._history)
+        return {"seconds": seconds, "switch_seconds": self._switched, "history": history, "bill": bill, **drawn}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
         self._spent, self._history = float(state_dict["seconds"]), list(state_dict["history"])
         self._switched, self._random = state_dict["switch_seconds"], state_dict.get("random")
+        if "bill" in state_dict:
+            self._bill.load_state_dict(state_dict["bill"])
 
     def _write(self, trainer: Any, pl_module: Any) -> None:
         self._named = last_checkpoint(trainer)
@@ -157,6 +179,7 @@ class RunRecord(Callback):
             "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
             "top1": _top1(trainer.callback_metrics),
             "validation_images": _length(_last(trainer.val_dataloaders)),
+            "bill": self._bill.found(self._device),
             "history": self._history,
             "versions": versions(),
             "checkpoint": None if checkpoint is None else _inside(checkpoint, self.folder),

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rela_lightning.errors import ConfigError
+from rela_lightning.runs.bill import bill_table
 from rela_lightning.runs.comparison import in_text
 from rela_lightning.runs.measures import ACCURACIES, LABEL_FREE, MEASURES, as_text, measured, of_any
 
@@ -180,16 +181,25 @@ def to_markdown(
         notes: What a reader must know before comparing the numbers.
     """
     check_runs(runs)
-    header = _header(runs)
-    lines = [f"# {title}", "", "| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in _cells(runs)]
+    lines = [f"# {title}", "", *_markdown([_header(runs), *_cells(runs)])]
     lines += ["", "Accuracies are top-1 in percent. Seconds are training plus labelling; probing is left out.", ""]
     lines += [text for note in notes for text in (note, "")]
+    bill = bill_table(runs)
+    if bill:
+        lines += ["## What it took", "", *_markdown(bill), ""]
+        lines += ["FLOPs are of training on one device, by torch's counter; memory is of tensors on a GPU, else of the"]
+        lines += ["process.", ""]
     if curves is not None:
         lines += [f"![Probe accuracy against seconds]({curves})", ""]
     lines += ["## Protocol", "", *(f"- **{key}**: {in_text(value)}" for key, value in protocol.items()), ""]
     lines += ["## Versions", "", ", ".join(f"{key} {value}" for key, value in versions().items()), ""]
     return "\n".join(lines)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table, whose first row is the header."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return [lines[0], "|---" + "|---:" * (len(rows[0]) - 1) + "|", *lines[1:]]
 
 
 def write_report(

@@ -1,0 +1,208 @@
+"""The bill of a run: counted steps, seconds and FLOPs by phase, against sums by hand."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from rela_lightning import ReLACallback
+from rela_lightning.cli import main
+from rela_lightning.runs import bill as bills
+from rela_lightning.runs.bill import Bill, bill_table, mean_bill, total_flops
+from rela_lightning.runs.comparison import reached, seconds_to
+from rela_lightning.runs.read import read_run
+from rela_lightning.runs.record import RunRecord
+from rela_lightning.schedules import Switch
+from tests.test_cli import in_a_folder_of_its_own, record  # noqa: F401
+
+ROWS, WIDTH = 8, 6
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+class Small(L.LightningModule):
+    """A linear backbone on flat images, and a head that only its own step uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, WIDTH))
+        self.head = nn.Linear(WIDTH, 5)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.head(self.backbone(batch[0])).square().mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=1e-3)
+
+
+class Slow(torch.utils.data.Dataset):
+    """Images that take their time, with the transform that ReLACallback sets."""
+
+    def __init__(self, digits: Any, pause: float = 0.0) -> None:
+        self.digits, self.pause, self.transform = digits, pause, None
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, row: int) -> Any:
+        time.sleep(self.pause)
+        image = torch.zeros(3, 32, 32) + row
+        return image, 0
+
+
+def fit(folder: Path, steps: int, *callbacks: Any, pause: float = 0.0, module: Any = None, path: Any = None) -> dict:
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="cpu", default_root_dir=folder, callbacks=[*callbacks, RunRecord(folder, "a")],
+        **{**QUIET, "enable_checkpointing": path is not None},
+    )  # fmt: skip
+    loader = DataLoader(Slow(None, pause), batch_size=ROWS)
+    trainer.fit(module or Small(), loader, ckpt_path=path if path and Path(path).exists() else None, weights_only=True)
+    if path is not None:
+        trainer.save_checkpoint(path)
+    return read_run(folder)["bill"]
+
+
+def linear(rows: int, inputs: int, outputs: int, *, first: bool) -> int:
+    """FLOPs of a linear layer, forward and backward; the first layer needs no gradient of its input."""
+    return 2 * rows * inputs * outputs * (2 if first else 3)
+
+
+def test_flops_steps_and_waiting_are_what_they_are_by_hand(tmp_path: Path) -> None:
+    begun = time.perf_counter()
+    found = fit(tmp_path, 5, pause=0.002)
+    whole = time.perf_counter() - begun
+    assert list(found["phases"]) == ["own"]
+    own = found["phases"]["own"]
+    expected = linear(ROWS, 3072, WIDTH, first=True) + linear(ROWS, WIDTH, 5, first=False)
+    assert (own["steps"], own["flops"]) == (5, expected)
+    assert 5 * ROWS * 0.002 <= own["data_seconds"] <= own["seconds"] <= whole
+    assert found["peak_bytes"] > 1 << 20 and found["joules"] is None
+    assert total_flops(found) == 5 * expected
+
+
+def test_phases_are_told_apart(tmp_path: Path, digits64: Any, targets64: Path) -> None:
+    from rela_lightning.data import RGBImages, probe_view
+
+    images = RGBImages(digits64, probe_view(32, mean=[0.5] * 3, std=[0.5] * 3))
+    rela = ReLACallback(targets64, schedule=Switch(0.5))
+    trainer = L.Trainer(
+        max_steps=10, accelerator="cpu", default_root_dir=tmp_path, callbacks=[rela, RunRecord(tmp_path, "a")], **QUIET
+    )
+    trainer.fit(Small(), DataLoader(images, batch_size=ROWS))
+    phases = read_run(tmp_path)["bill"]["phases"]
+    assert {name: entry["steps"] for name, entry in phases.items()} == {"transport": 5, "own": 5}
+    assert phases["own"]["flops"] == linear(ROWS, 3072, WIDTH, first=True) + linear(ROWS, WIDTH, 5, first=False)
+    assert phases["transport"]["flops"] > linear(ROWS, 3072, WIDTH, first=True)
+    assert phases["transport"]["flops"] != phases["own"]["flops"]
+
+
+def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    first = fit(tmp_path, 4, pause=0.001, path=path)["phases"]["own"]
+    second = fit(tmp_path, 7, pause=0.001, path=path)["phases"]["own"]
+    assert (first["steps"], second["steps"]) == (4, 7)
+    assert second["seconds"] > first["seconds"] and second["data_seconds"] >= first["data_seconds"] + 3 * ROWS * 0.001
+    assert second["flops"] == first["flops"]
+
+
+def test_compiled_steps_are_not_counted_and_failures_leave_no_counter(tmp_path: Path) -> None:
+    from torch.utils._python_dispatch import _get_current_dispatch_mode_stack as stack
+
+    compiled = Small()
+    compiled.backbone.compile(backend="eager")
+    assert fit(tmp_path, 4, module=compiled)["phases"]["own"]["flops"] is None
+
+    class Fails(Small):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            if batch_idx == 2:
+                raise ValueError("as it happens")
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match="as it happens"):
+        fit(tmp_path / "b", 4, module=Fails())
+    assert not stack()
+
+
+def test_energy_is_that_of_all_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    meter = iter([5_000_000, 5_400_000, 100_000, 250_000])
+    monkeypatch.setattr(bills, "_millijoules", lambda device: next(meter))
+    device = torch.device("cpu")
+    first = Bill()
+    first.start(device)
+    state = first.state_dict(device)
+    assert state["joules"] == 400
+    second = Bill()
+    second.load_state_dict(state)
+    second.start(device)
+    assert second.found(device)["joules"] == 550
+
+
+def entry(steps: int, seconds: float, data: float, flops: int | None = 1000) -> dict[str, Any]:
+    return {"steps": steps, "seconds": seconds, "data_seconds": data, "flops": flops}
+
+
+def test_the_table_says_what_each_run_took() -> None:
+    fast = {
+        "phases": {"transport": entry(10, 2.0, 0.5), "own": entry(5, 2.0, 0.5)},
+        "peak_bytes": 2e9,
+        "joules": 7200.0,
+    }
+    plain = {"phases": {"own": entry(20, 8.0, 4.0, None)}, "peak_bytes": None, "joules": None}
+    runs = [
+        {"name": "fast", "labelling_seconds": 3.0, "bill": fast},
+        {"name": "plain", "labelling_seconds": 0.0, "bill": plain},
+        {"name": "old", "labelling_seconds": 0.0},
+    ]
+    header, first, second = bill_table(runs)
+    assert header[2:4] == ["transport alone", "own objective alone"]
+    assert first == ["fast", "3.0 s", "10 steps, 2.0 s", "5 steps, 2.0 s", "25%", "1.5e+04", "2.0 GB", "2.0 Wh"]
+    assert second == ["plain", "0.0 s", "-", "20 steps, 8.0 s", "50%", "-", "-", "-"]
+    assert bill_table(runs[2:]) == []
+    other = {**fast, "phases": {"transport": entry(20, 4.0, 0.5), "own": entry(5, 2.0, 0.5)}, "peak_bytes": 1e9}
+    mean = mean_bill([fast, other])
+    assert mean is not None and mean["phases"]["transport"]["steps"] == 15 and mean["peak_bytes"] == 2e9
+    assert mean_bill([fast, plain]) is None and mean_bill([fast, {}]) is None
+
+
+def test_seconds_to_an_accuracy() -> None:
+    history = [
+        {"seconds": 10.0, "linear_top1": 0.2},
+        {"seconds": 20.0},
+        {"seconds": 30.0, "linear_top1": {"mean": 0.4, "std": 0.1}},
+        {"seconds": 40.0, "linear_top1": 0.3},
+    ]
+    run = {"name": "a", "history": history}
+    assert seconds_to(run, "linear_top1", 0.1) == 10
+    assert seconds_to(run, "linear_top1", 0.3) == pytest.approx(20)
+    assert seconds_to(run, "linear_top1", 0.5) is None and seconds_to(run, "knn_top1", 0.1) is None
+    assert reached([run, {"name": "b", "history": []}], 0.3) == ["Seconds to 30% linear top-1: a 20.0, b never."]
+
+
+@pytest.mark.slow
+def test_prior_and_untrained_backbone_stand_beside_a_run(plain: Path, capsys: Any) -> None:
+    quick = ["--epochs=2", "--device=cpu"]
+    assert main(["probe", "runs/plain", *quick]) == 0
+    before = record("runs/plain")
+    assert main(["probe", "runs/plain", *quick, "--untrained=true"]) == 0
+    assert main(["probe", "runs/plain", *quick, "--untrained=true", "--out=again"]) == 0
+    assert record("runs/plain") == before
+    assert (plain / "probe-untrained.json").read_text() == Path("again/probe.json").read_text()
+    words = ["random:lightly:resnet-9", "--data=DigitsData", *quick]
+    options = "{width: 0.125, image_size: 32, mean: 0.305, std: 0.323}"
+    assert main(["probe", *words, f"--prior_kwargs={options}"]) == 0
+    prior = "probe-random-lightly-resnet-9.json"
+    assert main(["compare", "runs/plain", "runs/plain/probe-untrained.json", prior, "--reach=0.99"]) == 0
+    report = Path("comparison/report.md").read_text()
+    rows = {line.split(" | ")[0].lstrip("| "): line for line in report.splitlines() if line.startswith("| ")}
+    assert {"plain", "plain, untrained", "random:lightly:resnet-9"} <= set(rows)
+    assert rows["plain, untrained"].endswith("| 0.0 | 0.0 | 0 |")
+    assert "## What it took" in report and "2 steps" in report
+    assert main(["probe", "timm:resnet50", *quick, "--untrained=true"]) == 2
+    assert "random:timm:resnet50" in capsys.readouterr().err
+    assert main(["compare", "runs/plain", prior, "--reach=60"]) == 2
