@@ -148,11 +148,8 @@ def entry(steps: int, seconds: float, data: float, flops: int | None = 1000) -> 
 
 
 def test_the_table_says_what_each_run_took() -> None:
-    fast = {
-        "phases": {"transport": entry(10, 2.0, 0.5), "own": entry(5, 2.0, 0.5)},
-        "peak_bytes": 2e9,
-        "joules": 7200.0,
-    }
+    phases = {"transport": entry(10, 2.0, 0.5), "own": entry(5, 2.0, 0.5)}
+    fast = {"phases": phases, "peak_bytes": 2e9, "joules": 7200.0}
     plain = {"phases": {"own": entry(20, 8.0, 4.0, None)}, "peak_bytes": None, "joules": None}
     runs = [
         {"name": "fast", "labelling_seconds": 3.0, "bill": fast},
