@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "targets": ("rela_lightning.cli.targets:targets", "embed the training images once with a prior"),
     "rank": ("rela_lightning.cli.rank:rank", "priors in order before any training, without labels"),
     "probe": ("rela_lightning.cli.probe:probe", "linear and kNN accuracy of a run, a checkpoint or a prior"),
+    "similarity": ("rela_lightning.cli.similarity:similarity", "how similar what models see is, each to each"),
     "embed": ("rela_lightning.cli.embed:embed", "features of images with their file names, as npy or parquet"),
     "compare": ("rela_lightning.cli.compare:compare", "two or more runs as a table, a plot and JSON"),
     "export": (
