@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,14 @@ def quick(line: str) -> list[str]:
     if command == "finetune":
         words = [word.replace("torchvision:resnet50/DEFAULT", "lightly:resnet-9") for word in words]
         return [command, *words, *QUICK]
-    small = {"targets": ["--num_workers=0"], "probe": ["--epochs=1"], "export": [], "embed": [], "compare": []}[command]
+    small = {
+        "similarity": ["--num_samples=12"],
+        "targets": ["--num_workers=0"],
+        "probe": ["--epochs=1"],
+        "export": [],
+        "embed": [],
+        "compare": [],
+    }[command]
     return [command, *words, *small]
 
 
@@ -96,6 +104,9 @@ def test_commands_do_what_the_page_shows(name: str, place: Path, monkeypatch: py
         monkeypatch.setattr(f"rela_lightning.{module}.load_prior", small_prior)
     monkeypatch.setattr("rela_lightning.cli.command.wait_at_exit", lambda: None)
     torch.save(resnet18().state_dict(), "weights.pth")
+    if name == "docs/choosing.md":
+        main(["fit", "--model=BYOL", "--data=DigitsData", "--name=fast", *NETWORK, *QUICK])
+        shutil.copy(next(Path("runs/fast").rglob("*.ckpt")), "runs/fast/checkpoints/epoch=3.ckpt")
     if name == "docs/export.md":
         main(["fit", "--model=BYOL", "--data=DigitsData", "--name=byol", *NETWORK, *QUICK])
     if name == "docs/examples.md":
