@@ -31,7 +31,7 @@ def parameter_groups(
         bias_and_norm_lr: Learning rate of the second group; None for that of the first.
 
     Returns:
-        Parameters, where nothing sets the groups apart; else two groups `{"params": [...], ...}`.
+        The parameters, where nothing sets the groups apart; else two groups as dicts, without an empty one.
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     apart: dict[str, float] = {"weight_decay": 0.0} if exclude_bias_and_norm else {}
