@@ -69,6 +69,7 @@ _EXPORTS = {
     "errors": ".errors",
     "export": ".export",
     "methods": ".methods",
+    "optim": ".optim",
     "priors": ".priors",
     "probe": ".probe",
     "schedules": ".schedules",

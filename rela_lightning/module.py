@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from rela_lightning.callback import ReLACallback
@@ -17,6 +17,7 @@ from rela_lightning.compat import forget_hyper_parameters, picklable_default
 from rela_lightning.errors import InjectionError
 from rela_lightning.networks.encode import pooled
 from rela_lightning.networks.pooling import Pooling
+from rela_lightning.optim import with_scheduler
 from rela_lightning.schedules import TransportOnly
 from rela_lightning.targets import TargetStore
 
@@ -100,7 +101,8 @@ class ReLAModule(LightningModule):
         backbone: Network from images `[B, C, H, W]` to features, maps or tokens.
         targets: Folder written by `build_targets`, or an open `TargetStore`.
         optimizer: Builds the backbone's optimizer.
-        lr_scheduler: Builds its scheduler, stepped each epoch; None keeps the rate.
+        lr_scheduler: Builds its scheduler, stepped each epoch, `rela_lightning.optim.WarmupCosine` each optimizer step;
+            None keeps the rate.
         pooling: See `rela_lightning.networks.pooling.pool`.
         num_views: Views per image that are used.
         rela: Further options of `ReLACallback`, by name.
@@ -145,4 +147,4 @@ class ReLAModule(LightningModule):
         """The backbone's optimizer and scheduler."""
         optimizer = self._optimizer(self.backbone.parameters())
         scheduler = self._lr_scheduler(optimizer) if self._lr_scheduler is not None else None
-        return LightningCLI.configure_optimizers(self, optimizer, scheduler)
+        return with_scheduler(self, optimizer, scheduler)

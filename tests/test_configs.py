@@ -13,6 +13,7 @@ import pickle
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,7 +26,8 @@ from rela_lightning.cli import main
 from tests.image_files import crop, write_cifar10, write_classes, write_fashion, write_stl10
 
 ROOT = Path(__file__).parent.parent
-FIT = sorted((ROOT / "examples").rglob("*.yaml"))
+LOGGERS = sorted((ROOT / "examples" / "loggers").glob("*.yaml"))
+FIT = [file for file in sorted((ROOT / "examples").rglob("*.yaml")) if file not in LOGGERS]
 DOCS = sorted((ROOT / "docs" / "configs").glob("*.yaml"))
 QUICK_PRIOR = [
     "--prior=random:lightly:resnet-9", "--prior_kwargs={width: 0.125, image_size: 32, mean: 0.5, std: 0.5}",
@@ -186,7 +188,7 @@ def test_there_are_configs_for_every_method_and_data_set():
 def test_the_index_lists_every_config_and_script():
     index = (ROOT / "docs" / "examples.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"[\w-]+\.(?:yaml|py)\b", index))
-    files = {file.name for file in [*FIT, *DOCS] if file.parent.name != "paper"}
+    files = {file.name for file in [*FIT, *LOGGERS, *DOCS] if file.parent.name != "paper"}
     assert files | {file.name for file in (ROOT / "examples").glob("*.py")} == listed
 
 
@@ -223,6 +225,28 @@ def test_the_callback_is_added_on_the_command_line(capsys):
     run = json.loads(Path("by-hand/run.json").read_text())
     assert (run["method"], run["prior"], run["schedule"]) == ("BYOL", "random:lightly:resnet-9", "Plateau")
     assert run["labelling_seconds"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("file", LOGGERS, ids=name)
+def test_a_logger_goes_beside_a_config(file, capsys, monkeypatch):
+    """The command in its header is parsed; where the logger's package is installed, a run writes into it."""
+    fit = next(words for words in commands(file) if words[0] == "fit")
+    assert fit[-1] == name(file)
+    words = [word if word == "fit" or word.startswith("-") else str(ROOT / word) for word in fit]
+    config = printed(words, capsys)
+    within(given(file), config)
+    assert config["trainer"]["callbacks"][0]["class_path"] == "rela_lightning.ReLACallback"
+    if find_spec(file.stem) is None:
+        assert main(words) == 2
+        assert file.stem in capsys.readouterr().err
+        pytest.skip(f"{file.stem} is not installed")
+    make_targets(ROOT / fit[2])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    quick = [word for word in QUICK_FIT if "fast_dev_run" not in word]
+    folder = f"--trainer.default_root_dir=logged-{file.stem}"
+    assert main([*words, *quick, folder, "--trainer.max_epochs=1", "--trainer.limit_train_batches=1"]) == 0
+    assert any(file.stem in str(path) and path.is_file() for path in Path("runs").rglob("*"))
 
 
 # ---- the other commands ------------------------------------------------------------------------------------

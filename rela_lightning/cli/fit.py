@@ -27,6 +27,7 @@ from rela_lightning.compat import uncompiled
 from rela_lightning.config import own_errors, register_names
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
+from rela_lightning.optim import with_scheduler
 from rela_lightning.probe import OnlineLinearProbe
 from rela_lightning.runs.folder import choose_folder, release_folder, run_of
 from rela_lightning.runs.names import CHECKPOINTS, CONFIG, RECORD
@@ -153,6 +154,11 @@ class RelaCLI(LightningCLI):
             default=False,
             help="Keep convolution weights and images channels last in memory, which suits mixed precision on a GPU.",
         )
+
+    @staticmethod
+    def configure_optimizers(lightning_module: Any, optimizer: Any, lr_scheduler: Any = None) -> Any:
+        """What `--optimizer` and `--lr_scheduler` give a module; `WarmupCosine` goes on at each step."""
+        return with_scheduler(lightning_module, optimizer, lr_scheduler)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)

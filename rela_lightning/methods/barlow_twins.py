@@ -43,7 +43,7 @@ class BarlowTwins(Method):
         backbone: Name for `build_backbone`, or a module whose output pools to features `[B, F]`.
         projector_dim: Width of the projector's three layers.
         redundancy_weight: Weight of the off-diagonal term, the paper's lambda.
-        options: `backbone_kwargs`, `cifar_stem`, `optimizer` and `lr_scheduler` of `Method`.
+        options: `optimizer`, `lr_scheduler` and the others of `Method`.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
@@ -16,6 +16,7 @@ from rela_lightning.errors import ConfigError
 from rela_lightning.methods.multiview import crops, two_views
 from rela_lightning.networks.backbones import build_backbone
 from rela_lightning.networks.encode import measure_feature_dim, pooled
+from rela_lightning.optim import parameter_groups, with_scheduler
 
 GATHER = torch.distributed.is_available()
 """Whether losses over a batch take in the batches of all processes, where there are several."""
@@ -25,8 +26,7 @@ GATHER = torch.distributed.is_available()
 class Method(LightningModule):
     """Base of the methods here: builds the backbone, finds the views, makes the optimizer.
 
-    A method adds its heads and its `training_step`. All trainable parameters are in one group; override
-    `configure_optimizers` for several. Validation batches are not used: they are for the probes.
+    A method adds its heads and its `training_step`. Validation batches are not used: they are for the probes.
 
     Args:
         backbone: Name for `build_backbone`, or a module whose output pools to features `[B, F]`.
@@ -34,7 +34,11 @@ class Method(LightningModule):
         cifar_stem: 3x3 first convolution and no max-pooling, for small images; for names only.
         optimizer: Makes the optimizer from the trainable parameters. The default is that of the authors' code
             of arXiv 2405.14669.
-        lr_scheduler: Makes a scheduler, stepped each epoch, from the optimizer; None keeps the rate.
+        lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch, `rela_lightning.optim.WarmupCosine` each
+            optimizer step; None keeps the rate.
+        exclude_bias_and_norm: No weight decay for biases, normalisation layers and other parameters of one dimension,
+            and with lightly's LARS no adaptation of their rate: SimCLR, BYOL, Barlow Twins, VICReg.
+        bias_and_norm_lr: Rate of these parameters; None for that of the others. Barlow Twins has 0.0048 for 256 images.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.
@@ -53,7 +57,10 @@ class Method(LightningModule):
         cifar_stem: bool = False,
         optimizer: OptimizerCallable = lambda params: torch.optim.AdamW(params, lr=1e-3, weight_decay=1e-2),
         lr_scheduler: LRSchedulerCallable | None = None,
+        exclude_bias_and_norm: bool = False,
+        bias_and_norm_lr: float | None = None,
     ) -> None:
+        check_positive(bias_and_norm_lr=bias_and_norm_lr)
         super().__init__()
         objects = (
             ["optimizer", "lr_scheduler"] if isinstance(backbone, str) else ["optimizer", "lr_scheduler", "backbone"]
@@ -66,6 +73,7 @@ class Method(LightningModule):
         else:
             self.backbone, self.feature_dim = backbone, measure_feature_dim(backbone)
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
+        self._exclude_bias_and_norm, self._bias_and_norm_lr = exclude_bias_and_norm, bias_and_norm_lr
 
     def forward(self, images: Tensor) -> Tensor:
         """Features `[B, F]` of images `[B, C, H, W]`."""
@@ -76,9 +84,12 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the trainable parameters, and its scheduler."""
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        groups = parameter_groups(
+            self, exclude_bias_and_norm=self._exclude_bias_and_norm, bias_and_norm_lr=self._bias_and_norm_lr
+        )
+        optimizer = self._optimizer(groups)
         scheduler = self._lr_scheduler(optimizer) if self._lr_scheduler is not None else None
-        return LightningCLI.configure_optimizers(self, optimizer, scheduler)
+        return with_scheduler(self, optimizer, scheduler)
 
     def two_views(self, batch: Any) -> tuple[Tensor, Tensor]:
         """The two views a batch starts with, see `views.two_views`."""

@@ -29,8 +29,8 @@ class BYOL(MomentumMethod):
         backbone: Name for `build_backbone`, or a module whose output pools to features `[B, F]`.
         projector_dim: Width of both heads' output.
         hidden_dim: Width of both heads' hidden layer; None for 2F.
-        options: `momentum` and `momentum_end` of `MomentumMethod`; `backbone_kwargs`, `cifar_stem`, `optimizer`
-            and `lr_scheduler` of `Method`.
+        options: `momentum` and `momentum_end` of `MomentumMethod`; `optimizer`, `lr_scheduler` and the others of
+            `Method`.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.

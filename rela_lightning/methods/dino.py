@@ -61,8 +61,8 @@ class DINO(MomentumMethod):
         teacher_temperature: Divides the teacher's, after the warm-up; above 0.
         warmup_teacher_temperature: The teacher's at the start; above 0.
         warmup_teacher_epochs: Epochs in which it rises linearly.
-        options: `momentum` and `momentum_end` of `MomentumMethod`; `backbone_kwargs`, `cifar_stem`, `optimizer`
-            and `lr_scheduler` of `Method`.
+        options: `momentum` and `momentum_end` of `MomentumMethod`; `optimizer`, `lr_scheduler` and the others of
+            `Method`.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.

@@ -57,7 +57,7 @@ class MoCoV2(MomentumMethod):
             image should not meet its own key there.
         momentum: Teacher momentum at the start, in `[0, 1]`.
         momentum_end: Teacher momentum at the end; None for a constant one.
-        options: `backbone_kwargs`, `cifar_stem`, `optimizer` and `lr_scheduler` of `Method`.
+        options: `optimizer`, `lr_scheduler` and the others of `Method`.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.

@@ -49,8 +49,8 @@ class MoCoV3(MomentumMethod):
         hidden_dim: Width of both heads' hidden layers.
         projector_layers: Linear layers of the projector.
         temperature: Divides the similarities; above 0.
-        options: `momentum` and `momentum_end` of `MomentumMethod`; `backbone_kwargs`, `cifar_stem`, `optimizer`
-            and `lr_scheduler` of `Method`.
+        options: `momentum` and `momentum_end` of `MomentumMethod`; `optimizer`, `lr_scheduler` and the others of
+            `Method`.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.

@@ -30,7 +30,7 @@ class SimCLR(Method):
         hidden_dim: Width of its hidden layers; None for F.
         projector_layers: Linear layers of the head; 3 in SimCLR v2 (arXiv 2006.10029).
         temperature: Divides the similarities; above 0.
-        options: `backbone_kwargs`, `cifar_stem`, `optimizer` and `lr_scheduler` of `Method`.
+        options: `optimizer`, `lr_scheduler` and the others of `Method`.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.

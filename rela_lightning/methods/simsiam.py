@@ -26,7 +26,7 @@ class SimSiam(Method):
         backbone: Name for `build_backbone`, or a module whose output pools to features `[B, F]`.
         projector_dim: Width of the projector's layers and of the predictor's output.
         hidden_dim: Width of the predictor's hidden layer.
-        options: `backbone_kwargs`, `cifar_stem`, `optimizer` and `lr_scheduler` of `Method`.
+        options: `optimizer`, `lr_scheduler` and the others of `Method`.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.

@@ -31,7 +31,7 @@ class Supervised(Method):
         num_classes: Classes, at least 2.
         label_smoothing: Share of the target spread evenly over the classes, in `[0, 1)`.
         labels: Where the labels are in a batch: a position, a key, a dotted path (`"1"`), or `auto`.
-        options: `backbone_kwargs`, `cifar_stem`, `optimizer` and `lr_scheduler` of `Method`.
+        options: `optimizer`, `lr_scheduler` and the others of `Method`.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.

@@ -44,7 +44,7 @@ class SwAV(Method):
             batches much smaller than `num_prototypes`.
         queue_start: Epoch from which they do.
         freeze_prototypes: Epochs at the start in which prototypes are not trained.
-        options: `backbone_kwargs`, `cifar_stem`, `optimizer` and `lr_scheduler` of `Method`.
+        options: `optimizer`, `lr_scheduler` and the others of `Method`.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.

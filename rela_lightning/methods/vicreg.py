@@ -32,7 +32,7 @@ class VICReg(Method):
         invariance_weight: The paper's lambda.
         variance_weight: The paper's mu.
         covariance_weight: The paper's nu.
-        options: `backbone_kwargs`, `cifar_stem`, `optimizer` and `lr_scheduler` of `Method`.
+        options: `optimizer`, `lr_scheduler` and the others of `Method`.
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.

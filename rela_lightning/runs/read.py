@@ -12,15 +12,15 @@ import torch
 import yaml  # type: ignore[import-untyped]
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.runs.names import CONFIG, RECORD
+from rela_lightning.runs.names import CONFIG, RECORD, REQUEUED
 from rela_lightning.weights import refused_object
 
 
 def find_checkpoint(path: Path) -> Path:
     """The file itself, or the last checkpoint of a run folder.
 
-    That is the one its `run.json` names; else, in the folder with the newest `*.ckpt`, the newest `last*.ckpt` or
-    the newest of all.
+    That is the one its `run.json` names, or a newer one that Lightning saved when Slurm's time was up; else, in the
+    folder with the newest `*.ckpt`, the newest `last*.ckpt` or the newest of all.
 
     Raises:
         ConfigError: If there is none.
@@ -37,7 +37,8 @@ def find_checkpoint(path: Path) -> Path:
     if named is not None and wanted:
         file = _named_in(named, str(wanted))
         if file is not None:
-            return file
+            saved = [file, *named.parent.glob(REQUEUED)]
+            return max(saved, key=lambda each: each.stat().st_mtime)
     files = [file for file in path.rglob("*.ckpt") if file.is_file()]
     files.sort(key=lambda file: (file.stat().st_mtime, file.name))
     if not files:
