@@ -15,6 +15,7 @@ from rela_lightning.errors import ConfigError
 from rela_lightning.fingerprint.settings import feature_fields, fingerprint
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
+from rela_lightning.remote import is_url
 from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.assemble import assemble, in_words
 from rela_lightning.targets.claim import Claim
@@ -27,6 +28,7 @@ from rela_lightning.targets.place import new_folder, publish, settle
 from rela_lightning.targets.plan import LabellingPlan
 from rela_lightning.targets.records import STORAGES, Storage, record_type
 from rela_lightning.targets.reduce import STANDARDISATIONS, Standardise
+from rela_lightning.targets.remote import build_at
 from rela_lightning.targets.rounding import embed_exactly
 from rela_lightning.targets.shards import Shape, where_bytes
 from rela_lightning.targets.store import TargetStore
@@ -69,7 +71,8 @@ def build_targets(
             Or a stream (an IterableDataset, such as a WebDataset pipeline) of such samples, each with a text that no
             other sample has: its key. It shares its samples among worker processes and devices itself.
         path: Folder to write: missing (its parent too), empty, or with targets of ours. A link stands
-            for the folder it points to.
+            for the folder it points to. Or a URL (`s3://bucket/targets`): the targets are built on this machine, below
+            `$TORCH_HOME`, and copied there.
         image: Where the image is in a sample that holds several (masks, depth maps, other views), keys and positions
             with dots between: `"rgb"`, `"0"`; `None` to find it, see `rela_lightning.data.find_image`. Kept in the
             manifest, so that training finds it too.
@@ -113,6 +116,16 @@ def build_targets(
         >>> store[[0, 5]].shape
         torch.Size([2, 64])
     """
+    if is_url(path):
+        options: dict[str, Any] = {
+            "image": image, "key": key, "views": views, "target_dim": target_dim, "standardise": standardise,
+            "storage_dtype": storage_dtype, "batch_size": batch_size, "num_workers": num_workers, "trainer": trainer,
+        }  # fmt: skip
+
+        def build(folder: Path, again: bool) -> TargetStore:
+            return build_targets(prior, dataset, folder, overwrite=again, **options)
+
+        return build_at(str(path), build, trainer, overwrite=overwrite)
     started = time.time()
     place = place_of(path)
     with Claim(partial_folder(place)) as claim:
@@ -130,14 +143,14 @@ def build_targets(
         )
         with preserved_rng():
             subject = subject_of(dataset, image=image, key=key)
-            options = {
+            output = {
                 "views": views,
                 "target_dim": target_dim,
                 "standardise": standardise,
                 "storage_dtype": storage,
                 **({} if image is None else {"image": image}),
             }
-            fields = subject.fields(prior, options)
+            fields = subject.fields(prior, output)
             job = _Job(place, claim, overwrite, prior, subject, fields, Shape(1 + views, prior.feature_dim))
             done = job.finished()
             if not done and subject.length is None:

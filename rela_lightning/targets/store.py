@@ -17,10 +17,12 @@ from torch import Tensor
 from rela_lightning.data.crops import Crop, check_size
 from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
+from rela_lightning.remote import is_url
 from rela_lightning.targets.keys import KeyTable
 from rela_lightning.targets.manifest import KEYS, PROJECTION, TARGETS, read_manifest
 from rela_lightning.targets.reader import RowReader, StoredRows
 from rela_lightning.targets.reduce import Projection
+from rela_lightning.targets.remote import local_copy
 from rela_lightning.targets.verify import verify
 
 
@@ -32,7 +34,8 @@ class TargetStore:
     explained variance: a student of width F takes the first `min(F, dim)` of them.
 
     Args:
-        path: Folder written by `build_targets`.
+        path: Folder written by `build_targets`; or its URL (`s3://...`), then it is copied once to this machine, below
+            `$TORCH_HOME` (or `~/.cache/torch`), and `self.path` is the copy.
 
     Raises:
         TargetError: If there is no complete store at `path`, or it is of another format; when rows are read, if they
@@ -45,7 +48,7 @@ class TargetStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = local_copy(str(path)) if is_url(path) else Path(path).expanduser()
         self.manifest: dict[str, Any] = read_manifest(self.path)
         self._reader = RowReader(
             self.path / TARGETS, (len(self), 1 + self.views), self.dim, self.settings["storage_dtype"]
