@@ -75,6 +75,8 @@ class ReLACallback(DualCallback):
         teacher_momentum: EMA momentum of teachers in the transport phase, in `[0, 1)`.
         verify_targets: Images compared with the labelled ones before training, beside the order of all rows where the
             data set tells it; 0 checks the length only.
+        key: For targets of a stream: where the key is in a training sample, keys and positions with dots between
+            (`"2"`, `"meta.id"`). None takes the entry `__key__` or `key`, or the only text of a tuple.
         seed: Seed of W and of the `data_ratio` draw.
         own_forward: Read features by one more call of the backbone beside the user's step, instead of hooking the
             calls it makes: for steps that call a network part by part (patch_embed, blocks). One more forward and
@@ -117,6 +119,7 @@ class ReLACallback(DualCallback):
         teacher_momentum: float = 0.99,
         head_warmup: float = 0.0,
         verify_targets: int = 16,
+        key: str | None = None,
         seed: int = 0,
         own_forward: bool = False,
         allow_untested_strategy: bool = False,
@@ -151,6 +154,7 @@ class ReLACallback(DualCallback):
         self.transport_optimizer = transport_optimizer
         self.teachers, self.teacher_momentum, self.head_warmup = teachers, teacher_momentum, head_warmup
         self.verify_targets, self.seed, self.own_forward = verify_targets, seed, own_forward
+        self.key = key
         self.allow_untested_strategy = allow_untested_strategy
         self._fresh = self.schedule.state_dict()
         self._loaded: dict[str, Any] = {}  # state given to us before setup

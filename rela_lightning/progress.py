@@ -19,13 +19,13 @@ class Progress:
 
     Args:
         name: What is done, such as `labelling`.
-        total: Images of the pass.
+        total: Images of the pass; None where nobody knows.
         stream: Where to; stderr unless given.
         clock: Seconds, rising.
     """
 
     def __init__(
-        self, name: str, total: int, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
+        self, name: str, total: int | None, *, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.name, self.total, self.done = name, total, 0
         self._stream, self._clock = stream or sys.stderr, clock
@@ -77,17 +77,19 @@ class Progress:
         return advance
 
 
-def in_words(name: str, done: int, total: int, seconds: float) -> str:
+def in_words(name: str, done: int, total: int | None, seconds: float) -> str:
     """One line: `labelling: 12,800 of 50,000 images, 410 a second, 0:01:30 left`.
 
     Args:
         name: What is done.
         done: Images so far, 1 or more.
-        total: Images in all.
+        total: Images in all; None where nobody knows.
         seconds: Time so far, above 0.
     """
     rate = done / seconds
-    left = round((total - done) / rate)
     often = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
+    if total is None:
+        return f"{name}: {done:,} images, {often} a second"
+    left = round((total - done) / rate)
     clock = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
     return f"{name}: {done:,} of {total:,} images, {often} a second, {clock} left"

@@ -40,6 +40,7 @@ def test_what_is_imported_is_declared():
             *extras["demo"],
             *extras["export"],
             *extras["gpu"],
+            *extras["hf"],
             *extras["parquet"],
         ]
     }

@@ -14,9 +14,13 @@ from rela_lightning import build_targets
 from rela_lightning.errors import TargetError
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.claim import HOME, LOCK
+from rela_lightning.targets.manifest import KEYS
 from rela_lightning.targets.partial import WORKING, partial_folder
 from rela_lightning.targets.place import STORE_FILES
 from tests.test_targets import Digits, pixel_prior
+
+WRITTEN = tuple(name for name in STORE_FILES if name != KEYS)
+"""The files of targets by row."""
 
 
 class Killed(BaseException):
@@ -110,7 +114,7 @@ def test_files_beside_the_targets_survive_every_kind_of_call(tmp_path, prior, mo
     unharmed("t", HOME)
     assert build_targets(prior, dataset, tmp_path / "t", target_dim=3, overwrite=True).dim == 3
     unharmed("t")
-    assert names(tmp_path / "t") == sorted(STORE_FILES)
+    assert names(tmp_path / "t") == sorted(WRITTEN)
 
 
 def a_file(path, store):
@@ -212,7 +216,7 @@ def test_a_free_place_is_built_in_and_the_folder_stays_the_users(tmp_path, prior
     before = (tmp_path / "empty").stat(), (tmp_path / "in").stat()
     for overwrite in (False, True):
         assert len(build_targets(prior, Digits(), path, overwrite=overwrite)) == 40
-    assert names(path) == sorted(STORE_FILES)
+    assert names(path) == sorted(WRITTEN)
     for name, was in zip(("empty", "in"), before, strict=True):
         assert ((tmp_path / name).stat().st_ino, (tmp_path / name).stat().st_mode) == (was.st_ino, was.st_mode)
     assert (tmp_path / "link").is_symlink() and not list(tmp_path.rglob(HOME))
@@ -245,7 +249,7 @@ def test_a_file_put_into_the_working_folder_stays_there(tmp_path, prior):
 def test_a_kill_at_any_step_of_publishing_loses_neither_store(tmp_path, prior, monkeypatch, old):
     first = build_targets(prior, Digits(), tmp_path / "first")
     wanted = build_targets(prior, Digits(), tmp_path / "wanted", target_dim=3)
-    steps = 1 + len(STORE_FILES) * (2 if old else 1)
+    steps = 1 + len(WRITTEN) * (2 if old else 1)
     for number in range(steps + 1):
         path, calls = tmp_path / f"{number}" / "t", prior.network.calls
         if old:
@@ -258,7 +262,7 @@ def test_a_kill_at_any_step_of_publishing_loses_neither_store(tmp_path, prior, m
                 with pytest.raises(Killed):
                     build_targets(prior, Digits(), path, target_dim=3, overwrite=True)
         assert len(done) == number and prior.network.calls == calls + 72
-        committed = number > steps - 1 - len(STORE_FILES)
+        committed = number > steps - 1 - len(WRITTEN)
         if old and not committed:  # the old ones are whole again at the next call, the rows of the new ones are kept
             assert torch.equal(build_targets(prior, Digits(), path)[torch.arange(40)], first[torch.arange(40)])
         again = build_targets(prior, Digits(), path, target_dim=3, overwrite=old and not committed)

@@ -32,7 +32,7 @@ def noisy(row):
 
 
 BAD_DATA = {
-    "iterable": (Stream(), DataError, r"len\(dataset\) and dataset\[i\][\s\S]*Stream[\s\S]*prior="),
+    "iterable": (Stream(), DataError, r"carry no key[\s\S]*len\(dataset\) and dataset\[i\][\s\S]*prior="),
     "empty": (Bare(0, lambda row: None), DataError, "is empty"),
     "one row": (Digits(1), DataError, "at least 2 rows"),
     "labels": (Bare(9, lambda row: ("a", 3)), DataError, r"Row 0[\s\S]*found:    tuple of str, int"),

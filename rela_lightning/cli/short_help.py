@@ -9,8 +9,8 @@ METHODS = (
     "BYOL", "BarlowTwins", "DINO", "FineTune", "MoCoV2", "MoCoV3", "SimCLR", "SimSiam", "Supervised", "SwAV", "VICReg",
 )  # fmt: skip
 DATA = (
-    "CIFAR100Data", "CIFAR10Data", "DigitsData", "FashionMNISTData", "ImageFolderData", "ImageNetData", "STL10Data",
-    "TinyImageNetData",
+    "CIFAR100Data", "CIFAR10Data", "DigitsData", "FashionMNISTData", "HuggingFaceData", "ImageFolderData",
+    "ImageNetData", "STL10Data", "TinyImageNetData",
 )  # fmt: skip
 """Named here too, as importing them takes seconds."""
 Group = Mapping[str, str]

@@ -12,6 +12,7 @@ import rela_lightning.data.modules  # noqa: F401  # for the short names of --dat
 from rela_lightning.data.find_image import image_at
 from rela_lightning.errors import DataError
 from rela_lightning.priors import load_prior
+from rela_lightning.remote import is_url
 from rela_lightning.targets import build_targets
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.estimate import Estimate, estimate_targets
@@ -42,7 +43,7 @@ def targets(
             these, whose features are put side by side.
         data: Data module whose training images are labelled, such as `CIFAR10Data`; its views do not matter.
         path: Folder to write: missing, empty, or with targets that rela wrote. Working files are in
-            `.rela_lightning` beside it.
+            `.rela_lightning` beside it. Or a URL, to which finished targets are copied.
         prior_kwargs: Options of `load_prior`: `arch` (for a checkpoint), `image_size`, `mean`, `std`, `pooling`,
             `seed` (for random weights), ...
         storage_dtype: Type of the numbers on disk; int8 has a scale for each row.
@@ -52,7 +53,8 @@ def targets(
             lightning.pytorch.Trainer --trainer.devices 4 --trainer.precision bf16-mixed`. null takes one device.
         **options: Those of `rela_lightning.build_targets`.
     """
-    settle(place_of(path), Claim(partial_folder(path)), overwrite=overwrite)
+    if not is_url(path):
+        settle(place_of(path), Claim(partial_folder(path)), overwrite=overwrite)
     images = images_of(data)  # before the prior, which may be a large download
     network = load_prior(prior, **(prior_kwargs or {}))
     if estimate:

@@ -67,19 +67,34 @@ class ImageAt(Dataset[Any]):
         Raises:
             DataError: If the sample has no such part.
         """
-        sample = self.dataset[row]
-        try:
-            return _part_at(sample, self.where.split("."))
-        except LookupError as error:
-            raise DataError(
-                f"Row {row} of the data set has nothing at `{self.where}`.",
-                expected="keys, names of fields and positions with dots between",
-                found=type(sample).__name__,
-                exists=list(sample) if isinstance(sample, Mapping) else None,
-            ) from error
+        return image_in(self.dataset[row], self.where, f"Row {row} of the data set")
 
 
-def _part_at(item: Any, where: Sequence[str]) -> Any:
+def image_in(sample: Any, where: str | None, name: str) -> Any:
+    """The image in a sample: the part that is named, else what `find_image` finds.
+
+    Args:
+        sample: What a data set gave.
+        where: Path of the part; None to find it.
+        name: Of the sample, for an error.
+
+    Raises:
+        DataError: If the sample has no such part.
+    """
+    if where is None:
+        return find_image(sample)
+    try:
+        return part_at(sample, where.split("."))
+    except LookupError as error:
+        raise DataError(
+            f"{name} has nothing at `{where}`.",
+            expected="keys, names of fields and positions with dots between",
+            found=type(sample).__name__,
+            exists=list(sample) if isinstance(sample, Mapping) else None,
+        ) from error
+
+
+def part_at(item: Any, where: Sequence[str]) -> Any:
     """The part of a sample at a path as `walk` has it; a key may hold dots itself, as `left.jpg`.
 
     Raises:
@@ -89,7 +104,7 @@ def _part_at(item: Any, where: Sequence[str]) -> Any:
         return item
     for length in range(1, len(where) + 1):
         try:
-            return _part_at(_child(item, ".".join(where[:length])), where[length:])
+            return part_at(_child(item, ".".join(where[:length])), where[length:])
         except (LookupError, TypeError, ValueError):
             continue
     raise LookupError(where)

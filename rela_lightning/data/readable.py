@@ -7,8 +7,10 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from typing import IO
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL import Image
@@ -34,15 +36,18 @@ _TURNS: dict[object, Image.Transpose] = {
 _BLOCK = 4096
 
 
-def open_rgb(path: Path) -> Image.Image:
+def open_rgb(source: Path | IO[bytes]) -> Image.Image:
     """Decode an image file as 8-bit RGB, upright: turned and mirrored as its EXIF says.
 
     Modes are converted as `eight_bit` has it. Of an animation the first picture is read.
 
+    Args:
+        source: Its path, or the open file, which is left open.
+
     Raises:
         OSError: Or another of `UNREADABLE`, if it cannot be decoded.
     """
-    with path.open("rb") as file:
+    with source.open("rb") if isinstance(source, Path) else nullcontext(source) as file:
         opened = Image.open(file)
         image = eight_bit(opened)
         image.load()  # also turns what Pillow turns by itself (TIFF)

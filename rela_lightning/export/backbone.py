@@ -21,6 +21,7 @@ from rela_lightning.export.onnx import require_onnx, write_onnx
 from rela_lightning.export.sequence import by_own_names, is_numbered, recognised
 from rela_lightning.export.source import Source, read_source
 from rela_lightning.files import check_free, write_whole
+from rela_lightning.remote import is_url, write_at
 from rela_lightning.runs.report import versions
 from rela_lightning.weights import State
 
@@ -50,7 +51,7 @@ def export_backbone(
     std: Sequence[float] | None = None,
     run: str | Path | Mapping[str, Any] | None = None,
     overwrite: bool = False,
-) -> Path:
+) -> Path | str:
     """Write the backbone alone, under the names of the plain architecture.
 
     The state dict loads with `strict=True` into the network that was trained: torchvision's with an identity in
@@ -61,7 +62,8 @@ def export_backbone(
 
     Args:
         checkpoint: Lightning checkpoint; run folder, of which the last checkpoint is taken; weights file; or a module.
-        path: File to write; for `hub` a folder. Missing folders are made.
+        path: File to write; for `hub` a folder. Missing folders are made. Or a URL (`s3://bucket/backbone.onnx`), to
+            which finished files are copied.
         format: `auto` goes by the file's ending, and takes safetensors where there is none. `safetensors`, `torch`:
             the state dict. `onnx`: images float32 `[N, C, S, S]` in, pooled features float32 `[N, F]` out, any N; needs
             the extra `export`. `hub`: `model.safetensors`, `config.json` (timm's, where a timm model takes the weights)
@@ -80,7 +82,7 @@ def export_backbone(
         overwrite: Replace what is at `path`; of a hub folder the three files.
 
     Returns:
-        `path`: the file, or the hub's folder.
+        `path`: the file, or the hub's folder; a URL as it was given.
 
     Raises:
         ConfigError: If there is no checkpoint, it holds pickled objects, the backbone is not found or not finite, does
@@ -95,6 +97,18 @@ def export_backbone(
         >>> method.backbone.load_state_dict(load_file(path))
         <All keys matched successfully>
     """
+    if is_url(path):
+        options: dict[str, Any] = {
+            "key": key, "architecture": architecture, "backbone_kwargs": backbone_kwargs, "cifar_stem": cifar_stem,
+            "image_size": image_size, "mean": mean, "std": std, "run": run,
+        }  # fmt: skip
+        if format == "auto":
+            format = format_of(str(path))
+
+        def write(file: Path) -> object:
+            return export_backbone(checkpoint, file, format=format, **options)
+
+        return write_at(str(path), write, names=FILES if format == "hub" else (), overwrite=overwrite)
     out = Path(path).expanduser()
     if format == "auto":
         format = format_of(out)

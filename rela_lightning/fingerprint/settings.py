@@ -18,19 +18,32 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 """Version of the layout of a store: rows by image and view. Format 1 held whole images, unchecked."""
-_NAMES = {"dataset_length": "data set length", "views": "number of views", "format_version": "format version"}
+_NAMES = {
+    "dataset_length": "data set length",
+    "views": "number of views",
+    "format_version": "format version",
+    "lookup": "way to find rows, by",
+}
+_BY_ROW = "row"
 _OUTPUT = ("target_dim", "standardise", "storage_dtype")
 _SEEN_OTHERWISE = ("prior_identity", "prior_function", "preprocessing", "dataset_order", "dataset_content")
 
 
-def fields_of(prior: Prior, dataset: Any, sample: Sample, length: int, **output: Any) -> dict[str, Any]:
-    """Every field that decides the targets; `output` is target_dim, standardise, storage_dtype and the like."""
+def prior_fields(prior: Prior) -> dict[str, Any]:
+    """The fields that decide the targets whatever the data set."""
     observed = prior.observed
     return {
         "format_version": FORMAT,
         "prior_identity": observed.identity(),
         "prior_function": observed._asdict(),
         "preprocessing": prior.description,
+    }
+
+
+def fields_of(prior: Prior, dataset: Any, sample: Sample, length: int, **output: Any) -> dict[str, Any]:
+    """Every field that decides the targets; `output` is target_dim, standardise, storage_dtype and the like."""
+    return {
+        **prior_fields(prior),
         "dataset_length": length,
         "dataset_order": order_of(dataset, sample.rows[:: max(1, len(sample.rows) // 8)]),
         "dataset_content": hashlib.sha256("".join(sample.hashes).encode()).hexdigest(),
@@ -57,39 +70,61 @@ def other_prior(stored: Mapping[str, Any], observed: Observed) -> list[str]:
     return [] if stored["prior_identity"] == observed.identity() else what_differs(stored["prior_function"], observed)
 
 
-def refuse_difference(
-    path: Path, manifest: Mapping[str, Any], wanted: dict[str, Any], sample: Sample, prior: str
-) -> None:
-    """Do nothing if targets that exist are those that are wanted.
+Differences = dict[str, tuple[Any, Any]]
+"""What differs, in words, with both values."""
+
+
+def differences(manifest: Mapping[str, Any], wanted: dict[str, Any], prior: str, *unknown: str) -> Differences:
+    """How targets that exist differ from those that are wanted, their data set's order and content aside.
 
     Args:
-        path: Where they are.
+        manifest: Of the targets.
+        wanted: `fields_of` the prior, the data set and the options.
+        prior: Name of the prior that is wanted.
+        unknown: Fields that are not known yet.
+    """
+    stored = {"lookup": _BY_ROW, **manifest["settings"]}
+    wanted = {"lookup": _BY_ROW, **wanted}
+    plain = [key for key in wanted if key not in (*_SEEN_OTHERWISE, *unknown) and stored.get(key) != wanted[key]]
+    differ: Differences = {_NAMES.get(key, key): (stored.get(key), wanted[key]) for key in plain}
+    if other_prior(stored, Observed(**wanted["prior_function"])):
+        same = stored["preprocessing"] == wanted["preprocessing"]
+        old, new = (
+            f"{name} ({of['prior_identity'][:8]}){'' if same else ', ' + of['preprocessing']}"
+            for name, of in ((manifest["prior"], stored), (prior, wanted))
+        )
+        differ["prior"] = (old, new)
+    return differ
+
+
+def order_differences(manifest: Mapping[str, Any], wanted: dict[str, Any], sample: Sample) -> Differences:
+    """How the rows of the data set differ from those that were labelled, as far as they can be compared.
+
+    Args:
         manifest: Of the targets.
         wanted: `fields_of` the prior, the data set and the options.
         sample: Of the data set.
-        prior: Name of the prior that is wanted.
+    """
+    stored, differ = manifest["settings"], Differences()
+    if stored["dataset_length"] != wanted["dataset_length"] or "lookup" in stored:
+        return differ
+    order, _ = compare_order(stored["dataset_order"], wanted["dataset_order"])
+    moved = [name for name in order if not name.startswith(IN_MEMORY)]
+    if moved:
+        differ["data set order"] = (f"the {' and '.join(moved)} that were labelled", "others, or in another order")
+    rows = compare_samples(manifest["sample"], sample, exact=order != moved)
+    if any(rows) or (order and not moved):
+        where = f"in rows {sorted(rows.other + rows.resized)}" if any(rows) else "between the sampled rows"
+        differ["data set content"] = ("the pixels that were labelled", f"other pixels {where}")
+    return differ
+
+
+def refuse(path: Path, differ: Differences) -> None:
+    """Do nothing if there is no difference.
 
     Raises:
         TargetError: Naming each field that differs, with both values.
     """
-    stored = manifest["settings"]
-    plain = [key for key in wanted if key not in _SEEN_OTHERWISE and stored.get(key) != wanted[key]]
-    differ: dict[str, tuple[Any, ...]] = {_NAMES.get(key, key): (stored.get(key), wanted[key]) for key in plain}
-    if other_prior(stored, Observed(**wanted["prior_function"])):
-        same = stored["preprocessing"] == wanted["preprocessing"]
-        differ["prior"] = tuple(
-            f"{name} ({of['prior_identity'][:8]}){'' if same else ', ' + of['preprocessing']}"
-            for name, of in ((manifest["prior"], stored), (prior, wanted))
-        )
-    if stored["dataset_length"] == wanted["dataset_length"]:
-        order, _ = compare_order(stored["dataset_order"], wanted["dataset_order"])
-        moved = [name for name in order if not name.startswith(IN_MEMORY)]
-        if moved:
-            differ["data set order"] = (f"the {' and '.join(moved)} that were labelled", "others, or in another order")
-        rows = compare_samples(manifest["sample"], sample, exact=order != moved)
-        if any(rows) or (order and not moved):
-            where = f"in rows {sorted(rows.other + rows.resized)}" if any(rows) else "between the sampled rows"
-            differ["data set content"] = ("the pixels that were labelled", f"other pixels {where}")
     if differ:
         raise TargetError(
             f"The targets at {path} were built with another {', another '.join(differ)}.",

@@ -17,6 +17,7 @@ from rela_lightning.data.sampler import BudgetSampler
 from rela_lightning.data.swap import Transform, takes_one_image
 from rela_lightning.data.transforms import default_transport_transform, taking_images_of
 from rela_lightning.errors import ConfigError, DataError, InjectionError
+from rela_lightning.injection.keyed import check_keyed, keyed_loader
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.tagging import (
     TRANSPORT_VIEWS,
@@ -39,6 +40,7 @@ class RowTracker:
         check: Called with the training data set before the first batch; raises if targets do not fit.
         lookup: Looks up the targets of a batch where it is made; None where they are made on the fly. Then no index is
             needed, and iterable data and foreign loaders pass as they are.
+        key: Where the key of a sample is, for targets of a stream; None to find it.
         transform: `"default"`, None to keep the data set's own, or a transform of one image.
         num_views: Views per image of the default transform.
         data_ratio: Share of the data set drawn each epoch, in `(0, 1]`.
@@ -50,12 +52,13 @@ class RowTracker:
         check: Callable[[Any], None],
         *,
         lookup: TargetLookup | None,
+        key: str | None = None,
         transform: Transform | Literal["default"] | None,
         num_views: int,
         data_ratio: float,
         seed: int,
     ) -> None:
-        self._lookup = lookup
+        self._lookup, self._key = lookup, key
         self._check, self._transform, self._num_views = check, transform, num_views
         self._data_ratio, self._seed, self._epoch = data_ratio, seed, 0
         self._wanted = Wanted.shared()
@@ -143,12 +146,16 @@ class RowTracker:
         if self._lookup is None and not has_index(loader):
             self._check(getattr(loader, "dataset", loader))
             return original(loader)
-        check_loader(loader)
+        by_key = self._lookup is not None and self._lookup.store.keyed
+        (check_keyed if by_key else check_loader)(loader)
         with isolate_rng():
             self._check(loader.dataset)
-            transform = self._transport_transform(loader.dataset)
+            transform = self._transport_transform(loader.dataset, by_key)
         sampler = self._budget_sampler(loader)
-        tagged = tagged_loader(loader, transform, self._wanted, lookup=self._lookup, sampler=sampler)
+        if self._lookup is not None and by_key:
+            tagged = keyed_loader(loader, self._wanted, self._lookup, self._key, sampler=sampler)
+        else:
+            tagged = tagged_loader(loader, transform, self._wanted, lookup=self._lookup, sampler=sampler)
         samplers: tuple[Any, ...] = (tagged.sampler, getattr(tagged.batch_sampler, "sampler", None))
         for sampler in samplers:
             # With workers, the first batches are drawn before Lightning sets the epoch of a resumed run.
@@ -163,11 +170,18 @@ class RowTracker:
         self._untagged_needed = self._most_needed if self._wanted.rows.value else 0.0
         return processed
 
-    def _transport_transform(self, dataset: Any) -> Transform | None:
+    def _transport_transform(self, dataset: Any, by_key: bool) -> Transform | None:
         if self._transform is None:
             return None
+        if by_key and self._transform != "default":
+            raise DataError(
+                "`transform` has no effect where targets are found by key: a stream makes its own views.",
+                expected="transform left out",
+                found=f"transform={self._transform}",
+                do="make gentler views in the stream itself",
+            )
         if self._transform == "default":
-            return default_transport_transform(dataset, self._num_views)
+            return None if by_key else default_transport_transform(dataset, self._num_views)
         if not takes_one_image(dataset):
             raise DataError(
                 "`transform` has no effect on this data set.",
@@ -182,6 +196,8 @@ class RowTracker:
             return None
         if self._trainer.overfit_batches > 0:
             raise ConfigError("`data_ratio` and `overfit_batches` both choose the samples.", do="use one of them")
+        if not has_index(loader):
+            raise ConfigError("`data_ratio` draws rows, and a stream has none.", do="read fewer shards instead")
         check_plain_sampler(loader, self._trainer.world_size)
         replicas, rank = getattr(loader.sampler, "num_replicas", 1), getattr(loader.sampler, "rank", 0)
         return BudgetSampler(len(loader.dataset), self._data_ratio, seed=self._seed, num_replicas=replicas, rank=rank)

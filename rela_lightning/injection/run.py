@@ -85,6 +85,7 @@ class Run:
         self.rows = RowTracker(
             self._before_loading,
             lookup=source.lookup,
+            key=callback.key,
             transform=callback.transform if replace else None,
             num_views=callback.num_views,
             data_ratio=callback.data_ratio,

@@ -164,7 +164,7 @@ class IndexedCollate:
         if isinstance(tagged, _Tagged):  # batch_size=None: the sampler yields whole batches
             index = torch.as_tensor(tagged.index, dtype=torch.int64).reshape(-1)
             views = torch.full_like(index, tagged.views)
-            return IndexedBatch(self.collate(tagged.sample), index, views, _bits(tagged.targets))
+            return IndexedBatch(self.collate(tagged.sample), index, views, bits(tagged.targets))
         if not (isinstance(tagged, list) and tagged and isinstance(tagged[0], _Tagged)):
             return self.collate(tagged)
         index = torch.tensor([int(item.index) for item in tagged], dtype=torch.int64)
@@ -175,10 +175,11 @@ class IndexedCollate:
             self.checks -= 1
             check_order(samples, batch)
         targets = None if tagged[0].targets is None else np.stack([item.targets for item in tagged])
-        return IndexedBatch(batch, index, views, _bits(targets))
+        return IndexedBatch(batch, index, views, bits(targets))
 
 
-def _bits(targets: NDArray[np.float32] | None) -> Tensor | None:
+def bits(targets: NDArray[np.float32] | None) -> Tensor | None:
+    """Targets as the integers of `IndexedBatch.targets`."""
     return None if targets is None else torch.from_numpy(targets).view(torch.int32)
 
 
@@ -202,7 +203,8 @@ def check_loader(loader: Any) -> None:
         "Targets are looked up by data set index, and this training loader has none.",
         expected="a torch DataLoader over a map-style data set (one with __getitem__ and __len__)",
         found=found,
-        do="train from a map-style data set, or pass ReLACallback(prior=...) instead of targets: it embeds on the fly",
+        do="train from a map-style data set; or give samples a key and label the stream itself, build_targets(prior, "
+        "stream, path); or pass ReLACallback(prior=...) instead of targets: it embeds on the fly",
     )
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from lightning.pytorch.cli import LightningCLI
 from torch import nn
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.methods.base import check_positive
 from rela_lightning.methods.supervised import Supervised
+from rela_lightning.optim import parameter_groups, with_scheduler
 
 Part = Literal["all", "head"]
 PARTS: tuple[str, ...] = ("all", "head")
@@ -68,8 +68,15 @@ class FineTune(Supervised):
     def configure_optimizers(self) -> Any:
         """The classifier's parameters, and those of the backbone at their own rate."""
         parts = [self.classifier, self.backbone] if self.part == "all" else [self.classifier]
-        optimizer = self._optimizer([{"params": list(part.parameters())} for part in parts])
-        for group in optimizer.param_groups[1:]:
+        grouped = [self._groups_of(part) for part in parts]
+        optimizer = self._optimizer([group for groups in grouped for group in groups])
+        for group in optimizer.param_groups[len(grouped[0]) :]:
             group["lr"] *= self.backbone_rate
         scheduler = self._lr_scheduler(optimizer) if self._lr_scheduler is not None else None
-        return LightningCLI.configure_optimizers(self, optimizer, scheduler)
+        return with_scheduler(self, optimizer, scheduler)
+
+    def _groups_of(self, part: nn.Module) -> list[dict[str, Any]]:
+        groups = parameter_groups(
+            part, exclude_bias_and_norm=self._exclude_bias_and_norm, bias_and_norm_lr=self._bias_and_norm_lr
+        )
+        return groups if isinstance(groups[0], dict) else [{"params": groups}]

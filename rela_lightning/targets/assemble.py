@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -39,6 +40,7 @@ def assemble(
     standardise: Standardise,
     storage: Storage,
     exact: Exact | None = None,
+    keys: NDArray[np.uint64] | None = None,
 ) -> dict[str, Any]:
     """Write `targets.npy` and `projection.safetensors`.
 
@@ -54,6 +56,7 @@ def assemble(
         standardise: `shrunk`, `per_dim`, `isotropic` or `none`.
         storage: `float16`, `float32` or `int8`.
         exact: Some images embedded in strict float32, which tell how coarsely the pass rounded; None to trust it.
+        keys: For a stream, the sorted hashes of its keys: row i is that of the i-th.
 
     Returns:
         Its entries in the manifest: `dim`, `dropped_dimensions` (those without variance), `explained_variance` (a
@@ -65,7 +68,7 @@ def assemble(
     """
 
     def chunks() -> Iterator[Chunk]:
-        return ordered_chunks(shards, length, shape)
+        return ordered_chunks(shards, length, shape, keys=keys)
 
     images = exact.images if exact else []
     compared = torch.empty(len(images), shape.views, shape.dim)

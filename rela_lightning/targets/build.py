@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -10,30 +9,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
-from rela_lightning.data.find_image import image_at
-from rela_lightning.errors import ConfigError, TargetError
-from rela_lightning.fingerprint.dataset import Sample, take_sample
-from rela_lightning.fingerprint.settings import feature_fields, fields_of, fingerprint, refuse_difference
+from rela_lightning.errors import ConfigError
+from rela_lightning.fingerprint.settings import feature_fields, fingerprint
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
+from rela_lightning.remote import is_url
 from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.assemble import assemble, in_words
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.disk import refuse_full, writing
-from rela_lightning.targets.label_view import LabelView, check_length, drawn_crops
+from rela_lightning.targets.keys import write_keys
 from rela_lightning.targets.labelling import label
-from rela_lightning.targets.manifest import write_manifest
+from rela_lightning.targets.manifest import KEYS, write_manifest
 from rela_lightning.targets.partial import clear, partial_folder, place_of, read_seconds
 from rela_lightning.targets.place import new_folder, publish, settle
 from rela_lightning.targets.plan import LabellingPlan
 from rela_lightning.targets.records import STORAGES, Storage, record_type
 from rela_lightning.targets.reduce import STANDARDISATIONS, Standardise
-from rela_lightning.targets.rounding import embed_exactly, sampled
-from rela_lightning.targets.shards import Shape, missing_rows, where_bytes
+from rela_lightning.targets.remote import build_at
+from rela_lightning.targets.rounding import embed_exactly
+from rela_lightning.targets.shards import Shape, where_bytes
 from rela_lightning.targets.store import TargetStore
+from rela_lightning.targets.subject import Subject, refuse_limits, subject_of
 
 log = logging.getLogger("rela_lightning")
 
@@ -44,6 +43,7 @@ def build_targets(
     path: str | Path,
     *,
     image: str | None = None,
+    key: str | None = None,
     views: int = 0,
     target_dim: int | float | None = None,
     standardise: Standardise = "shrunk",
@@ -56,7 +56,8 @@ def build_targets(
     """Embed every image once and keep the result as training targets.
 
     The prior's features go through an exact PCA and standardisation (arXiv 2405.14669, section on
-    ReLA-D). Rows are stored by data set index. A second call with the same inputs returns at once.
+    ReLA-D). Rows are stored by data set index, those of a stream by the key of each sample. A second call with the
+    same inputs returns at once.
     The random state of the process is left as it was.
 
     Working files lie in `.rela_lightning/<name>` beside the store, and go when it is done. After an
@@ -67,11 +68,16 @@ def build_targets(
         prior: From `load_prior`, or what `load_prior` takes.
         dataset: Map-style; `dataset[i]` is an image, or a tuple or dict with one image: PIL, uint8 tensor
             `[C, H, W]`, or float tensor in [0, 1]. Its own `transform` is set aside while labelling and restored.
+            Or a stream (an IterableDataset, such as a WebDataset pipeline) of such samples, each with a text that no
+            other sample has: its key. It shares its samples among worker processes and devices itself.
         path: Folder to write: missing (its parent too), empty, or with targets of ours. A link stands
-            for the folder it points to.
+            for the folder it points to. Or a URL (`s3://bucket/targets`): the targets are built on this machine, below
+            `$TORCH_HOME`, and copied there.
         image: Where the image is in a sample that holds several (masks, depth maps, other views), keys and positions
             with dots between: `"rgb"`, `"0"`; `None` to find it, see `rela_lightning.data.find_image`. Kept in the
             manifest, so that training finds it too.
+        key: Where the key is in a sample of a stream, keys and positions with dots between: `"2"`, `"meta.id"`; `None`
+            takes the entry `__key__` or `key`, or the only text of a tuple.
         views: Crops K of each image that are embedded too, beside the whole image (view 0): half of the image or
             more, mirrored or not, as in the transport phase. Their boxes are kept, so that training can make exactly
             the crop whose target it uses. Costs K more forwards of the prior an image; it is read and decoded once.
@@ -95,7 +101,7 @@ def build_targets(
         The store at `path`.
 
     Raises:
-        DataError: If the data set has no length or indices, or rows that are not images.
+        DataError: If the data set has neither indices nor keys, or rows that are not images.
         TargetError: If targets exist that were built for something else (each differing field is
             named), the features are NaN, infinite or all the same, something else is at `path`, another
             job is at work there (with a `trainer`; without one it is waited for), or the disk is full or
@@ -110,6 +116,16 @@ def build_targets(
         >>> store[[0, 5]].shape
         torch.Size([2, 64])
     """
+    if is_url(path):
+        options: dict[str, Any] = {
+            "image": image, "key": key, "views": views, "target_dim": target_dim, "standardise": standardise,
+            "storage_dtype": storage_dtype, "batch_size": batch_size, "num_workers": num_workers, "trainer": trainer,
+        }  # fmt: skip
+
+        def build(folder: Path, again: bool) -> TargetStore:
+            return build_targets(prior, dataset, folder, overwrite=again, **options)
+
+        return build_at(str(path), build, trainer, overwrite=overwrite)
     started = time.time()
     place = place_of(path)
     with Claim(partial_folder(place)) as claim:
@@ -126,29 +142,34 @@ def build_targets(
             trainer=trainer,
         )
         with preserved_rng():
-            length = check_length(dataset)
-            dataset = image_at(dataset, image)
-            sample = take_sample(dataset, length)
-            fields = fields_of(
-                prior,
-                dataset,
-                sample,
-                length,
-                views=views,
-                target_dim=target_dim,
-                standardise=standardise,
-                storage_dtype=storage,
+            subject = subject_of(dataset, image=image, key=key)
+            output = {
+                "views": views,
+                "target_dim": target_dim,
+                "standardise": standardise,
+                "storage_dtype": storage,
                 **({} if image is None else {"image": image}),
-            )
-            job = _Job(place, claim, overwrite, prior, fields, sample, Shape(1 + views, prior.feature_dim))
+            }
+            fields = subject.fields(prior, output)
+            job = _Job(place, claim, overwrite, prior, subject, fields, Shape(1 + views, prior.feature_dim))
             done = job.finished()
+            if not done and subject.length is None:
+                refuse_limits(trainer)
             if not done and trainer is None:
                 claim.take(wait=True)
                 done = job.finished()  # by the job that was waited for
             if not done:
-                needed = feature_fields(fields)
-                plan = LabellingPlan(dataset, length, claim, needed, batch_size, num_workers, started, job.shape)
-                label(prior, plan, trainer, functools.partial(job.finish, dataset))
+                plan = LabellingPlan(
+                    subject.dataset,
+                    subject.length,
+                    claim,
+                    feature_fields(fields),
+                    batch_size,
+                    num_workers,
+                    started,
+                    job.shape,
+                )
+                label(prior, plan, trainer, job.finish)
     return TargetStore(path)
 
 
@@ -160,36 +181,27 @@ class _Job:
     claim: Claim
     overwrite: bool
     prior: Prior
+    subject: Subject
     fields: dict[str, Any]
-    sample: Sample
     shape: Shape
 
     def finished(self) -> bool:
         """Whether these very targets exist; other ones are refused unless they may be overwritten."""
         if not settle(self.place, self.claim, overwrite=self.overwrite) or self.overwrite:
             return False
-        refuse_difference(self.place, TargetStore(self.place).manifest, self.fields, self.sample, self.prior.name)
+        self.subject.refuse_other(TargetStore(self.place), self.fields, self.prior)
         return True
 
-    def finish(self, dataset: Any, device: torch.device, ended: float) -> None:
+    def finish(self, device: torch.device, ended: float) -> None:
         """Reduce the rows, put the store in its place; `ended` is when the pass did (`time.time()`), on `device`."""
         self.claim.take(wait=True)  # rank 0 of `ddp_spawn` held it, and is gone
-        folder, length = self.claim.folder, self.fields["dataset_length"]
+        folder = self.claim.folder
         if self.finished():  # by another job, where no lock kept it off
             clear(folder)
             return
-        missing = missing_rows(folder, length, self.shape)
-        if len(missing):
-            raise TargetError(
-                "The labelling pass ended early.",
-                expected=f"{length} rows",
-                found=f"{length - len(missing)}; the first missing row is {missing[0]}",
-                do="remove limits such as limit_predict_batches or fast_dev_run from the trainer and call again: "
-                "the rows so far are kept",
-            )
-        crops = functools.partial(drawn_crops, views=self.shape.views - 1)
-        again = LabelView(dataset, self.prior.preprocess, np.asarray(sampled(length, self.shape.views)), crops)
-        exact = embed_exactly(self.prior, again, device)
+        whole = self.subject.whole(folder, self.shape)
+        length, fields = whole.length, self.fields | whole.fields
+        exact = embed_exactly(self.prior, self.subject.again(self.prior, whole, self.shape), device)
         record = record_type(self.shape.dim, self.fields["storage_dtype"])
         with writing(self.place, length * self.shape.views * record.itemsize):
             out = new_folder(folder)
@@ -203,16 +215,19 @@ class _Job:
                 standardise=self.fields["standardise"],
                 storage=self.fields["storage_dtype"],
                 exact=exact,
+                keys=whole.keys,
             )
+            if whole.keys is not None:
+                write_keys(out / KEYS, whole.keys)
             manifest = {
-                "fingerprint": fingerprint(self.fields),
+                "fingerprint": fingerprint(fields),
                 "prior": self.prior.name,
                 "length": length,
                 "views": self.shape.views - 1,
                 **made,
                 "labelling_seconds": round(read_seconds(folder) + time.time() - ended, 3),
-                "settings": self.fields,
-                "sample": self.sample._asdict(),
+                "settings": fields,
+                "sample": self.subject.remembered(),
             }
             write_manifest(out, manifest)
             publish(folder, self.place)

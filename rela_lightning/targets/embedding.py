@@ -6,6 +6,7 @@ import functools
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -13,10 +14,11 @@ from torch.utils.data.distributed import DistributedSampler
 
 from rela_lightning.priors.base import Prior
 from rela_lightning.process_group import wait_at_exit
-from rela_lightning.targets.label_view import LabelItem, LabelView, drawn_crops, embed
+from rela_lightning.targets.label_stream import LabelStream
+from rela_lightning.targets.label_view import CropsOf, LabelItem, LabelView, drawn_crops, embed
 from rela_lightning.targets.partial import prepare
 from rela_lightning.targets.plan import LabellingPlan, on_rank_zero
-from rela_lightning.targets.shards import missing_rows
+from rela_lightning.targets.shards import held_indices, missing_rows
 
 
 class LabellingSteps:
@@ -36,24 +38,34 @@ class LabellingSteps:
         on_rank_zero(self.trainer, self._prepare)
 
     def predict_dataloader(self) -> DataLoader[Any]:
-        """This rank's share of the rows that no shard holds yet."""
+        """This rank's share of the rows that no shard holds yet; of a stream, what it gives this rank."""
         plan, trainer = self.plan, self.trainer
+        if plan.length is None:
+            held = np.unique(held_indices(plan.folder, plan.shape))
+            return self._loader(LabelStream(plan.dataset, self.prior.preprocess, self._crops, held))
         rows = missing_rows(plan.folder, plan.length, plan.shape)
         split = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         view = LabelView(
             plan.dataset,
             self.prior.preprocess,
             rows[split.get("rank", 0) :: split.get("num_replicas", 1)],
-            functools.partial(drawn_crops, views=plan.shape.views - 1),
+            self._crops,
         )
         # the rows are split already: a sampler of one replica keeps Lightning from splitting them again
         whole: DistributedSampler[Any] = DistributedSampler(view, num_replicas=1, rank=0, shuffle=False)
+        return self._loader(view, sampler=whole)
+
+    @property
+    def _crops(self) -> CropsOf:
+        return functools.partial(drawn_crops, views=self.plan.shape.views - 1)
+
+    def _loader(self, view: Any, **options: Any) -> DataLoader[Any]:
         return DataLoader(
             view,
-            batch_size=max(1, plan.batch_size // plan.shape.views),
-            sampler=whole,
-            num_workers=plan.num_workers,
+            batch_size=max(1, self.plan.batch_size // self.plan.shape.views),
+            num_workers=self.plan.num_workers,
             pin_memory=torch.cuda.is_available(),
+            **options,
         )
 
     def predict_step(self, batch: LabelItem, batch_idx: int) -> tuple[LabelItem, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,15 +56,7 @@ def raw_image(dataset: Any, row: int) -> Any:
         DataError: If the sample holds no such image.
     """
     item = _read(dataset, row, unchanged)
-    image = find_image(item)
-    if image is None:
-        raise DataError(
-            f"Row {row} of the data set holds no image.",
-            expected=_EXPECTED,
-            found=_kind(item),
-            do="wrap the data set so that dataset[i] is the image or holds it",
-        )
-    return _checked(image, row)
+    return checked_image(find_image(item), item, f"Row {row} of the data set")
 
 
 def _read(dataset: Any, row: int, transform: Any) -> Any:
@@ -96,7 +88,8 @@ def check_length(dataset: Any) -> int:
             "Targets are found by the index of a sample, so the data set needs a length and indices.",
             expected="a map-style data set: len(dataset) and dataset[i]",
             found=type(dataset).__name__,
-            do="for iterable data compute targets on the fly: ReLACallback(prior=...)",
+            do="for iterable data compute targets on the fly, ReLACallback(prior=...), or give each sample a key: "
+            "build_targets finds the targets of a stream by key",
         )
     rows = len(dataset)
     if rows < 2:
@@ -117,12 +110,22 @@ class LabelItem(NamedTuple):
         size: Height and width of the raw image, pixels, int32 `[2]`.
         crops: The whole image, then the crops drawn (see `rela_lightning.data.crops`), int32 `[V, 5]`.
         images: Each crop preprocessed, float `[V, C, H, W]`; for a fusion of priors a list of these.
+        line: Of a sample of a stream, what is noted of its key; else empty.
     """
 
     row: int
     size: Tensor
     crops: Tensor
     images: Any
+    line: str = ""
+
+
+def label_item(image: Any, row: int, preprocess: Any, crops: CropsOf) -> LabelItem:
+    """A raw image as labelling sees it; `row` stands for it in the pass."""
+    chosen = crops(image, row)
+    images = default_collate([preprocess(cut(image, crop)) for crop in chosen])
+    size = torch.tensor(size_of(image), dtype=torch.int32)
+    return LabelItem(row, size, torch.tensor(chosen, dtype=torch.int32), images)
 
 
 class LabelView(Dataset[LabelItem]):
@@ -148,11 +151,10 @@ class LabelView(Dataset[LabelItem]):
 
     def __getitem__(self, position: int) -> LabelItem:
         row = int(self.rows[position])
-        image = raw_image(self.dataset, row)
-        crops = self.crops(image, row)
-        images = default_collate([self.preprocess(cut(image, crop)) for crop in crops])
-        size = torch.tensor(size_of(image), dtype=torch.int32)
-        return LabelItem(row, size, torch.tensor(crops, dtype=torch.int32), images)
+        return label_item(raw_image(self.dataset, row), row, self.preprocess, self.crops)
+
+    def __iter__(self) -> Iterator[LabelItem]:
+        return (self[position] for position in range(len(self)))
 
 
 def drawn_crops(image: Any, row: int, *, views: int) -> list[Crop]:
@@ -173,10 +175,27 @@ def embed(prior: Any, images: Any) -> Tensor:
     return features.view(rows, views, -1)
 
 
-def _checked(image: Any, row: int) -> Any:
+def checked_image(image: Any, item: Any, name: str) -> Any:
+    """A raw image in one of the forms that labelling takes.
+
+    Args:
+        image: What was found in a sample; None for nothing.
+        item: The sample.
+        name: Of the sample, for an error.
+
+    Raises:
+        DataError: If it is no raw image.
+    """
+    if image is None:
+        raise DataError(
+            f"{name} holds no image.",
+            expected=_EXPECTED,
+            found=_kind(item),
+            do="wrap the data set so that dataset[i] is the image or holds it",
+        )
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8:
-            raise _unusable(image, row)
+            raise _unusable(image, name)
         # arrays of images are [H, W] or [H, W, C] by custom
         image = torch.from_numpy(np.ascontiguousarray(image if image.ndim == 2 else image.transpose(2, 0, 1)))
     if not isinstance(image, Tensor):
@@ -184,13 +203,13 @@ def _checked(image: Any, row: int) -> Any:
     image = image[None] if image.ndim == 2 else image
     in_range = image.is_floating_point() and image.numel() > 0 and bool(image.min() >= 0.0) and bool(image.max() <= 1.0)
     if image.dtype != torch.uint8 and not in_range:
-        raise _unusable(image, row)
+        raise _unusable(image, name)
     return image
 
 
-def _unusable(image: Any, row: int) -> DataError:
+def _unusable(image: Any, name: str) -> DataError:
     return DataError(
-        f"Row {row} of the data set is not a raw image.",
+        f"{name} is not a raw image.",
         expected=_EXPECTED,
         found=_kind(image),
         do="label the images before normalisation: the prior brings its own preprocessing",

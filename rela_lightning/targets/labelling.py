@@ -17,6 +17,7 @@ from rela_lightning.compat import NAMESPACES, OWN_WARNINGS
 from rela_lightning.priors.base import Prior
 from rela_lightning.progress import Progress
 from rela_lightning.targets.embedding import LabellingModule
+from rela_lightning.targets.label_stream import LabelStream
 from rela_lightning.targets.plan import LabellingPlan, on_rank_zero
 from rela_lightning.targets.writer import TargetWriter
 
@@ -53,8 +54,9 @@ class LabellingProgress(L.Callback):
     _progress: Progress | None = None
 
     def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
-        """Count the rows that no earlier pass has left."""
-        self._progress = Progress("labelling", len(trainer.predict_dataloaders.dataset))
+        """Count the rows that no earlier pass has left; of a stream nobody knows them."""
+        dataset = trainer.predict_dataloaders.dataset
+        self._progress = Progress("labelling", None if isinstance(dataset, LabelStream) else len(dataset))
 
     def on_predict_batch_end(  # noqa: PLR0917
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -89,7 +91,7 @@ def _quiet(*, own: bool) -> Iterator[None]:
     levels = [logger.level for logger in chatter]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=PossibleUserWarning)
-        for message in (".*does not have many workers.*", *OWN_WARNINGS):
+        for message in (".*does not have many workers.*", ".*infer the batch indices.*", *OWN_WARNINGS):
             warnings.filterwarnings("ignore", message=message)
         try:
             for logger in chatter if own else ():

@@ -56,6 +56,13 @@ class TargetLookup:
     def __init__(self, store: TargetStore, *, crops: Crops = "auto", num_views: int = 1) -> None:
         if crops not in CROPS:
             raise ConfigError("Unknown `crops`.", found=crops, exists=CROPS)
+        if store.keyed and crops not in ("auto", "free"):
+            raise ConfigError(
+                "A stream makes its own views, so that no crop of ReLA's can be shown.",
+                expected="auto (views meet the mean of an image's targets) or free (that of the whole image)",
+                found=f"crops={crops!r}, with targets by key in {store.path}",
+                do="leave `crops` out",
+            )
         if crops == "auto":
             crops = "blended" if store.views else "free"
         least = {"free": 0, "stored": num_views}.get(crops, 1)

@@ -12,9 +12,9 @@ from rela_lightning.fingerprint.settings import FORMAT
 from rela_lightning.targets.partial import partial_folder
 from rela_lightning.targets.records import STORAGES
 
-MANIFEST, TARGETS, PROJECTION = "manifest.json", "targets.npy", "projection.safetensors"
-FILES = (MANIFEST, TARGETS, PROJECTION)
-"""All the files of a store."""
+MANIFEST, TARGETS, PROJECTION, KEYS = "manifest.json", "targets.npy", "projection.safetensors", "keys.npy"
+FILES = (MANIFEST, TARGETS, PROJECTION, KEYS)
+"""All the files that a store can have; only that of a stream has keys."""
 MADE_BY = "rela_lightning"
 _AGAIN = "build the targets again with overwrite=True"
 _NEEDED: dict[str, type] = {
@@ -31,6 +31,8 @@ def write_manifest(folder: Path, content: dict[str, Any]) -> None:
         "targets_bytes": (folder / TARGETS).stat().st_size,
         "projection_sum": _sum((folder / PROJECTION).read_bytes()),
     }
+    if (folder / KEYS).is_file():
+        made["keys_bytes"] = (folder / KEYS).stat().st_size
     text = json.dumps({**made, "sum": _sum(_canonical(made))}, indent=2)
     (folder / MANIFEST).write_text(text)
 
@@ -89,15 +91,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def _check_files(path: Path, manifest: dict[str, Any]) -> None:
-    rows, projection = path / TARGETS, path / PROJECTION
-    size = rows.stat().st_size if rows.is_file() else 0
-    if size != manifest["targets_bytes"]:
-        raise TargetError(
-            f"The targets at {path} are incomplete.",
-            expected=f"{TARGETS} of {manifest['targets_bytes']} bytes",
-            found=f"{size} bytes",
-            do=f"restore it from a copy, or {_AGAIN}",
-        )
+    projection = path / PROJECTION
+    for name, bytes_there in ((TARGETS, manifest["targets_bytes"]), (KEYS, manifest.get("keys_bytes", 0))):
+        size = (path / name).stat().st_size if (path / name).is_file() else 0
+        if bytes_there and size != bytes_there:
+            raise TargetError(
+                f"The targets at {path} are incomplete.",
+                expected=f"{name} of {bytes_there} bytes",
+                found=f"{size} bytes",
+                do=f"restore it from a copy, or {_AGAIN}",
+            )
     if not projection.is_file() or _sum(projection.read_bytes()) != manifest["projection_sum"]:
         raise TargetError(
             f"The projection of the targets at {path} is missing, or has changed since it was written.",

@@ -14,7 +14,7 @@ from rela_lightning.targets.disk import refuse_full, writing
 log = logging.getLogger("rela_lightning")
 
 _FIELDS, _SECONDS = "fields.json", "seconds.txt"
-WORKING = (_FIELDS, _SECONDS, "where.npy", "rows-*.bin", "index-*.bin")
+WORKING = (_FIELDS, _SECONDS, "where.npy", "rows-*.bin", "index-*.bin", "keys-*.txt")
 """The files of a pass. Only these are ever removed from its folder: a new one needs its name here."""
 
 

@@ -153,8 +153,16 @@ def _holds_store(place: Path, overwrite: bool) -> bool:
 def _is_ours(place: Path) -> bool:
     """Whether the manifest in a folder parses and says that we made it; the first format said so by its fields."""
     try:
-        manifest = json.loads((place / MANIFEST).read_text())
-    except (FileNotFoundError, IsADirectoryError, ValueError, RecursionError):
+        return made_by_us((place / MANIFEST).read_bytes())
+    except (FileNotFoundError, IsADirectoryError):
+        return False
+
+
+def made_by_us(content: bytes) -> bool:
+    """Whether the content of a manifest parses and says that we made it."""
+    try:
+        manifest = json.loads(content)
+    except (ValueError, RecursionError):
         return False
     if not isinstance(manifest, dict):
         return False

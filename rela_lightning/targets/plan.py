@@ -17,8 +17,8 @@ class LabellingPlan:
     """What one pass does.
 
     Attributes:
-        dataset: The user's data set.
-        length: Number of its rows.
+        dataset: The user's data set, or the `Stream` of one that is iterated.
+        length: Number of its rows; None for a stream, which nobody has counted.
         claim: On the folder where the shards go; rank 0 takes it, if it is not held.
         fields: What decides the features, see `rela_lightning.fingerprint.settings`.
         batch_size: Images in one forward of the prior: rows, times the views of each.
@@ -28,7 +28,7 @@ class LabellingPlan:
     """
 
     dataset: Any
-    length: int
+    length: int | None
     claim: Claim
     fields: dict[str, Any]
     batch_size: int
@@ -43,8 +43,8 @@ class LabellingPlan:
 
     @property
     def bytes(self) -> int:
-        """What the files of the pass take."""
-        return pass_bytes(self.length, self.shape)
+        """What the files of the pass take; 0 where nobody knows."""
+        return 0 if self.length is None else pass_bytes(self.length, self.shape)
 
 
 def on_rank_zero(trainer: Any, work: Callable[[], None]) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ from torch.utils.data import default_collate
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.priors.base import Prior
-from rela_lightning.targets.label_view import LabelView, embed
+from rela_lightning.targets.label_view import LabelItem, embed
 from rela_lightning.targets.reduce import PCA, Moments
 
 MAX_ROUNDING = 0.02
@@ -89,7 +90,7 @@ class Exact(NamedTuple):
     """Images embedded in strict float32.
 
     Attributes:
-        images: Their indices in the data set, rising.
+        images: Their rows.
         features: Float32 `[n, V, F]`, on the CPU.
     """
 
@@ -97,21 +98,21 @@ class Exact(NamedTuple):
     features: Tensor
 
 
-def embed_exactly(prior: Prior, view: LabelView, device: torch.device) -> Exact:
-    """Embed all of a view's images, in strict float32.
+def embed_exactly(prior: Prior, items: Iterable[LabelItem], device: torch.device) -> Exact:
+    """Embed images in strict float32.
 
     Args:
         prior: The prior; it is moved to `device`.
-        view: The images.
+        items: The images, one or more, such as a `LabelView`.
         device: Where to compute.
     """
     prior.to(device)
-    features = []
-    for start in range(0, len(view), _BATCH):
-        images = default_collate([view[i].images for i in range(start, min(start + _BATCH, len(view)))])
-        moved = move_data_to_device(images, device)
+    rows, features, rest = list[int](), list[Tensor](), iter(items)
+    while batch := list(itertools.islice(rest, _BATCH)):
+        rows += [int(item.row) for item in batch]
+        moved = move_data_to_device(default_collate([item.images for item in batch]), device)
         features.append(embed(functools.partial(exactly, prior), moved).cpu())
-    return Exact([int(row) for row in view.rows], torch.cat(features))
+    return Exact(rows, torch.cat(features))
 
 
 class Rounding(NamedTuple):

@@ -2,12 +2,13 @@
 
 A row holds the features of every view of one image. It is written to `rows-<rank>.bin` (float32), and then an entry
 with its index and its crops to `index-<rank>.bin`, so that a pass that was killed leaves only whole rows. Reading goes
-in order of the index and in chunks.
+in order of the index and in chunks. For a stream the index is the hash of the sample's key, a line of
+`keys-<rank>.txt` says which key that is, and the order is that of the hashes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -68,24 +69,34 @@ class ShardWriter:
 
     def __init__(self, folder: Path, rank: int, shape: Shape) -> None:
         rows, index = folder / f"rows-{rank:05d}.bin", folder / f"index-{rank:05d}.bin"
-        self._shape = shape
+        self._shape, self._lines = shape, folder / f"keys-{rank:05d}.txt"
         self._rows, self._index = rows.open("ab"), index.open("ab")
         whole = _shard(rows, index, shape).count
         self._rows.truncate(whole * shape.row_bytes)
         self._index.truncate(whole * shape.entry.itemsize)
 
-    def append(self, index: NDArray[np.int64], geometry: Geometry, features: NDArray[np.float32]) -> None:
+    def append(
+        self,
+        index: NDArray[np.int64],
+        geometry: Geometry,
+        features: NDArray[np.float32],
+        lines: Sequence[str] = (),
+    ) -> None:
         """Add rows.
 
         Args:
             index: Rows of the data set, `[B]`.
             geometry: Of these rows.
             features: `[B, V, F]`.
+            lines: For a stream, a line for each of them.
         """
         entries = np.zeros(len(index), self._shape.entry)
         entries["row"], entries["size"], entries["crops"] = index, geometry.sizes, geometry.crops
         self._rows.write(np.ascontiguousarray(features, dtype=np.float32).data)
         self._rows.flush()
+        if any(lines):
+            with self._lines.open("a", encoding="ascii") as file:
+                file.write("".join(f"\n{line}" for line in lines))  # a line that was cut short stays alone
         self._index.write(entries.data)
         self._index.flush()
 
@@ -112,8 +123,23 @@ def missing_rows(folder: Path, length: int, shape: Shape) -> NDArray[np.int64]:
     return np.flatnonzero(~done)
 
 
-def locate(folder: Path, length: int, shape: Shape) -> Path:
-    """Write where each row is: a file of int64 `[length]`, positions in all shards one after another."""
+def held_indices(folder: Path, shape: Shape) -> NDArray[np.int64]:
+    """The index of every row that a shard holds, in their order there; one that came twice is there twice."""
+    parts = [
+        entries["row"].copy() for shard in find_shards(folder, shape) for _, entries in _index_chunks(shard, shape)
+    ]
+    return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def locate(folder: Path, length: int, shape: Shape, keys: NDArray[np.uint64] | None = None) -> Path:
+    """Write where each row is: a file of int64 `[length]`, positions in all shards one after another.
+
+    Args:
+        folder: Where the shards are.
+        length: Number of rows.
+        shape: Of a row.
+        keys: For a stream, the sorted hashes of its keys.
+    """
     path = folder / "where.npy"
     with path.open("wb") as file:  # written out in full: a full disk is an error here, and a crash in mapped memory
         np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (length,)})
@@ -123,7 +149,9 @@ def locate(folder: Path, length: int, shape: Shape) -> Path:
     for shard in find_shards(folder, shape):
         for start, entries in _index_chunks(shard, shape):
             where = np.load(path, mmap_mode="r+")  # opened for each chunk: its pages are released
-            where[entries["row"]] = np.arange(before + start, before + start + len(entries))
+            index = entries["row"]
+            rows = index if keys is None else np.searchsorted(keys, index.astype(np.uint64))
+            where[rows] = np.arange(before + start, before + start + len(entries))
             where.flush()
         before += shard.count
     return path
@@ -141,7 +169,9 @@ class Chunk(NamedTuple):
     geometry: Geometry
 
 
-def ordered_chunks(folder: Path, length: int, shape: Shape, *, rows: int | None = None) -> Iterator[Chunk]:
+def ordered_chunks(
+    folder: Path, length: int, shape: Shape, *, rows: int | None = None, keys: NDArray[np.uint64] | None = None
+) -> Iterator[Chunk]:
     """All rows in order of their index, in chunks of about 4 MB; every row must be there.
 
     Args:
@@ -149,10 +179,11 @@ def ordered_chunks(folder: Path, length: int, shape: Shape, *, rows: int | None 
         length: Number of rows.
         shape: Of a row.
         rows: Rows in a chunk, to override the size above.
+        keys: For a stream, the sorted hashes of its keys: row i is that of the i-th.
     """
     shards = find_shards(folder, shape)
     starts = np.cumsum([0] + [shard.count for shard in shards])
-    where = locate(folder, length, shape)
+    where = locate(folder, length, shape, keys)
     step = rows or max(1, CHUNK_BYTES // shape.row_bytes)
     for start in range(0, length, step):
         positions = np.array(np.load(where, mmap_mode="r")[start : start + step])

@@ -19,6 +19,7 @@ from rela_lightning.targets.on_the_fly import Learner
 from rela_lightning.targets.reduce import Projection, project
 from rela_lightning.targets.rounding import exactly
 from rela_lightning.targets.store import TargetStore
+from rela_lightning.targets.verify import verify_prior
 
 
 class BatchRows(NamedTuple):
@@ -76,7 +77,11 @@ class StoredTargets:
         return float(self._store.manifest["labelling_seconds"])
 
     def check(self, dataset: Any) -> None:
-        """Refuse a training data set that the targets do not belong to."""
+        """Refuse a training data set that the targets do not belong to; a stream is checked batch by batch, by keys."""
+        if self._store.keyed:
+            if self._prior is not None:
+                verify_prior(self._store, self._prior)
+            return
         self._store.verify(dataset, self._prior, self._num_samples)
 
     def __call__(self, rows: BatchRows, view: Tensor, trainer: Any) -> Tensor | None:

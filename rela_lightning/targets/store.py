@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,21 +17,25 @@ from torch import Tensor
 from rela_lightning.data.crops import Crop, check_size
 from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
-from rela_lightning.targets.manifest import PROJECTION, TARGETS, read_manifest
+from rela_lightning.remote import is_url
+from rela_lightning.targets.keys import KeyTable
+from rela_lightning.targets.manifest import KEYS, PROJECTION, TARGETS, read_manifest
 from rela_lightning.targets.reader import RowReader, StoredRows
 from rela_lightning.targets.reduce import Projection
+from rela_lightning.targets.remote import local_copy
 from rela_lightning.targets.verify import verify
 
 
 class TargetStore:
-    """Targets written by `build_targets`, one row for each sample of the data set.
+    """Targets written by `build_targets`, one row for each sample of the data set or stream.
 
     The rows are memory-mapped when first read, so a store opens at once whatever its size, and can
     be pickled. Each row holds the target of the whole image (view 0) and of `views` crops. Columns are in order of
     explained variance: a student of width F takes the first `min(F, dim)` of them.
 
     Args:
-        path: Folder written by `build_targets`.
+        path: Folder written by `build_targets`; or its URL (`s3://...`), then it is copied once to this machine, below
+            `$TORCH_HOME` (or `~/.cache/torch`), and `self.path` is the copy.
 
     Raises:
         TargetError: If there is no complete store at `path`, or it is of another format; when rows are read, if they
@@ -43,11 +48,12 @@ class TargetStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).expanduser()
+        self.path = local_copy(str(path)) if is_url(path) else Path(path).expanduser()
         self.manifest: dict[str, Any] = read_manifest(self.path)
         self._reader = RowReader(
             self.path / TARGETS, (len(self), 1 + self.views), self.dim, self.settings["storage_dtype"]
         )
+        self._keys = KeyTable(self.path / KEYS) if self.keyed else None
         self._warned = False
 
     def __len__(self) -> int:
@@ -58,7 +64,7 @@ class TargetStore:
         return f"TargetStore({str(self.path)!r}, {shape}, prior={self.manifest['prior']!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "projection"}
+        return {name: value for name, value in self.__dict__.items() if name != "projection"}
 
     @property
     def dim(self) -> int:
@@ -85,6 +91,25 @@ class TargetStore:
         """The fields behind the fingerprint."""
         settings: dict[str, Any] = self.manifest["settings"]
         return settings
+
+    @property
+    def keyed(self) -> bool:
+        """Whether rows are found by the key of a sample: targets of a stream."""
+        return self.settings.get("lookup") == "key"
+
+    def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """The row of each sample of a stream, int64 `[n]`.
+
+        Args:
+            keys: Of the samples.
+
+        Raises:
+            TargetError: If a key was not labelled, with the number of such keys and the first of them; or if these
+                are not targets of a stream.
+        """
+        if self._keys is None:
+            raise TargetError("These targets are found by the number of a row, and have no keys.", found=self.path)
+        return self._keys.rows(keys)
 
     @cached_property
     def projection(self) -> Projection:
@@ -164,7 +189,8 @@ class TargetStore:
 
         The number of rows must agree, always. The order of all rows is compared where both data sets tell it
         (file names, labels, indices, images in memory), and the raw pixels of some rows where they can be read
-        without the `transform`, whatever the class. What could not be compared is said in one warning.
+        without the `transform`, whatever the class. What could not be compared is said in one warning. Of a stream the
+        first samples must have targets.
         The random state and the data set are left as they were.
 
         Args:

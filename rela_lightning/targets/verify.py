@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,13 +15,16 @@ from torch.utils.data import default_collate
 
 from rela_lightning.data.device.memory import undecoded
 from rela_lightning.data.find_image import image_at
+from rela_lightning.data.find_key import find_key
+from rela_lightning.data.swap import has_rows
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import changing_rows, compare_samples, read_sample, sampled_rows
 from rela_lightning.fingerprint.order import IN_MEMORY, compare_order, order_of
 from rela_lightning.fingerprint.settings import other_prior
 from rela_lightning.priors.base import Prior
 from rela_lightning.rng import preserved_rng
-from rela_lightning.targets.label_view import LabelView, embed
+from rela_lightning.targets.label_stream import Sample, Stream
+from rela_lightning.targets.label_view import LabelItem, LabelView, embed, label_item
 from rela_lightning.targets.reduce import project
 from rela_lightning.targets.rounding import exactly
 
@@ -39,10 +44,12 @@ def verify(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: i
     Returns:
         One line on what could not be checked, or an empty text.
     """
+    if store.keyed:
+        return _verify_stream(store, dataset, prior, num_samples)
     _verify_length(store, dataset)
     dataset = image_at(undecoded(dataset), store.settings.get("image"))
     if prior is not None:
-        _verify_prior(store, prior)
+        verify_prior(store, prior)
     if num_samples < 1:
         return ""
     with preserved_rng():
@@ -59,7 +66,47 @@ def verify(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: i
     return _unchecked(store, len(rows), uncertain, unseen)
 
 
-def _verify_prior(store: TargetStore, prior: Prior) -> None:
+def _verify_stream(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: int) -> str:
+    """The same for targets by key: those of the first samples must be known."""
+    if has_rows(dataset):
+        raise TargetError(
+            "These targets are found by the keys of samples, and this data set goes by row.",
+            expected=f"a stream of the samples that were labelled (targets at {store.path})",
+            found=type(dataset).__name__,
+            do="pass the stream, or build targets for this data set",
+        )
+    if prior is not None:
+        verify_prior(store, prior)
+    if num_samples < 1:
+        return ""
+    with preserved_rng():
+        where = store.settings.get("key")
+        if prior is not None:
+            verify_samples(store, Stream(dataset, where, store.settings.get("image")).first(num_samples), prior)
+            return ""
+        store.rows_of([find_key(sample, where) for sample in itertools.islice(dataset, num_samples)])
+    return f"Targets at {store.path}: the first samples have targets, but their images were not compared."
+
+
+def verify_samples(store: TargetStore, samples: Sequence[Sample], prior: Prior) -> None:
+    """Refuse samples of a stream that have no targets, or in which the prior sees other images.
+
+    Raises:
+        TargetError: Naming keys, or rows.
+    """
+    rows = store.rows_of([sample.key for sample in samples]).tolist()
+    pairs = zip(samples, rows, strict=True)
+    _compare_features(
+        store, [label_item(sample.image, row, prior.preprocess, store.crops_of) for sample, row in pairs], prior
+    )
+
+
+def verify_prior(store: TargetStore, prior: Prior) -> None:
+    """Refuse a prior that did not make the targets.
+
+    Raises:
+        TargetError: Naming both.
+    """
     observed = prior.observed
     differ = other_prior(store.settings, observed)
     if differ:
@@ -132,15 +179,18 @@ def _of_other_data(dataset: Any, moved: list[str], other: list[int], sampled: in
 
 
 def _verify_features(store: TargetStore, dataset: Any, prior: Prior, num_samples: int) -> None:
-    rows = sampled_rows(len(store), num_samples)
-    view = LabelView(dataset, prior.preprocess, np.asarray(rows), store.crops_of)
-    item = default_collate([view[i] for i in range(len(view))])
+    rows = np.asarray(sampled_rows(len(store), num_samples))
+    _compare_features(store, list(LabelView(dataset, prior.preprocess, rows, store.crops_of)), prior)
+
+
+def _compare_features(store: TargetStore, items: list[LabelItem], prior: Prior) -> None:
+    item = default_collate(items)
     device = next((p.device for p in prior.parameters()), torch.device("cpu"))
     images = move_data_to_device(item.images, device)
     again = project(embed(functools.partial(exactly, prior), images).cpu().double(), store.projection)
     stored = torch.from_numpy(store.read(item.row).targets).double()
     cosine = F.cosine_similarity(again, stored, dim=2).amin(dim=1)
-    differ = [row for row, value in zip(rows, cosine.tolist(), strict=True) if not value >= MIN_COSINE]
+    differ = [row for row, value in zip(item.row.tolist(), cosine.tolist(), strict=True) if not value >= MIN_COSINE]
     if differ:
         raise TargetError(
             "The targets are not of this data set: the prior sees other images there.",

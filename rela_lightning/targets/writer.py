@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rela_lightning.errors import TargetError
 from rela_lightning.targets.disk import writing
+from rela_lightning.targets.keys import KeyLine
 from rela_lightning.targets.label_view import LabelItem
 from rela_lightning.targets.partial import read_seconds, write_seconds
 from rela_lightning.targets.plan import LabellingPlan
@@ -63,7 +64,7 @@ class ShardSteps:
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
         self._flush()
-        self._pending = (LabelItem(row, size, crops, None), features, event)
+        self._pending = (LabelItem(row, size, crops, None, item.line), features, event)
         if trainer.received_sigterm:  # Lightning notes the signal, and its predict loop does not check it
             log.warning("SIGTERM: labelling stops. The rows so far are kept, the same call goes on from there.")
             raise SystemExit(128 + signal.SIGTERM)
@@ -99,15 +100,19 @@ class ShardSteps:
         rows: Tensor = torch.as_tensor(item.row)
         bad = ~torch.isfinite(features).flatten(1).all(dim=1)
         if bad.any():
+            noted = [KeyLine.parsed(line).key for line in item.line if line]
+            where = torch.nonzero(bad).flatten().tolist()[:20]
             raise TargetError(
                 "The prior gives NaN or infinite features.",
                 expected="finite features for every image",
-                found=f"rows {rows[bad].tolist()[:20]} of the data set",
+                found=f"samples {[noted[place] for place in where]} of the stream"
+                if noted
+                else f"rows {rows[where].tolist()} of the data set",
                 do="look at these images, check the prior's weights, or label in 32-bit precision",
             )
         geometry = Geometry(item.size.numpy(), item.crops.numpy())
         with writing(self.plan.folder, self.plan.bytes):
-            self._writer.append(rows.numpy(), geometry, features.float().numpy())
+            self._writer.append(rows.numpy(), geometry, features.float().numpy(), item.line)
 
     def _close(self) -> None:
         self._pending = None

@@ -93,7 +93,7 @@ LABELLING = [
         lambda p: load_prior(nn.Sequential(nn.Flatten(0), nn.LazyLinear(1)), image_size=8, mean=0.5, std=0.5),
     ),
     Use("a standard deviation of zero", lambda p: load_prior("random:lightly:resnet-9", **{**RANDOM, "std": 0.0})),
-    Use("a stream instead of a data set with a length", lambda p: build_targets(p.prior, Stream(), "t")),
+    Use("a stream whose samples have no key", lambda p: build_targets(p.prior, Stream(), "t")),
     Use("an empty data set", lambda p: build_targets(p.prior, Items(0, 0), "t")),
     Use("a single image", lambda p: build_targets(p.prior, make_digits(1), "t")),
     Use("samples without an image", lambda p: build_targets(p.prior, Items(("a", 3)), "t")),
