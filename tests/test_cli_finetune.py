@@ -141,7 +141,7 @@ def test_a_frozen_backbone_keeps_its_statistics() -> None:
     for one in (module, module.train()):  # Lightning leaves the modes of a module as it finds them
         assert not any(part.training for part in one.backbone.modules()) and one.classifier.training
     assert all(part.training for part in FineTune("lightly:resnet-9", num_classes=3).train().backbone.modules())
-    split = FineTune("lightly:resnet-9", num_classes=3, exclude_bias_and_norm=True).configure_optimizers()["optimizer"]
+    split = FineTune("lightly:resnet-9", num_classes=3, exclude_bias_and_norm=True).configure_optimizers()
     rates = [(group["lr"], group["weight_decay"]) for group in split.param_groups]
     assert rates == [(1e-3, 1e-2), (1e-3, 0), (pytest.approx(1e-4), 1e-2), (pytest.approx(1e-4), 0)]
     with pytest.raises(ConfigError, match="number of classes is not known"):
