@@ -67,8 +67,8 @@ def test_each_method_says_its_views() -> None:
     assert set(said.values()) <= set(VIEWS)
     assert said.items() >= {
         "BYOL": "byol", "DINO": "dino", "BarlowTwins": "barlow_twins", "MoCoV2": "moco", "MoCoV3": "byol",
-        "SimCLR": "simclr", "SimSiam": "simsiam", "Supervised": "one", "SwAV": "swav", "VICReg": "vicreg",
-        "Method": "two", "MomentumMethod": "two",
+        "FineTune": "one", "SimCLR": "simclr", "SimSiam": "simsiam", "Supervised": "one", "SwAV": "swav",
+        "VICReg": "vicreg", "Method": "two", "MomentumMethod": "two",
     }.items()  # fmt: skip
 
 

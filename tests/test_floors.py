@@ -51,7 +51,7 @@ def test_what_is_imported_is_declared():
             names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
             found.update(dict.fromkeys((name.partition(".")[0] for name in names), file.name))
     foreign = {name: file for name, file in found.items() if name not in sys.stdlib_module_names | {"rela_lightning"}}
-    optional = {"pytorch_lightning", "lightning_fabric"}
+    optional = {"pytorch_lightning", "lightning_fabric", "pynvml"}
     missing = {
         name: file
         for name, file in foreign.items()

@@ -14,7 +14,7 @@ from tests.test_methods import IMAGES, LABELS, QUIET
 from tests.test_methods_every import METHODS, batches, build, fit, optimizer
 
 V, S = IMAGES[:4], IMAGES[:4, :, :6, :6]
-TWO = [name for name in METHODS if METHODS[name][0] not in ("DINO", "SwAV", "Supervised")]
+TWO = [name for name in METHODS if METHODS[name][0] not in ("DINO", "SwAV", "Supervised", "FineTune")]
 
 
 @pytest.mark.parametrize("batch", [V, (V, LABELS[:4]), [V], ([V, V, V], 0), (V, V, V), [V, V[:2]], [V, S], {"a": V}, [],
@@ -35,7 +35,7 @@ def test_two_large_views_are_needed(name: str, batch: Any) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_a_batch_of_one_image(name: str) -> None:
     module, data = build(name), batches(name, 1, 1)
-    if name in ("DINO", "MoCoV2", "Supervised"):
+    if name in ("DINO", "MoCoV2", "Supervised", "FineTune"):
         fit(module, data)
         return
     with pytest.raises(DataError, match="drop_last"):
@@ -99,6 +99,7 @@ BAD = {
     "VICReg": [{"projector_dim": 0}, {"invariance_weight": 0.0}, {"projector_layers": 1}],
     "SwAV": [{"num_prototypes": 0}, {"epsilon": 0.011}, {"queue_size": -1}, {"sinkhorn_iterations": 0}],
     "Supervised": [{"num_classes": 1}, {"label_smoothing": 1.0}],
+    "FineTune": [{"num_classes": 1}, {"backbone_rate": 0.0}],
 }
 
 

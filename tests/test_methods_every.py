@@ -50,6 +50,7 @@ METHODS: dict[str, tuple[str, dict[str, Any], int]] = {  # class, options, local
         3,
     ),
     "Supervised": ("Supervised", {"num_classes": 10, "labels": 1}, 0),
+    "FineTune": ("FineTune", {"num_classes": 10, "labels": 1, "backbone_rate": 1.0}, 0),
 }
 UNFROZEN = {"DINO": {"freeze_last_layer": 0}, "SwAV": {"freeze_prototypes": 0}}
 TEACHERS = ("BYOL", "DINO", "DINO, crops", "MoCoV2", "MoCoV3")
@@ -327,7 +328,7 @@ def test_command_line(name: str, tmp_path: Any, capsys: Any) -> None:
     arguments = [
         "--data=lightning.pytorch.LightningDataModule", f"--model=rela_lightning.methods.{name}",
         "--model.backbone=lightly:resnet-9", "--model.backbone_kwargs={'width': 0.0625}", "--model.optimizer.lr=0.5",
-        *(["--model.num_classes=10"] if name == "Supervised" else []),
+        *(["--model.num_classes=10"] if name in ("Supervised", "FineTune") else []),
     ]  # fmt: skip
     options = {"subclass_mode_model": True, "subclass_mode_data": True, "save_config_callback": None, "run": False}
     with pytest.raises(SystemExit):

@@ -90,7 +90,7 @@ def test_mixed_gradients_are_the_methods_own_and_transports(name: str, targets64
     sizes: dict[Any, list[torch.Tensor]] = {}
     for view in read:
         sizes.setdefault(view.shape, []).append(view)
-    together = METHODS[name][0] in ("DINO", "SwAV", "SimCLR", "Supervised")
+    together = METHODS[name][0] in ("DINO", "SwAV", "SimCLR", "Supervised", "FineTune")
     calls = [torch.cat(views) for views in sizes.values()] if together else read
     features = torch.cat([transported.backbone(images.double()) for images in calls]).float()
     linear = callback.state_dict()["transport"]["map"]

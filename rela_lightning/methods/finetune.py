@@ -67,8 +67,9 @@ class FineTune(Supervised):
 
     def configure_optimizers(self) -> Any:
         """The classifier's parameters, and those of the backbone at their own rate."""
-        parts = [self.classifier, self.backbone] if self.part == "all" else [self.classifier]
-        grouped = [self._groups_of(part) for part in parts]
+        if self.part == "head" or self.backbone_rate == 1.0:
+            return super().configure_optimizers()
+        grouped = [self._groups_of(part) for part in (self.classifier, self.backbone)]
         optimizer = self._optimizer([group for groups in grouped for group in groups])
         for group in optimizer.param_groups[len(grouped[0]) :]:
             group["lr"] *= self.backbone_rate
