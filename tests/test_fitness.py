@@ -232,3 +232,29 @@ def test_bad_options_are_refused(tmp_path: Path) -> None:
         fitness(DIGITS(), prior=fashion(), num_samples=8)
     with pytest.raises(DataError):
         fitness(["word"] * 40, prior=fashion())
+
+
+def test_labelling_looks_first_and_training_repeats_what_was_found(tmp_path: Path, caplog: Any, recwarn: Any) -> None:
+    twice = custom(
+        v2.ToDtype(torch.float32, scale=True), v2.Lambda(lambda x: x / 255), v2.Normalize([0.5] * 3, [0.5] * 3)
+    )
+    images = make_digits(64)
+    store = build_targets(twice, images, tmp_path / "wrong", check_images=SAMPLES)
+    assert "before labelling" in caplog.text and "rescaled twice" in caplog.text
+    assert "rescaled twice" in [finding["name"] for finding in store.manifest["findings"]]
+    for _ in range(2):
+        TargetStore(tmp_path / "wrong").verify(images)
+    said = [str(warning.message) for warning in recwarn if "something looked wrong" in str(warning.message)]
+    assert said and all("rescaled twice" in text and str(tmp_path / "wrong") in text for text in said)
+    caplog.clear()
+    recwarn.clear()
+    for prior, name in ((fashion(), "sound"), ("random:lightly:resnet-9", "random")):
+        options = {} if name == "sound" else {"width": 0.25, "image_size": 32, "mean": 0.5, "std": 0.5}
+        store = build_targets(load_prior(prior, **options), images, tmp_path / name, check_images=SAMPLES)
+        assert store.manifest["findings"] == []
+        store.verify(images)
+    assert "before labelling" not in caplog.text
+    assert not any("looked wrong" in str(warning.message) for warning in recwarn)
+    with pytest.raises(ConfigError, match="Too few images"):
+        build_targets(fashion(), images, tmp_path / "few", check_images=8)
+    assert "findings" not in build_targets(fashion(), images, tmp_path / "unasked").manifest

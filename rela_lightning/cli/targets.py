@@ -28,6 +28,7 @@ def targets(
     *,
     prior_kwargs: dict[str, Any] | None = None,
     storage_dtype: Literal["float16", "float32", "int8"] = "float16",
+    check_images: int = 128,
     overwrite: bool = False,
     estimate: bool = False,
     trainer: Trainer | None = None,
@@ -47,6 +48,8 @@ def targets(
         prior_kwargs: Options of `load_prior`: `arch` (for a checkpoint), `image_size`, `mean`, `std`, `pooling`,
             `seed` (for random weights), ...
         storage_dtype: Type of the numbers on disk; int8 has a scale for each row.
+        check_images: Images that are looked at beforehand for what makes targets worthless (a preprocessing that does
+            not fit, blank or repeated images, a prior that knows nothing); 0 looks at none.
         overwrite: Build again where other targets exist. Nothing but targets is ever replaced.
         estimate: Say what it will take (seconds, disk, memory), from a few batches on one device, and write nothing.
         trainer: Trainer that runs the prior, for several devices or mixed precision: `--trainer
@@ -70,6 +73,7 @@ def targets(
         path,
         storage_dtype=storage_dtype,
         trainer=trainer,
+        check_images=check_images,
         overwrite=overwrite,
         **options,
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rela_lightning.data.find_image import image_at
 from rela_lightning.diagnostics.image_faults import (
+    NO_BETTER,
     TOO_MANY,
     Finding,
     blank,
@@ -188,7 +189,7 @@ def _features(
         return features, [None]
     told = f"{own:.1f} directions survive a change of view, and {known_nothing:.1f} with fresh random weights."
     do = "check that the prior's weights were loaded and its preprocessing is its own; rank_priors compares others"
-    return features, [Finding("no better than a random network", told, do)]
+    return features, [Finding(NO_BETTER, told, do)]
 
 
 def untrained(prior: Prior, seed: int = 0) -> Prior:

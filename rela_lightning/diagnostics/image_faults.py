@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 TOO_MANY = 0.02
 """Share of blank or repeated images that is remarked on."""
+NO_BETTER = "no better than a random network"
 GREY_SHARE = 0.95
 LARGEST_ZOOM = 8.0
 """Times an image may be enlarged for the prior: 32 px shown at 224 passes, 16 px does not."""

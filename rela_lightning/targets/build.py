@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
+from rela_lightning.diagnostics.image_faults import NO_BETTER, Finding
 from rela_lightning.errors import ConfigError
 from rela_lightning.fingerprint.settings import feature_fields, fingerprint
 from rela_lightning.priors.base import Prior
@@ -51,6 +53,7 @@ def build_targets(
     batch_size: int = 256,
     num_workers: int = 0,
     trainer: Any = None,
+    check_images: int = 0,
     overwrite: bool = False,
 ) -> TargetStore:
     """Embed every image once and keep the result as training targets.
@@ -94,6 +97,9 @@ def build_targets(
         num_workers: Worker processes that read images, on each device.
         trainer: A Lightning trainer of either package, with any strategy; its callbacks other than
             the progress bar are left out meanwhile. `None` makes a quiet one for one device.
+        check_images: Before the pass, look at so many images for what makes targets worthless, as
+            `rela_lightning.fitness` does; a warning says what was found, and training repeats it. 0 looks at none; at
+            least 32. Streams are not looked at.
         overwrite: Build again where targets exist; the old ones stay until the new ones are done. Only
             targets that `build_targets` made are replaced, and only if nothing else is in their folder.
 
@@ -120,6 +126,7 @@ def build_targets(
         options: dict[str, Any] = {
             "image": image, "key": key, "views": views, "target_dim": target_dim, "standardise": standardise,
             "storage_dtype": storage_dtype, "batch_size": batch_size, "num_workers": num_workers, "trainer": trainer,
+            "check_images": check_images,
         }  # fmt: skip
 
         def build(folder: Path, again: bool) -> TargetStore:
@@ -159,6 +166,8 @@ def build_targets(
                 claim.take(wait=True)
                 done = job.finished()  # by the job that was waited for
             if not done:
+                if check_images and subject.length is not None and getattr(rank_zero_only, "rank", 0) == 0:
+                    job = replace(job, findings=_looked_at(prior, dataset, image, check_images))
                 plan = LabellingPlan(
                     subject.dataset,
                     subject.length,
@@ -184,6 +193,8 @@ class _Job:
     subject: Subject
     fields: dict[str, Any]
     shape: Shape
+    findings: list[Finding] | None = None
+    """What looked wrong beforehand; None where nobody looked."""
 
     def finished(self) -> bool:
         """Whether these very targets exist; other ones are refused unless they may be overwritten."""
@@ -229,10 +240,24 @@ class _Job:
                 "settings": fields,
                 "sample": self.subject.remembered(),
             }
+            if self.findings is not None:
+                manifest["findings"] = [finding._asdict() for finding in self.findings]
             write_manifest(out, manifest)
             publish(folder, self.place)
         for line in in_words(made, length * self.shape.views):
             log.warning("%s: %s", self.place, line)
+
+
+def _looked_at(prior: Prior, dataset: Any, image: str | None, count: int) -> list[Finding]:
+    """What `fitness` finds in a sample, said in a warning; a random prior knows nothing on purpose."""
+    from rela_lightning.diagnostics.fitness_check import Fitness, fitness
+
+    seen = fitness(dataset, prior=prior, image=image, num_samples=count)
+    meant = NO_BETTER if prior.name.startswith("random:") else ""
+    found = Fitness(tuple(finding for finding in seen.findings if finding.name != meant), seen.num_samples)
+    if not found:
+        log.warning("before labelling, %s", found)
+    return list(found.findings)
 
 
 def _checked(

@@ -189,8 +189,8 @@ class TargetStore:
 
         The number of rows must agree, always. The order of all rows is compared where both data sets tell it
         (file names, labels, indices, images in memory), and the raw pixels of some rows where they can be read
-        without the `transform`, whatever the class. What could not be compared is said in one warning. Of a stream the
-        first samples must have targets.
+        without the `transform`, whatever the class. What could not be compared is said in one warning, and in another
+        what `build_targets(check_images=...)` had found. Of a stream the first samples must have targets.
         The random state and the data set are left as they were.
 
         Args:
@@ -203,9 +203,13 @@ class TargetStore:
             TargetError: Naming both lengths, or the rows or the prior that differ.
         """
         unchecked = verify(self, dataset, prior, num_samples)
-        if unchecked and not self._warned:
-            self._warned = True
-            warnings.warn(unchecked, UserWarning, stacklevel=2)
+        doubts = [f"{each['name']}: {each['found']} Hint: {each['do']}" for each in self.manifest.get("findings", [])]
+        if doubts:
+            doubts = [f"When these targets were made ({self.path}), something looked wrong. {' '.join(doubts)}"]
+        for text in [unchecked, *doubts]:
+            if text and not self._warned:
+                warnings.warn(text, UserWarning, stacklevel=2)
+        self._warned = self._warned or bool(unchecked or doubts)
 
 
 class _RowError(TargetError, IndexError):
