@@ -271,5 +271,9 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.chdir(tmp_path)
     options = {"width": 0.125, "image_size": 32, "mean": 0.5, "std": 0.5}
     rank(["random:lightly:resnet-9"], DigitsData(), prior_kwargs=options, num_samples=40, device="cpu", out="rank.json")  # type: ignore[arg-type]
-    assert RANDOM in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert RANDOM in said and "hint:" not in said
+    loud = {**options, "mean": 0.0, "std": 1 / 255}
+    rank(["random:lightly:resnet-9"], DigitsData(), prior_kwargs=loud, num_samples=40, device="cpu", steps=0)  # type: ignore[arg-type]
+    assert "random:lightly:resnet-9, not rescaled: black and white differ by 255" in capsys.readouterr().out
     assert len(json.loads(Path("rank.json").read_text())["rows"]) == 3

@@ -6,12 +6,18 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
 from rela_lightning.cli.targets import images_of
+from rela_lightning.diagnostics.fitness_check import Fitness, fitness
+from rela_lightning.diagnostics.image_faults import NO_BETTER
 from rela_lightning.diagnostics.ranking import rank_priors
 from rela_lightning.priors import load_prior
+
+LEAST_LOOKED_AT, MOST_LOOKED_AT = 32, 128
+"""Images in which faults are looked for."""
 
 
 def rank(
@@ -30,6 +36,8 @@ def rank(
     out: str | None = None,
 ) -> None:
     """Put priors in order before any training and without labels, beside a random network and raw pixels.
+
+    Below the table stands what looks wrong with the images or with a prior's preprocessing, as `fitness` finds it.
 
     Args:
         priors: `open_clip:<arch>/<tag>`, `timm:<model>`, `torchvision:<model>/<weights>`, ...: one or more.
@@ -50,9 +58,10 @@ def rank(
         DataError: If the images are not there, or cannot be read.
         PriorError: If there is no such prior.
     """
+    loaded, images = [load_prior(spec, **(prior_kwargs or {})) for spec in priors], images_of(data)
     ranking = rank_priors(
-        [load_prior(spec, **(prior_kwargs or {})) for spec in priors],
-        images_of(data),
+        loaded,
+        images,
         student=student,
         num_samples=num_samples,
         steps=steps,
@@ -65,3 +74,15 @@ def rank(
     if out is not None:
         Path(out).write_text(ranking.to_json() + "\n", encoding="utf-8")
     sys.stdout.write(f"{ranking}\n")
+    auto = "cuda" if torch.cuda.is_available() else "cpu"
+    where: dict[str, Any] = {"image": image, "device": auto if device == "auto" else device}
+    if num_samples >= LEAST_LOOKED_AT:
+        for prior in loaded:
+            seen = fitness(images, prior=prior, num_samples=min(num_samples, MOST_LOOKED_AT), seed=seed, **where)
+            sys.stdout.write(_faults(prior.name, seen))
+
+
+def _faults(prior: str, seen: Fitness) -> str:
+    """A paragraph for each fault that is found, but for what the table says."""
+    faults = [finding for finding in seen.findings if finding.name != NO_BETTER]
+    return "".join(f"{prior}, {name}: {found}\n  hint: {do}\n" for name, found, do in faults)
