@@ -52,7 +52,13 @@ COMMANDS = [
     rela("targets --prior timm:resnet18 --data ImageFolderData --data.root no --path t"),
     rela("targets --prior timm:resnet18 --data Digits --path t"),
     rela("probe nowhere"),
+    rela("probe nowhere --cross_folds 1"),
+    rela("finetune"),
+    rela("finetune nowhere"),
+    rela("finetune lightly:resnet-9 --data DigitsData --data.labels_per_class 1000"),
+    rela("similarity random:lightly:resnet-9"),
     rela("compare nowhere there"),
+    rela("compare nowhere there --reach 60"),
     rela("export nowhere b.safetensors"),
     rela("demo --sedonds 3"),
 ]
