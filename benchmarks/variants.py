@@ -9,8 +9,25 @@ from typing import Any
 from networks import prior_of
 
 from rela_lightning import ReLACallback, TargetStore, load_prior
-from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Schedule, Switch, TransportOnly
+from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
 from rela_lightning.targets.source import PriorTargets
+
+
+class Anchor(Schedule):
+    """Transport alone for a share of the budget, then both: the targets stay as an anchor.
+
+    Args:
+        at: Share of the budget that is transport alone.
+        weight: Weight of the transport loss afterwards.
+    """
+
+    def __init__(self, at: float, weight: float = 1.0) -> None:
+        self.at, self.weight = at, weight
+
+    def weights(self, progress: float) -> Weights:
+        """`(0, 1)`, then `(1, weight)`."""
+        return Weights(0.0, 1.0) if progress < self.at else Weights(1.0, self.weight)
+
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "a": None,  # the SSL method alone, tuned
@@ -19,6 +36,9 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "c": {"schedule": AuthorsRule, "transport_optimizer": None, "num_views": 2},
     "switch": {"schedule": Switch},
     "switch+warm": {"schedule": Switch, "head_warmup": 0.05},
+    "s10": {"schedule": functools.partial(Switch, 0.1)},
+    "s20": {"schedule": functools.partial(Switch, 0.2)},
+    "anchor20": {"schedule": functools.partial(Anchor, 0.2)},
     "late": {"schedule": functools.partial(Switch, 0.8)},
     "last": {"schedule": functools.partial(Switch, 0.9)},
     "blend": {"schedule": Blend},
