@@ -291,9 +291,10 @@ def test_the_probe_agrees_with_scikit_learn_and_a_prior_sees_its_own_preprocessi
 def test_every_command_prints_a_config_that_it_reads(capsys):
     for command in COMMANDS:
         model = ["--model=rela_lightning.methods.BYOL"] if command in ("fit", "validate", "test", "predict") else []
-        config = printed([command, *model, "--print_config"], capsys)
+        start = ["lightly:resnet-9"] if command == "finetune" else []
+        config = printed([command, *start, *model, "--print_config"], capsys)
         Path("c.yaml").write_text(yaml.safe_dump(config))
-        assert printed([command, "--config=c.yaml", "--print_config"], capsys) == config
+        assert printed([command, *start, "--config=c.yaml", "--print_config"], capsys) == config
         assert command != "demo" or config == {"out": "rela_demo", "seconds": 36.0, "seed": 0}
 
 

@@ -112,7 +112,8 @@ def test_a_job_of_two_processes_is_stopped_and_goes_on(tmp_path: Path) -> None:
         "trainer": {
             "accelerator": "cpu",
             "devices": 2,
-            "max_epochs": 60,
+            "max_epochs": 200,
+            "limit_train_batches": 5,
             "callbacks": [{"class_path": "rela_lightning.ReLACallback", "init_args": {"targets": "t"}}],
         },
     }

@@ -9,7 +9,6 @@ import torch
 from torch.utils.data import Subset
 
 from rela_lightning.errors import DataError
-from rela_lightning.fingerprint.order import labels_of
 
 
 class FewLabels(Subset[Any]):
@@ -29,6 +28,8 @@ class FewLabels(Subset[Any]):
     """
 
     def __init__(self, dataset: Any, labels_per_class: int, seed: int = 0) -> None:
+        from rela_lightning.fingerprint.order import labels_of  # which reads images as this folder gives them
+
         told = labels_of(dataset)
         labels = np.asarray(told if told is not None else [], np.int64)
         counts = np.bincount(labels[labels >= 0])
