@@ -91,7 +91,7 @@ def small(name: str, **options: Any) -> Any:
     """One of our methods with a network of a few thousand weights."""
     torch.manual_seed(1)
     few = {"DINO": {"output_dim": 64, "hidden_dim": 32, "bottleneck_dim": 16}}
-    few |= dict.fromkeys(("Supervised", "FineTune"), {"num_classes": ROWS})
+    few |= {labelled: {"num_classes": ROWS} for labelled in ("Supervised", "FineTune")}
     return getattr(methods, name)(TinyBackbone(), **few.get(name, {}), **options)
 
 
