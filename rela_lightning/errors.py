@@ -47,6 +47,17 @@ class ConfigError(ReLAError, ValueError):
     """An option has a value that cannot work, alone or beside another option."""
 
 
+def check_positive(**options: float | None) -> None:
+    """Refuse options that are zero or below; None passes.
+
+    Raises:
+        ConfigError: Naming the option.
+    """
+    for name, value in options.items():
+        if value is not None and not value > 0:
+            raise ConfigError(f"`{name}` is out of range.", expected="a number above 0", found=value)
+
+
 class PriorError(ReLAError, ValueError):
     """A prior cannot be built, loaded or applied."""
 

@@ -19,6 +19,7 @@ from rela_lightning.cli import main
 from tests.image_files import write_classes
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "paper" / "run.py"
+BYOL = ["--data", "cifar10", "--methods", "byol", "--switches", "static"]
 QUIET = ["--", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"]
 
 
@@ -94,7 +95,7 @@ def test_priors_of_our_own_have_the_normalisation_of_their_data(script):
 
 
 def test_only_what_was_asked_for_is_planned(script, capsys):
-    words = ["--data", "cifar10", "--methods", "byol", "--budgets", "10", "--switches", "static", "--priors"]
+    words = [*BYOL, "--budgets", "10", "--priors"]
     assert [step[0] for step in planned(script, capsys, *words, "none")] == ["fit", "probe"]
     assert [step[0] for step in planned(script, capsys, *words, "random")] == ["targets", "fit", "probe"]
     needed = planned(script, capsys, *words, "byol-cifar10")  # a prior that is trained here, and not probed
@@ -118,18 +119,7 @@ def test_options_of_labelling_and_probing_reach_their_commands(script, capsys):
 
 @pytest.mark.slow
 def test_the_planned_commands_are_parsed(script, capsys):
-    words = [
-        "--data",
-        "cifar10",
-        "--methods",
-        "byol",
-        "--budgets",
-        "10",
-        "--switches",
-        "static",
-        "--priors",
-        "clip-rn50",
-    ]
+    words = [*BYOL, "--budgets", "10", "--priors", "clip-rn50"]
     for command in planned(script, capsys, *words):
         with pytest.raises(SystemExit) as stop:
             main([*command, "--print_config"])
@@ -139,20 +129,7 @@ def test_the_planned_commands_are_parsed(script, capsys):
 
 def test_what_a_plan_takes(script, capsys):
     """By hand: 50,000 images, 100 epochs; 1.8 million images an hour in training, 0.36 in labelling and probing."""
-    words = [
-        "--data",
-        "cifar10",
-        "--methods",
-        "byol",
-        "--budgets",
-        "10",
-        "50",
-        "--switches",
-        "static",
-        "--seeds",
-        "0",
-        "1",
-    ]
+    words = [*BYOL, "--budgets", "10", "50", "--seeds", "0", "1"]
     words += ["--priors", "none", "random", "--training-rate", "500", "--labelling-rate", "100", "--dry-run"]
     assert script.main(words, execute=None) == 0
     said = capsys.readouterr().out

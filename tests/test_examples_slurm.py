@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from rela_lightning.cli import main
 from rela_lightning.runs.read import find_checkpoint
+from tests.test_configs import printed
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "examples" / "slurm").glob("*.sbatch"))
@@ -46,15 +45,6 @@ def called(place: Path, script: str, *words: str) -> list[str]:
     return command
 
 
-def config(words: list[str], capsys: Any) -> dict[str, Any]:
-    with pytest.raises(SystemExit) as stop:
-        main([*words, "--print_config"])
-    said = capsys.readouterr()
-    assert stop.value.code == 0, said.err
-    found: dict[str, Any] = yaml.safe_load(said.out)
-    return found
-
-
 def asked(script: str) -> dict[str, str]:
     """The options of sbatch at the head of a script."""
     text = (ROOT / "examples" / "slurm" / script).read_text(encoding="utf-8")
@@ -66,7 +56,7 @@ def asked(script: str) -> dict[str, str]:
 def test_a_script_asks_for_the_tasks_that_its_trainer_expects(script: str, place: Path, capsys: Any) -> None:
     """Lightning takes a task for each device; words after the script's name reach the command."""
     wide = "--batch_size=77" if script == "targets.sbatch" else "--data.batch_size=77"
-    found = config(called(place, script, wide), capsys)
+    found = printed(called(place, script, wide), capsys)
     options = asked(script)
     trainer = found["trainer"].get("init_args", found["trainer"])
     tasks = options["ntasks-per-node"]

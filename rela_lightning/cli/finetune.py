@@ -7,16 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml  # type: ignore[import-untyped]
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rela_lightning.cli.fit import RelaCLI, num_classes, run_cli
 from rela_lightning.errors import ConfigError
-from rela_lightning.networks.build import SOURCES
+from rela_lightning.networks.build import LIBRARIES, SOURCES, UNTRAINED
 from rela_lightning.runs.comparison import wilson
 from rela_lightning.runs.measures import in_percent
 from rela_lightning.runs.names import CONFIG, RECORD
-from rela_lightning.runs.read import find_checkpoint, read_run
+from rela_lightning.runs.read import find_checkpoint, read_config, read_run
 from rela_lightning.runs.rebuild import build_data, folder_of
 from rela_lightning.runs.record import write_record
 
@@ -36,38 +35,31 @@ def run(command: str, words: Sequence[str]) -> None:
             found=start or "nothing",
             do="rela finetune runs/byol-cifar10 [options]",
         )
-    own = [f"--model={FineTuneCLI.method}", *_backbone(start)]
+    own = [f"--model={FineTuneCLI.method}"]
+    source = start.partition(":")[0]
+    if source in SOURCES and not Path(start).exists():
+        own.append(f"--model.backbone={start}")
+        own += ['--model.backbone_kwargs={"pretrained": true}'] if source in {*LIBRARIES} - {*UNTRAINED} else []
+    else:
+        path = Path(start).expanduser()
+        checkpoint = find_checkpoint(path)  # refuses what is not there
+        own.append(f"--model.backbone=run:{path.absolute()}")
+        if not any(word.partition("=")[0] in ("--data", "--config", "-c") for word in rest):
+            own += _data_of(path, checkpoint)
     if not any(word.startswith("--trainer.max_") for word in rest):
         own.append(f"--trainer.max_epochs={EPOCHS}")
-    if not any(word.partition("=")[0] in ("--data", "--config", "-c") for word in rest):
-        own += _data_of(start)
     run_cli(FineTuneCLI, "fit", [*own, *rest])
 
 
-def _is_network(start: str) -> bool:
-    return start.partition(":")[0] in SOURCES and not Path(start).exists()
-
-
-def _backbone(start: str) -> list[str]:
-    """Options of the module: the library's weights, or what the run has trained."""
-    if not _is_network(start):
-        path = Path(start).expanduser()
-        find_checkpoint(path)  # refuses what is not there
-        return [f"--model.backbone=run:{path.absolute()}"]
-    pretrained = start.partition(":")[0] in ("timm", "open_clip", "torchvision")
-    return [f"--model.backbone={start}", *(['--model.backbone_kwargs={"pretrained": true}'] if pretrained else [])]
-
-
-def _data_of(start: str) -> list[str]:
-    """The data of the run, under the views of fine-tuning."""
-    folder = None if _is_network(start) else folder_of(Path(start).expanduser())
-    content = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8")) if folder is not None else {}
-    data = content.get("data") if isinstance(content, dict) else None
+def _data_of(path: Path, checkpoint: Path) -> list[str]:
+    """The data of a run, under the views of fine-tuning."""
+    folder = folder_of(path, checkpoint)
+    data = read_config(folder / CONFIG).get("data") if folder is not None else None
     if not isinstance(data, dict):
         return []
     options = data.get("init_args") or {}
     usual = {"views": "auto", "views_kwargs": None, "data_ratio": 1.0}
-    changed = {name: value for name, value in usual.items() if isinstance(options.get(name), (str, dict, float))}
+    changed = {name: value for name, value in usual.items() if name in options}
     return [f"--data={json.dumps({**data, 'init_args': {**options, **changed}})}"]
 
 

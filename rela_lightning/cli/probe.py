@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
-from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.errors import ConfigError, DataError, check_positive
 from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
 from rela_lightning.probe import extract_features
 from rela_lightning.probe.checks import labelled_rows
@@ -136,7 +136,7 @@ def _measured(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is measured, and the protocol that a record keeps; without labels, how the features are spread."""
     train, test = images_of(data, "train", subject), None
-    unlabelled = getattr(data, "num_classes", 0) is None
+    unlabelled = has_no_labels(data)
     if not unlabelled and asked.cross_folds is None:
         test = images_of(data, "val", subject)
     sets = [images for images in (train, test) if images is not None]
@@ -156,11 +156,14 @@ def _measured(
     return measure(asked, known, held, classes), {**about, **asked.in_words(len(known.labels))}
 
 
+def has_no_labels(data: Any) -> bool:
+    """Whether a data module says that its images have no labels, and so no validation either."""
+    return data is not None and getattr(data, "num_classes", 0) is None
+
+
 def check_options(positive: dict[str, float], device: str) -> None:
     """Refuse what cannot work before features are computed."""
-    for name, value in positive.items():
-        if not value > 0:
-            raise ConfigError(f"`{name}` is out of range.", expected="a number above 0", found=value)
+    check_positive(**positive)
     try:
         _ = device == "auto" or torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:

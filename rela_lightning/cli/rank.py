@@ -6,17 +6,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
 from rela_lightning.cli.targets import images_of
-from rela_lightning.diagnostics.fitness_check import Fitness, fitness
+from rela_lightning.diagnostics.fitness_check import LEAST_SAMPLES, fitness
 from rela_lightning.diagnostics.image_faults import NO_BETTER
-from rela_lightning.diagnostics.ranking import rank_priors
+from rela_lightning.diagnostics.ranking import device_of, rank_priors
 from rela_lightning.priors import load_prior
 
-LEAST_LOOKED_AT, MOST_LOOKED_AT = 32, 128
+MOST_LOOKED_AT = 128
 """Images in which faults are looked for."""
 
 
@@ -59,6 +58,7 @@ def rank(
         PriorError: If there is no such prior.
     """
     loaded, images = [load_prior(spec, **(prior_kwargs or {})) for spec in priors], images_of(data)
+    where: dict[str, Any] = {"image": image, "device": device_of(device)}
     ranking = rank_priors(
         loaded,
         images,
@@ -67,22 +67,14 @@ def rank(
         steps=steps,
         budget_seconds=budget_seconds,
         image_size=image_size,
-        image=image,
-        device=device,
         seed=seed,
+        **where,
     )
     if out is not None:
         Path(out).write_text(ranking.to_json() + "\n", encoding="utf-8")
     sys.stdout.write(f"{ranking}\n")
-    auto = "cuda" if torch.cuda.is_available() else "cpu"
-    where: dict[str, Any] = {"image": image, "device": auto if device == "auto" else device}
-    if num_samples >= LEAST_LOOKED_AT:
+    if num_samples >= LEAST_SAMPLES:
         for prior in loaded:
             seen = fitness(images, prior=prior, num_samples=min(num_samples, MOST_LOOKED_AT), seed=seed, **where)
-            sys.stdout.write(_faults(prior.name, seen))
-
-
-def _faults(prior: str, seen: Fitness) -> str:
-    """A paragraph for each fault that is found, but for what the table says."""
-    faults = [finding for finding in seen.findings if finding.name != NO_BETTER]
-    return "".join(f"{prior}, {name}: {found}\n  hint: {do}\n" for name, found, do in faults)
+            for finding in seen.without(NO_BETTER).findings:  # the table says that
+                sys.stdout.write(f"{prior.name}, {finding}\n")

@@ -15,13 +15,16 @@ DATA = (
 """Named here too, as importing them takes seconds."""
 Group = Mapping[str, str]
 
+_LOADING: Group = {
+    "--data.batch_size N": "images in a step and process",
+    "--data.num_workers N": "processes that make views",
+}
 _WHAT: Group = {
     "--model NAME": "{methods}; or module.Class of your own",
     "--model.backbone NAME": "resnet18, timm:<model>, lightly:<resnet>, or module.Class of your own",
     "--data NAME": "{data}; or module.Class",
     "--data.root DIR": "where its images are",
-    "--data.batch_size N": "images in a step and process",
-    "--data.num_workers N": "processes that make views",
+    **_LOADING,
 }
 TUNED: Group = {
     "START": "a run's folder or checkpoint, or a network: torchvision:resnet50/DEFAULT, timm:<model>",
@@ -29,8 +32,7 @@ TUNED: Group = {
     "--model.backbone_rate X": "the backbone's learning rate, as a share of the classifier's; 0.1 unless given",
     "--data NAME": "the run's own data unless given; {data}; or module.Class",
     "--data.labels_per_class N": "train on so few labelled images of each class",
-    "--data.batch_size N": "images in a step and process",
-    "--data.num_workers N": "processes that make views",
+    **_LOADING,
 }
 _RELA: Group = {
     "--trainer.callbacks+ ReLACallback": "pull features to cached targets first",

@@ -10,7 +10,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
-from rela_lightning.cli.probe import check_options, images_of
+from rela_lightning.cli.probe import check_options, has_no_labels, images_of
 from rela_lightning.diagnostics.similarity_map import Measure, draw_map, similarity_map
 from rela_lightning.errors import ConfigError
 from rela_lightning.files import check_free, write_whole
@@ -78,7 +78,6 @@ def similarity(
         )
     found = similarity_map(features, measure=measure)
     names = list(features)
-    files[0].parent.mkdir(parents=True, exist_ok=True)
     content = {"measure": measure, "images": len(seen), "names": names, "similarity": found.round(4).tolist()}
     write_whole(files[0], lambda file: file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
     drawn = draw_map(found, names, files[1], measure=measure)
@@ -98,7 +97,7 @@ def _sample(data: Any, subject: Subject, count: int) -> Any:
     """Evenly spaced images under the view that a model takes."""
     from torch.utils.data import Subset
 
-    split: Any = "train" if data is not None and getattr(data, "num_classes", 0) is None else "val"
+    split: Any = "train" if has_no_labels(data) else "val"
     images = images_of(data, split, subject)
     own = None if subject.preprocess is not None else probe_preprocess(subject.data)
     if own is not None:  # of the run's own size and normalisation

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from rela_lightning.targets.store import TargetStore
 
+LEAST_SAMPLES = 32
 LEAST_SPREAD = 1e-3
 """Features whose deviation is less than this share of their mean are nearly constant."""
 LEAST_DIRECTIONS = 3.0
@@ -72,8 +73,12 @@ class Fitness:
         if not self.findings:
             return f"Nothing wrong was found in {self.num_samples} images."
         lines = [f"{len(self.findings)} of the checks found something, in {self.num_samples} images:"]
-        lines += [f"- {name}: {found}\n  hint: {do}" for name, found, do in self.findings]
+        lines += [f"- {finding}" for finding in self.findings]
         return "\n".join(lines)
+
+    def without(self, name: str) -> Fitness:
+        """All but the faults of a name, where something else says them, or they are meant."""
+        return replace(self, findings=tuple(finding for finding in self.findings if finding.name != name))
 
 
 def fitness(
@@ -111,10 +116,12 @@ def fitness(
         PriorError: If there is no such prior.
         TargetError: If there is no such store, or the prior gives all images the same features.
     """
-    if (prior is None and targets is None) or num_samples < 32:
+    if (prior is None and targets is None) or num_samples < LEAST_SAMPLES:
         raise ConfigError(
-            "There is nothing to compare the images with." if num_samples >= 32 else "Too few images to judge by.",
-            expected="a prior, targets or both; num_samples >= 32",
+            "There is nothing to compare the images with."
+            if num_samples >= LEAST_SAMPLES
+            else "Too few images to judge by.",
+            expected=f"a prior, targets or both; num_samples >= {LEAST_SAMPLES}",
             found=f"prior={prior}, targets={targets}, num_samples={num_samples}",
         )
     store = _opened(targets)

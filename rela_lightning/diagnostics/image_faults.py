@@ -44,6 +44,10 @@ class Finding(NamedTuple):
     found: str
     do: str
 
+    def __str__(self) -> str:
+        """A paragraph."""
+        return f"{self.name}: {self.found}\n  hint: {self.do}"
+
 
 def repeated(images: Sequence[Pixels]) -> Finding | None:
     """Images that are there more than once; `images` are `[C, H, W]` in [0, 255]."""

@@ -76,7 +76,7 @@ def rank_priors(
     _check(num_samples=num_samples, steps=steps, budget_seconds=budget_seconds)
     named = _named(priors)
     backbone = None if student is None else _backbone(student)
-    where = _device(device)
+    where = device_of(device)
     with preserved_rng():
         dataset = image_at(dataset, image)
         size = None if backbone is None else _image_size(dataset, image_size)
@@ -180,7 +180,8 @@ def _image_size(dataset: Any, asked: int | None) -> int:
     return min(*size_of(raw_image(dataset, 0)), LARGEST_IMAGE) if asked is None else asked
 
 
-def _device(device: str | torch.device) -> torch.device:
+def device_of(device: str | torch.device) -> torch.device:
+    """The device that is named; `auto` is the accelerator, if there is one."""
     if device != "auto":
         return torch.device(device)
     return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")

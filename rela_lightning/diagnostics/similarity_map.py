@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -57,11 +58,9 @@ def similarity_map(features: Mapping[str, Any], *, measure: Measure = "transport
         )
     compare, values = _MEASURES[measure], list(features.values())
     found = np.ones((len(values), len(values)))
-    for row, source in enumerate(values):
-        for column, target in enumerate(values):
-            symmetric = measure != "transport"
-            known = symmetric and column < row
-            found[row, column] = found[column, row] if known else compare(source, target)
+    for row, column in itertools.product(range(len(values)), repeat=2):
+        known = column < row and measure != "transport"  # the others are symmetric
+        found[row, column] = found[column, row] if known else compare(values[row], values[column])
     return found
 
 

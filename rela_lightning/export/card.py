@@ -9,7 +9,7 @@ from typing import Any
 from rela_lightning.export.architecture import Recipe
 from rela_lightning.export.inputs import Inputs
 from rela_lightning.runs.bill import bill_table
-from rela_lightning.runs.comparison import in_text, validation_images, wilson
+from rela_lightning.runs.comparison import counted_on, in_text, wilson
 
 UNKNOWN = "unknown"
 _FOLDERS = re.compile(r"(?<![\w/.])~?/(?!/)(?:[^\s,/]+/)*(?=[^\s,/]+)")
@@ -90,8 +90,7 @@ def _protocol(protocol: Any) -> Any:
 
 def _accuracy(facts: Mapping[str, Any], name: str) -> Any:
     """In percent, with the 95% interval of its validation images where their number is known."""
-    value = facts.get(name)
-    count = facts.get("validation_images") if name == "top1" else validation_images(facts)
+    value, count = facts.get(name), counted_on(facts, name)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return value
     if count is None:

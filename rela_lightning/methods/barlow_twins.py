@@ -8,7 +8,8 @@ from lightly.models.modules import BarlowTwinsProjectionHead
 from torch import Tensor, nn
 from torch.nn.functional import batch_norm
 
-from rela_lightning.methods.base import Method, check_positive, in_float32
+from rela_lightning.errors import check_positive
+from rela_lightning.methods.base import Method, in_float32
 
 
 def cross_correlation(first: Tensor, second: Tensor) -> Tensor:

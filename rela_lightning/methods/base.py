@@ -12,7 +12,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from torch import Tensor, nn
 
 from rela_lightning.compat import picklable_default
-from rela_lightning.errors import ConfigError
+from rela_lightning.errors import ConfigError, check_positive
 from rela_lightning.methods.multiview import crops, two_views
 from rela_lightning.networks.backbones import build_backbone
 from rela_lightning.networks.encode import measure_feature_dim, pooled
@@ -84,10 +84,16 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer of the trainable parameters, and its scheduler."""
-        groups = parameter_groups(
-            self, exclude_bias_and_norm=self._exclude_bias_and_norm, bias_and_norm_lr=self._bias_and_norm_lr
+        return self._scheduled(self._optimizer(self._groups_of(self)))
+
+    def _groups_of(self, part: nn.Module) -> list[Any]:
+        """The trainable parameters of a part of the module, grouped as the options say."""
+        return parameter_groups(
+            part, exclude_bias_and_norm=self._exclude_bias_and_norm, bias_and_norm_lr=self._bias_and_norm_lr
         )
-        optimizer = self._optimizer(groups)
+
+    def _scheduled(self, optimizer: torch.optim.Optimizer) -> Any:
+        """What `configure_optimizers` returns for an optimizer: it, and its scheduler."""
         scheduler = self._lr_scheduler(optimizer) if self._lr_scheduler is not None else None
         return with_scheduler(self, optimizer, scheduler)
 
@@ -122,14 +128,3 @@ def in_float32(criterion: Callable[..., Tensor], *args: Any, **kwargs: Any) -> T
     args = apply_to_collection(args, Tensor, widen)
     with torch.autocast(tensors[0].device.type, enabled=False):
         return criterion(*args, **kwargs)
-
-
-def check_positive(**options: float | None) -> None:
-    """Refuse options that are zero or below; None passes.
-
-    Raises:
-        ConfigError: Naming the option.
-    """
-    for name, value in options.items():
-        if value is not None and not value > 0:
-            raise ConfigError(f"`{name}` is out of range.", expected="a number above 0", found=value)

@@ -8,7 +8,8 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import BYOLPredictionHead, BYOLProjectionHead
 from torch import Tensor, nn
 
-from rela_lightning.methods.base import check_positive, in_float32
+from rela_lightning.errors import check_positive
+from rela_lightning.methods.base import in_float32
 from rela_lightning.methods.momentum import MomentumMethod
 
 

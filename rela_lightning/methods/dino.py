@@ -11,7 +11,8 @@ from lightly.models.modules import DINOProjectionHead
 from torch import Tensor, nn
 from torch.nn.functional import linear, normalize
 
-from rela_lightning.methods.base import check_positive, in_float32
+from rela_lightning.errors import check_positive
+from rela_lightning.methods.base import in_float32
 from rela_lightning.methods.momentum import MomentumMethod
 from rela_lightning.methods.multiview import encode_together
 

@@ -6,10 +6,8 @@ from typing import Any, Literal
 
 from torch import nn
 
-from rela_lightning.errors import ConfigError
-from rela_lightning.methods.base import check_positive
+from rela_lightning.errors import ConfigError, check_positive
 from rela_lightning.methods.supervised import Supervised
-from rela_lightning.optim import parameter_groups, with_scheduler
 
 Part = Literal["all", "head"]
 PARTS: tuple[str, ...] = ("all", "head")
@@ -69,15 +67,13 @@ class FineTune(Supervised):
         """The classifier's parameters, and those of the backbone at their own rate."""
         if self.part == "head" or self.backbone_rate == 1.0:
             return super().configure_optimizers()
-        grouped = [self._groups_of(part) for part in (self.classifier, self.backbone)]
+        grouped = [_as_dicts(self._groups_of(part)) for part in (self.classifier, self.backbone)]
         optimizer = self._optimizer([group for groups in grouped for group in groups])
         for group in optimizer.param_groups[len(grouped[0]) :]:
             group["lr"] *= self.backbone_rate
-        scheduler = self._lr_scheduler(optimizer) if self._lr_scheduler is not None else None
-        return with_scheduler(self, optimizer, scheduler)
+        return self._scheduled(optimizer)
 
-    def _groups_of(self, part: nn.Module) -> list[dict[str, Any]]:
-        groups = parameter_groups(
-            part, exclude_bias_and_norm=self._exclude_bias_and_norm, bias_and_norm_lr=self._bias_and_norm_lr
-        )
-        return groups if isinstance(groups[0], dict) else [{"params": groups}]
+
+def _as_dicts(groups: list[Any]) -> list[dict[str, Any]]:
+    """Groups of parameters, or plain parameters as one group."""
+    return groups if isinstance(groups[0], dict) else [{"params": groups}]

@@ -10,7 +10,8 @@ from lightly.models.utils import batch_shuffle, batch_unshuffle
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
-from rela_lightning.methods.base import check_positive, in_float32
+from rela_lightning.errors import check_positive
+from rela_lightning.methods.base import in_float32
 from rela_lightning.methods.momentum import MomentumMethod
 from rela_lightning.methods.queue import FeatureQueue
 

@@ -8,7 +8,8 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.models.modules import SimSiamPredictionHead, SimSiamProjectionHead
 from torch import Tensor, nn
 
-from rela_lightning.methods.base import Method, check_positive, in_float32
+from rela_lightning.errors import check_positive
+from rela_lightning.methods.base import Method, in_float32
 
 
 class SimSiam(Method):

@@ -11,8 +11,8 @@ from lightly.models.utils import normalize_weight
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from rela_lightning.errors import ConfigError
-from rela_lightning.methods.base import GATHER, Method, check_positive, in_float32
+from rela_lightning.errors import ConfigError, check_positive
+from rela_lightning.methods.base import GATHER, Method, in_float32
 from rela_lightning.methods.multiview import encode_together
 from rela_lightning.methods.queue import FeatureQueue
 

@@ -8,7 +8,8 @@ from lightly.loss import VICRegLoss
 from lightly.models.modules.heads import VICRegProjectionHead
 from torch import Tensor, nn
 
-from rela_lightning.methods.base import GATHER, Method, check_positive, in_float32
+from rela_lightning.errors import check_positive
+from rela_lightning.methods.base import GATHER, Method, in_float32
 
 
 class VICReg(Method):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rela_lightning.diagnostics.spread import effective_rank, feature_deviation, uniformity
-from rela_lightning.errors import ConfigError
+from rela_lightning.errors import ConfigError, check_positive
 from rela_lightning.probe.checks import Labelled, finite_features
 from rela_lightning.probe.knn import knn_predict
 from rela_lightning.probe.offline import Solver, few_label_evaluation, linear_evaluation
@@ -57,10 +57,10 @@ class Protocol:
         Raises:
             ConfigError: Naming the option.
         """
-        for name, value in asdict(self).items():
-            least = 1 if name == "cross_folds" else 0
-            if isinstance(value, (int, float)) and name not in ("seed", "standardise") and not value > least:
-                raise ConfigError(f"`{name}` is out of range.", expected=f"a number above {least}", found=value)
+        check_positive(epochs=self.epochs, lr=self.lr, l2=self.l2, k=self.k, temperature=self.temperature)
+        check_positive(labels_per_class=self.labels_per_class, folds=self.folds, seeds=self.seeds)
+        if self.cross_folds is not None and not self.cross_folds > 1:
+            raise ConfigError("`cross_folds` is out of range.", expected="a number above 1", found=self.cross_folds)
         if self.cross_folds is not None and self.labels_per_class is not None:
             raise ConfigError(
                 "Few labels are measured on validation images, a cross-validation has none.",

@@ -33,6 +33,7 @@ class Bill:
         self._meter: int | None = None
         self._last: float | None = None
         self._counter: FlopCounterMode | None = None
+        self._entry: dict[str, Any] | None = None  # of the phase of the step under way
 
     def start(self, device: torch.device) -> None:
         """Training begins, or goes on after validation: the clock runs from here."""
@@ -51,7 +52,8 @@ class Bill:
             countable: Whether torch's counter may watch a step: not where it is compiled.
         """
         now = time.perf_counter()
-        entry = self._entry(phase)
+        empty = {"steps": 0, "seconds": 0.0, "data_seconds": 0.0, "flops": None}
+        self._entry = entry = self.phases.setdefault(list(PHASES)[phase], empty)
         if self._last is not None:
             entry["data_seconds"] += now - self._last
             entry["seconds"] += now - self._last
@@ -60,9 +62,11 @@ class Bill:
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()  # type: ignore[no-untyped-call]
 
-    def end(self, phase: int) -> None:
+    def end(self) -> None:
         """The step is through."""
-        entry = self._entry(phase)
+        entry = self._entry
+        if entry is None:
+            return
         if self._counter is not None:
             entry["flops"] = self.stop_counting()
         now = time.perf_counter()
@@ -79,28 +83,23 @@ class Bill:
         counter.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         return int(counter.get_total_flops())
 
-    def _entry(self, phase: int) -> dict[str, Any]:
-        empty = {"steps": 0, "seconds": 0.0, "data_seconds": 0.0, "flops": None}
-        return self.phases.setdefault(list(PHASES)[phase], empty)
-
     def found(self, device: torch.device) -> dict[str, Any]:
         """What a record keeps."""
-        used = _millijoules(device)
-        spent = (used - self._meter) / 1000 if None not in (used, self._meter) else None  # type: ignore[operator]
         rounded = {
             name: {key: round(value, 3) if isinstance(value, float) else value for key, value in entry.items()}
             for name, entry in self.phases.items()
         }
-        return {
-            "phases": rounded,
-            "peak_bytes": _peak(device),
-            "joules": None if spent is None else round(self.energy + spent, 1),
-        }
+        return {"phases": rounded, "peak_bytes": _peak(device), "joules": self._joules(device)}
+
+    def _joules(self, device: torch.device) -> float | None:
+        """Energy of all fits so far; None without a meter."""
+        used = _millijoules(device)
+        return None if used is None or self._meter is None else round(self.energy + (used - self._meter) / 1000, 1)
 
     def state_dict(self, device: torch.device) -> dict[str, Any]:
         """What a resumed run goes on from."""
         phases = {name: dict(entry) for name, entry in self.phases.items()}
-        return {"phases": phases, "joules": self.found(device)["joules"]}
+        return {"phases": phases, "joules": self._joules(device)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""

@@ -41,10 +41,15 @@ def validation_images(run: Run) -> int | None:
     return count if isinstance(count, int) and count >= 1 else None
 
 
+def counted_on(run: Run, name: str) -> int | None:
+    """Images that an accuracy was measured on: the probe's, or those of the run's own validation for `top1`."""
+    return run.get("validation_images") if name == "top1" else validation_images(run)
+
+
 def with_interval(run: Run) -> dict[str, Any]:
     """The run with `interval`, of its validation images, where their number is known."""
-    counts = {**dict.fromkeys(SCORES, validation_images(run)), "top1": run.get("validation_images")}
-    known = {name: count for name, count in counts.items() if count and run.get(name) is not None}
+    counts = {name: counted_on(run, name) for name in (*SCORES, "top1") if run.get(name) is not None}
+    known = {name: count for name, count in counts.items() if count}
     if not known:
         return dict(run)
     return {**run, "interval": {name: wilson(run[name], count) for name, count in known.items()}}
@@ -114,7 +119,8 @@ def notes(runs: Sequence[Run]) -> list[str]:
     data = {run["name"]: (run.get("data") or {}).get("name", "unknown") for run in runs}
     if len(set(data.values())) > 1:
         found.append(f"The runs were trained on different data: {_listed(data)}.")
-    counts = {count for run in runs if "interval" in run and "seeds" not in run for count in _counted(run)}
+    single = [run for run in runs if "interval" in run and "seeds" not in run]
+    counts = {count for run in single for name in run["interval"] if (count := counted_on(run, name))}
     if counts:
         images = " or ".join(f"{count:,}" for count in sorted(counts))
         found.append(f"± of a single run: 95% interval of its {images} validation images (Wilson).")
@@ -156,13 +162,6 @@ def reached(runs: Sequence[Run], level: float) -> list[str]:
             said = {name: "never" if seconds is None else f"{seconds:.1f}" for name, seconds in when.items()}
             found.append(f"Seconds to {100 * level:g}% {MEASURES[name]} top-1: {_listed(said)}.")
     return found
-
-
-def _counted(run: Run) -> list[int]:
-    """Numbers of images behind the intervals of a single run."""
-    probed = validation_images(run) if any(name in run["interval"] for name in SCORES) else None
-    own = run.get("validation_images") if "top1" in run["interval"] else None
-    return [count for count in (probed, own) if count]
 
 
 def _listed(values: Mapping[str, Any]) -> str:

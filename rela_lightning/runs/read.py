@@ -108,13 +108,27 @@ def read_run(run: str | Path | Mapping[str, Any] | None) -> dict[str, Any]:
     return content
 
 
+def read_config(config: Path) -> dict[str, Any]:
+    """The options in a run's `config.yaml`.
+
+    Raises:
+        ConfigError: If it is no YAML, or holds no options.
+        OSError: If it cannot be read.
+    """
+    try:
+        content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeError) as error:
+        raise ConfigError("The run's config is no YAML.", found=f"{config}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError("The run's config holds no options.", found=f"{config}: {type(content).__name__}")
+    return content
+
+
 def setting_of(folder: Path) -> dict[str, Any]:
     """`setting`, equal for runs whose configs differ in seed and name alone, and `seed`; nothing without a config."""
     try:
-        config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    if not isinstance(config, dict):
+        config = read_config(folder / CONFIG)
+    except (OSError, ValueError):  # ConfigError is one
         return {}
     trainer = {name: value for name, value in (config.get("trainer") or {}).items() if name != "default_root_dir"}
     rest = {

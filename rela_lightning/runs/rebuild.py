@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import yaml  # type: ignore[import-untyped]
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch import nn
@@ -19,7 +18,7 @@ from rela_lightning.priors.load import SCHEMES
 from rela_lightning.rng import preserved_rng
 from rela_lightning.runs.folder import run_of
 from rela_lightning.runs.names import CONFIG, RECORD
-from rela_lightning.runs.read import find_checkpoint, read_checkpoint, read_run, setting_of
+from rela_lightning.runs.read import find_checkpoint, read_checkpoint, read_config, read_run, setting_of
 from rela_lightning.runs.resume import check_belongs
 
 
@@ -70,7 +69,7 @@ def find_subject(
         prior = load_prior(given, **(prior_kwargs or {}))
         return Subject(prior, prior.name)
     file = find_checkpoint(path)
-    folder = folder_of(path)
+    folder = folder_of(path, file)
     if folder is None:
         raise ConfigError(
             "A checkpoint holds weights, not a network, and there is no config beside it.",
@@ -93,7 +92,7 @@ def rebuilt(path: Path) -> tuple[LightningModule, dict[str, Any]] | None:
         path: Folder of a run, or a checkpoint in one.
     """
     file = find_checkpoint(path)
-    folder = folder_of(path)
+    folder = folder_of(path, file)
     if folder is None:
         return None
     module, _, step = _filled(folder / CONFIG, file)
@@ -101,13 +100,9 @@ def rebuilt(path: Path) -> tuple[LightningModule, dict[str, Any]] | None:
     return module, {**facts, "steps_of_weights": step}
 
 
-def folder_of(path: Path) -> Path | None:
-    """The folder with the config of a run: the one that is given, or that of its checkpoint; None without a config.
-
-    Raises:
-        ConfigError: If there is no checkpoint.
-    """
-    folder = path if path.is_dir() and (path / CONFIG).is_file() else run_of(find_checkpoint(path))
+def folder_of(path: Path, file: Path) -> Path | None:
+    """The folder with the config of a run: the one that is given, or that of its checkpoint; None without a config."""
+    folder = path if path.is_dir() and (path / CONFIG).is_file() else run_of(file)
     return folder if folder is not None and (folder / CONFIG).is_file() else None
 
 
@@ -144,12 +139,7 @@ def build(config: Path) -> tuple[LightningModule, Any]:
     Raises:
         ConfigError: If the config cannot be built any more.
     """
-    try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeError) as error:
-        raise ConfigError("The run's config is no YAML.", found=f"{config}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError("The run's config holds no options.", found=f"{config}: {type(content).__name__}")
+    content = read_config(config)
     parts = {name: content[name] for name in ("model", "data") if content.get(name) is not None}
     built = _built(parts, config, required=True)
     return built.model, built.get("data")

@@ -102,15 +102,13 @@ class RunRecord(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A batch is there: what was waited for is put down."""
-        self._bill.begin(self._phase_number(trainer), countable=self._alone and not self._compiled)
-
-    def _phase_number(self, trainer: Any) -> int:
         phase = getattr(_rela(trainer), "phase", None)
-        return 2 if phase is None else int(phase.number)
+        number = 2 if phase is None else int(phase.number)
+        self._bill.begin(number, countable=self._alone and not self._compiled)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Put the step down; note when transport ended."""
-        self._bill.end(self._phase_number(trainer))
+        self._bill.end()
         phase = getattr(_rela(trainer), "phase", None)
         if self._switched is None and phase is not None and phase.weights == SSL_ONLY:
             self._switched = round(self.seconds, 3)

@@ -250,11 +250,11 @@ class _Job:
 
 def _looked_at(prior: Prior, dataset: Any, image: str | None, count: int) -> list[Finding]:
     """What `fitness` finds in a sample, said in a warning; a random prior knows nothing on purpose."""
-    from rela_lightning.diagnostics.fitness_check import Fitness, fitness
+    from rela_lightning.diagnostics.fitness_check import fitness
 
-    seen = fitness(dataset, prior=prior, image=image, num_samples=count)
-    meant = NO_BETTER if prior.name.startswith("random:") else ""
-    found = Fitness(tuple(finding for finding in seen.findings if finding.name != meant), seen.num_samples)
+    found = fitness(dataset, prior=prior, image=image, num_samples=count)
+    if prior.name.startswith("random:"):
+        found = found.without(NO_BETTER)
     if not found:
         log.warning("before labelling, %s", found)
     return list(found.findings)

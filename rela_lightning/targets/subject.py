@@ -99,12 +99,12 @@ class Numbered:
     """A map-style data set: row i is its i-th sample."""
 
     dataset: Any
-    length: int | None
+    length: int
     sample: Sample
 
     def fields(self, prior: Prior, output: dict[str, Any]) -> dict[str, Any]:
         """See `Subject`."""
-        return fields_of(prior, self.dataset, self.sample, self._rows, **output)
+        return fields_of(prior, self.dataset, self.sample, self.length, **output)
 
     def refuse_other(self, store: TargetStore, fields: dict[str, Any], prior: Prior) -> None:
         """See `Subject`."""
@@ -113,12 +113,12 @@ class Numbered:
 
     def whole(self, folder: Path, shape: Shape) -> Whole:
         """See `Subject`."""
-        missing = missing_rows(folder, self._rows, shape)
+        missing = missing_rows(folder, self.length, shape)
         if len(missing):
             raise _ended_early(
-                f"{self.length} rows", f"{self._rows - len(missing)}; the first missing row is {missing[0]}"
+                f"{self.length} rows", f"{self.length - len(missing)}; the first missing row is {missing[0]}"
             )
-        return Whole(self._rows, None, {})
+        return Whole(self.length, None, {})
 
     def again(self, prior: Prior, whole: Whole, shape: Shape) -> Iterable[LabelItem]:
         """See `Subject`."""
@@ -128,10 +128,6 @@ class Numbered:
     def remembered(self) -> dict[str, Any]:
         """See `Subject`."""
         return self.sample._asdict()
-
-    @property
-    def _rows(self) -> int:
-        return self.length or 0
 
 
 @dataclass(frozen=True)
