@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
 from rela_lightning import TargetStore, build_targets
@@ -91,6 +91,8 @@ def test_any_other_json_is_no_manifest(copied, value):
 
 @quick
 @given(key=st.sampled_from(["length", "views", "dim", "targets_bytes", "storage_dtype"]), value=json_values)
+@example(key="views", value=0)  # fewer records than there are
+@example(key="length", value=1)
 def test_a_value_that_another_writer_left_is_named(copied, key, value):
     """With a check sum that fits, so that nothing but the value itself can be looked at."""
     path = copied()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rela_lightning.errors import TargetError
 from rela_lightning.targets.records import Storage, check_sums, decode, record_type
 
-_LARGEST_HEADER = 2**12
+_NPY_PREFIX = 10  # of version 1.0: the magic string, the version, and two bytes that say how long the rest is
 
 
 class StoredRows(NamedTuple):
@@ -66,12 +66,14 @@ class RowReader:
 
     @cached_property
     def _records(self) -> NDArray[Any]:
-        """The last bytes of the file; the header before them is for other readers of `.npy`."""
+        """All that follows the header, whose text is for other readers of `.npy`: only its length is read."""
         try:
-            header = self.path.stat().st_size - math.prod(self.shape) * self._type.itemsize
-            if 0 < header < _LARGEST_HEADER:
+            beside = self.path.stat().st_size - math.prod(self.shape) * self._type.itemsize
+            with self.path.open("rb") as file:
+                header = _NPY_PREFIX + int.from_bytes(file.read(_NPY_PREFIX)[-2:], "little")
+            if beside == header:
                 return np.memmap(self.path, self._type, "r", offset=header, shape=self.shape)
-            found = f"{header} bytes beside them" if header > 0 else f"{-header} bytes too few"
+            found = f"{beside} bytes beside them" if beside > 0 else f"{-beside} bytes too few"
         except OSError as error:
             found = f"{type(error).__name__}: {error}"
         raise TargetError(
