@@ -210,3 +210,20 @@ def test_what_cannot_be_told_is_an_error_that_lists_the_batch():
         find_labels((IMAGES, LABELS), 4, "label")
     with pytest.raises(DataError, match="uint8"):
         find_images(((IMAGES * 255).to(torch.uint8), LABELS))
+
+
+def test_mixed_precision_is_autocast_and_features_come_as_float32():
+    images, labels = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(8)
+    net = network(3).eval()
+    features, _ = extract_features(net, TensorDataset(images, labels), device="cpu", precision="bf16-mixed")
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        expected = net(images).mean(dim=(2, 3))
+    exact, _ = extract_features(net, TensorDataset(images, labels), device="cpu")
+    assert features.dtype == torch.float32
+    torch.testing.assert_close(features, expected.float())
+    assert not torch.equal(features, exact)
+
+
+def test_an_unknown_precision_is_refused_with_those_there_are():
+    with pytest.raises(ConfigError, match="bf16-mixed"):
+        extract_features(network(3), TensorDataset(torch.rand(1, 3, 8, 8), torch.zeros(1)), precision="bf16")

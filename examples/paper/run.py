@@ -104,6 +104,7 @@ class Passes(NamedTuple):
         batch_size: Images in one forward, of labelling on each device and of probing.
         workers: Processes that read images, on each device.
         probe_device: Where backbones are probed: `auto`, `cuda:1`, ...
+        probe_precision: Of their forward.
     """
 
     devices: str = "auto"
@@ -111,6 +112,7 @@ class Passes(NamedTuple):
     batch_size: int = 256
     workers: int = 8
     probe_device: str = "auto"
+    probe_precision: str = "32-true"
 
 
 class Plan:
@@ -190,7 +192,8 @@ class Plan:
     def probe(self, run: Run) -> Step:
         """Linear evaluation as in the authors' code, and kNN."""
         words = ["probe", str(self._folder(run)), "--solver=adam", "--lr=3e-4"]
-        words += [f"--epochs={1 if self.quick else 100}", f"--device={self.passes.probe_device}", *self._reading()]
+        words += [f"--epochs={1 if self.quick else 100}", *self._reading()]
+        words += [f"--device={self.passes.probe_device}", f"--precision={self.passes.probe_precision}"]
         takes = cost.of_probe(run.data, run.budget, run.prior or NONE, self.rates)
         return Step(lambda: words, lambda: "linear_top1" in self._record(run), takes)
 
@@ -276,6 +279,7 @@ def main(argv: Sequence[str] | None = None, execute: Callable[[list[str]], int] 
     parser.add_argument("--pass-batch-size", type=int, default=usual.batch_size, help="images a forward, no training")
     parser.add_argument("--workers", type=int, default=usual.workers, help="workers of labelling and probing")
     parser.add_argument("--probe-device", default=usual.probe_device, help="where backbones are probed")
+    parser.add_argument("--probe-precision", default=usual.probe_precision, help="of their forward, such as bf16-mixed")
     parser.add_argument("--training-rate", type=float, help="images a second in training, for the hours of --dry-run")
     parser.add_argument("--labelling-rate", type=float, help="images a second in labelling and probing, likewise")
     parser.add_argument(
@@ -290,7 +294,8 @@ def main(argv: Sequence[str] | None = None, execute: Callable[[list[str]], int] 
     plan = Plan(
         args.out, args.root, quick=args.fast_dev_run, frozen_map=args.frozen_map, more=words[end + 1 :],
         passes=Passes(
-            args.label_devices, args.label_precision, args.pass_batch_size, args.workers, args.probe_device
+            args.label_devices, args.label_precision, args.pass_batch_size, args.workers,
+            args.probe_device, args.probe_precision,
         ),
         rates=cost.Rates(args.training_rate, args.labelling_rate),
     )  # fmt: skip

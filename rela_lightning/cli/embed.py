@@ -18,6 +18,7 @@ from rela_lightning.errors import ConfigError
 from rela_lightning.files import check_free, write_whole
 from rela_lightning.fingerprint.order import names_of
 from rela_lightning.probe import extract_features
+from rela_lightning.probe.extract import Precision
 from rela_lightning.runs.rebuild import find_subject
 
 ENDINGS = (".npy", ".parquet")
@@ -34,6 +35,7 @@ def embed(
     batch_size: int = 256,
     num_workers: int = 0,
     device: str = "auto",
+    precision: Precision = "32-true",
     overwrite: bool = False,
 ) -> None:
     """Write the features of a data set's images, under the plain probe view, in the order of the data set.
@@ -54,6 +56,7 @@ def embed(
         batch_size: Images in one forward of the backbone.
         num_workers: Processes that read images.
         device: Where the backbone runs; `auto` takes the accelerator if there is one.
+        precision: Of its forward; the mixed ones are quicker on a GPU, and round the features.
         overwrite: Replace what is at `path`.
 
     Raises:
@@ -74,8 +77,9 @@ def embed(
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs)
     images = images_of(data if data is not None else subject.data, split, subject)
     found, labels = extract_features(
-        subject.network, images, progress="images", batch_size=batch_size, num_workers=num_workers, device=device
-    )
+        subject.network, images,
+        progress="images", batch_size=batch_size, num_workers=num_workers, device=device, precision=precision,
+    )  # fmt: skip
     names = names_of(images) or [""] * len(found)
     features, numbers = found.numpy(), labels.tolist()
     if out.suffix == ".npy":

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rela_lightning.batches import describe, find_images, find_labels, leaves
-from rela_lightning.errors import DataError
+from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.networks.encode import encode
 from rela_lightning.networks.pooling import Pooling
 from rela_lightning.progress import Progress
+
+Precision = Literal["32-true", "bf16-mixed", "16-mixed"]
+_TYPES = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
 def extract_features(
@@ -24,6 +27,7 @@ def extract_features(
     batch_size: int = 256,
     num_workers: int = 0,
     device: str | torch.device = "auto",
+    precision: Precision = "32-true",
     pooling: Pooling = "auto",
     labels: int | str = "auto",
     progress: str | None = None,
@@ -41,6 +45,8 @@ def extract_features(
         num_workers: Loader processes; read for a data set.
         device: Where to run; `auto` stays on the backbone's device, or takes the accelerator if the backbone
             is on the CPU and there is one.
+        precision: Of the forward, in Lightning's words: `bf16-mixed` and `16-mixed` are quicker on a GPU, and round the
+            features.
         pooling: See `rela_lightning.networks.pooling.pool`.
         labels: Where the labels are in a batch: a position, a key, a dotted path, or `auto`.
         progress: Name of the pass in a progress bar on stderr, for a data set; None shows none.
@@ -49,8 +55,11 @@ def extract_features(
         Float32 features `[N, F]` and int64 labels `[N]`, both on the CPU.
 
     Raises:
+        ConfigError: If there is no such precision.
         DataError: If items hold no image tensor or no labels, or there is no item.
     """
+    if precision not in _TYPES:
+        raise ConfigError("Unknown precision.", found=precision, exists=tuple(_TYPES))
     homes = {parameter.device for parameter in backbone.parameters()} or {torch.device("cpu")}
     home = next(iter(homes))
     target = _pick_device(home) if device == "auto" else torch.device(device)
@@ -65,7 +74,9 @@ def extract_features(
             for batch in _batches(dataset_or_loader, batch_size, num_workers):
                 images = find_images(batch)
                 labels, rows = find_labels(batch, len(images), labels)
-                features.append(encode(backbone, images.to(target), pooling).float().cpu())
+                with torch.autocast(target.type, _TYPES[precision], enabled=precision != "32-true"):
+                    encoded = encode(backbone, images.to(target), pooling)
+                features.append(encoded.float().cpu())
                 found.append(rows.cpu())
                 if bar is not None:
                     bar.add(len(images))

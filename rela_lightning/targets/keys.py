@@ -147,7 +147,7 @@ def refuse_ambiguous(folder: Path, repeated: NDArray[np.uint64]) -> None:
         return
     names = [repr(key) if key == other else f"{other!r} and {key!r}" for key, other in list(shared.items())[:_SHOWN]]
     raise TargetError(
-        f"{len(shared)} keys stand for more than one image.",
+        f"Keys that stand for more than one image: {len(shared)}.",
         expected="a key that no other sample has, and images without random augmentation",
         found=", ".join(names),
         do="give each sample a key of its own, for example with the name of its shard before it",

@@ -41,6 +41,10 @@ EVALUATING = [
     Use("fewer labels than features", lambda p: linear_evaluation(FEATURES, LABELS[:9], FEATURES, LABELS)),
     Use("a solver that does not exist", lambda p: linear_evaluation(*2 * (FEATURES, LABELS), solver="newton")),
     Use("features of no images", lambda p: extract_features(nn.Flatten(), [])),
+    Use(
+        "a precision that does not exist",
+        lambda p: extract_features(nn.Flatten(), [(FEATURES, LABELS)], precision="bf16"),
+    ),
     Use("a pooling that no probe has", lambda p: KNNProbe(pooling="max")),
     Use("an online probe for one class", lambda p: OnlineLinearProbe(num_classes=1)),
     Use("an online probe that never runs", lambda p: KNNProbe(every_n_epochs=0)),
