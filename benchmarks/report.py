@@ -25,16 +25,24 @@ NAMES = {
     "b": "(b) transport alone",
     "b2": "(b) transport alone, two views",
     "c": "(c) authors' rule, frozen map",
+    "s10": "(d) Switch(0.1)",
+    "s20": "(d) Switch(0.2)",
     "switch": "(d) Switch(0.4)",
     "switch+warm": "(d) Switch(0.4), head warm-up",
     "late": "(d) Switch(0.8)",
     "last": "(d) Switch(0.9)",
     "blend": "(d) Blend",
+    "anchor20": "(d) transport for 20%, then both",
     "plateau": "(d) Plateau, the default",
     "mix": "(d) Mix",
     "e": "(e) online distillation",
     "f": "(f) supervised",
 }
+IN_WORDS = {
+    "byol": "BYOL", "simclr": "SimCLR", "barlow_twins": "Barlow Twins",
+    "cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST",
+    "efficientnet_lite0": "EfficientNet-Lite0", "random": "an untrained ResNet-18", "digits": "a net trained on digits",
+}  # fmt: skip
 DEFAULT = "plateau"
 COUNTED = (("training", False), ("training and labelling", True))
 Group = dict[str, Runs]
@@ -211,7 +219,8 @@ def grouped(rows: list[Row]) -> Iterator[tuple[str, str, Group]]:
                     if len({row["seed"] for row in found}) < len(found):
                         raise SystemExit(f"{method}, {data}, {variant} at {budget}: a seed was run twice.")
             name = f"{method}-{data}-{images}-{full:.0f}-{prior}.png".replace(":", "-").replace("/", "-")
-            yield f"{method}, {data}, {images} images, {full:.0f} s, prior {prior}", name, group
+            method_, data_, prior_ = (IN_WORDS.get(word, word) for word in (method, data, prior or "none"))
+            yield f"{method_}, {data_}, {images:,} images, {full:.0f} s, prior: {prior_}", name, group
 
 
 def main() -> None:
@@ -230,9 +239,11 @@ def main() -> None:
         "",
     ]
     for title, name, group in grouped(rows):
-        figure = options.out.parent / "figures" / name
-        draw(title, group, figure)
-        lines += [*section(title, group), f"![{title}]({figure.relative_to(options.out.parent)})", ""]
+        lines += section(title, group)
+        if any(len(runs) > 1 for runs in group.values()):  # one budget is a point, and no curve
+            figure = options.out.parent / "figures" / name
+            draw(title, group, figure)
+            lines += [f"![{title}]({figure.relative_to(options.out.parent)})", ""]
     calibration = options.results.parent / "calibration.json"
     if calibration.exists():
         lines += step_times(json.loads(calibration.read_text()))

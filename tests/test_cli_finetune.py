@@ -62,9 +62,10 @@ def test_a_run_goes_on_with_its_own_data_and_a_few_labels(plain: Path, capsys: A
 
 
 @pytest.mark.slow
-def test_the_head_alone_leaves_the_backbone_as_it_was_and_runs_compare(plain: Path, capsys: Any) -> None:
+def test_the_head_alone_leaves_the_backbone_as_it_was_and_runs_compare(plain: Path, capsys: Any, recwarn: Any) -> None:
     head = ["--model.train=head", "--data.batch_size=32", *QUICK]
     assert main(["finetune", "runs/plain", "--name=head", *head]) == 0
+    assert not [warning for warning in recwarn if "eval mode" in str(warning.message)]
     before, after = weights("runs/plain"), weights("runs/head")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert main(["finetune", "runs/plain", "--name=other", *head, "--model.label_smoothing=0.1"]) == 0

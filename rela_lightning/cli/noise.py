@@ -15,6 +15,7 @@ _WARNINGS = (
     *OWN_WARNINGS,
     "LightningCLI's args parameter",  # words are always given
     ".*smaller than the logging interval.*",  # the record sees to it
+    r"Found \d+ module\(s\) in eval mode",  # a backbone that stays as it is; the summary shows the modes
 )
 _TIP = "💡"
 
