@@ -128,7 +128,13 @@ def relational(mapped: Tensor, targets: Tensor, *, temperature: float = 0.1) -> 
 
 
 class Cosine:
-    """`cosine` as an object."""
+    """`cosine` as an object.
+
+    Example:
+        >>> import torch
+        >>> float(Cosine()(torch.eye(4), torch.eye(4)))
+        0.0
+    """
 
     takes_negatives = False
 
@@ -142,6 +148,10 @@ class Contrastive:
 
     Args:
         temperature: Above 0.
+
+    Example:
+        >>> from rela_lightning import ReLACallback
+        >>> callback = ReLACallback("targets/clip-b16", loss=Contrastive(temperature=0.2))
     """
 
     takes_negatives = True
@@ -159,6 +169,10 @@ class SmoothL1:
 
     Args:
         beta: Above 0.
+
+    Example:
+        >>> from rela_lightning import ReLACallback
+        >>> callback = ReLACallback("targets/clip-b16", loss=SmoothL1(beta=0.5))
     """
 
     takes_negatives = False
@@ -176,6 +190,11 @@ class Relational:
 
     Args:
         temperature: Above 0.
+
+    Example:
+        >>> from rela_lightning import ReLACallback
+        >>> callback = ReLACallback("targets/clip-b16", loss=["cosine", "relational"])
+        >>> sharper = ReLACallback("targets/clip-b16", loss=Relational(temperature=0.05))
     """
 
     takes_negatives = False

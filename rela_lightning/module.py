@@ -46,6 +46,11 @@ def accelerate(
 
     Raises:
         InjectionError: If the module is accelerated already.
+
+    Example:
+        >>> from rela_lightning.methods import SimCLR
+        >>> module = accelerate(SimCLR("lightly:resnet-9"), "targets/clip-b16")
+        >>> # L.Trainer(max_epochs=100).fit(module, loader)
     """
     if "configure_callbacks" in vars(method):
         raise InjectionError(
@@ -69,6 +74,11 @@ class ReLAMixin:
         targets: Folder written by `build_targets`, or an open `TargetStore`.
         rela: Options of `ReLACallback`, by name.
         kwargs: Keyword arguments of the method.
+
+    Example:
+        >>> from rela_lightning.methods import BYOL
+        >>> class FastBYOL(ReLAMixin, BYOL): ...
+        >>> # FastBYOL("lightly:resnet-18", targets="targets/clip-b16", rela={"loss": "contrastive"})
     """
 
     def __init__(
@@ -106,6 +116,12 @@ class ReLAModule(LightningModule):
         pooling: See `rela_lightning.networks.pooling.pool`.
         num_views: Views per image that are used.
         rela: Further options of `ReLACallback`, by name.
+
+    Example:
+        >>> from rela_lightning.methods import build_backbone
+        >>> backbone, feature_dim = build_backbone("lightly:resnet-9", width=0.125)
+        >>> module = ReLAModule(backbone, "targets/clip-b16")
+        >>> # L.Trainer(max_epochs=20).fit(module, loader_of_views)
     """
 
     def __init__(

@@ -32,6 +32,12 @@ def parameter_groups(
 
     Returns:
         The parameters, where nothing sets the groups apart; else two groups as dicts, without an empty one.
+
+    Example:
+        >>> from torch import nn
+        >>> weights, others = parameter_groups(nn.Linear(4, 2), exclude_bias_and_norm=True)
+        >>> others["weight_decay"]
+        0.0
     """
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     apart: dict[str, float] = {"weight_decay": 0.0} if exclude_bias_and_norm else {}
@@ -66,6 +72,11 @@ class WarmupCosine(LRScheduler):
 
     Raises:
         ConfigError: For a value out of range, or a run without an end.
+
+    Example:
+        >>> import functools
+        >>> from rela_lightning.methods import BYOL
+        >>> module = BYOL("lightly:resnet-9", lr_scheduler=functools.partial(WarmupCosine, warmup_epochs=10))
     """
 
     def __init__(self, optimizer: Optimizer, *, warmup_epochs: float = 10.0, end: float = 0.0) -> None:
@@ -127,6 +138,12 @@ def with_scheduler(module: Any, optimizer: Optimizer, scheduler: Any = None) -> 
         module: The LightningModule, attached to its trainer.
         optimizer: Its optimizer.
         scheduler: Of that optimizer; None for none.
+
+    Example:
+        >>> class Mine(LightningModule):  # doctest: +SKIP
+        ...     def configure_optimizers(self):
+        ...         optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+        ...         return with_scheduler(self, optimizer, WarmupCosine(optimizer, warmup_epochs=10))
     """
     if isinstance(scheduler, WarmupCosine):
         scheduler.follow(module.trainer)

@@ -17,7 +17,12 @@ from rela_lightning.errors import ConfigError
 
 
 class Weights(NamedTuple):
-    """Weights of the SSL objective and of the transport loss, each >= 0."""
+    """Weights of the SSL objective and of the transport loss, each >= 0.
+
+    Example:
+        >>> Weights(0.0, 1.0).transport_only
+        True
+    """
 
     ssl: float
     transport: float
@@ -47,7 +52,15 @@ def _share(name: str, value: float) -> float:
 
 
 class Schedule:
-    """Base class: two weights from the progress and, for adaptive schedules, from the losses seen."""
+    """Base class: two weights from the progress and, for adaptive schedules, from the losses seen.
+
+    Example:
+        >>> class Halves(Schedule):
+        ...     def weights(self, progress):
+        ...         return Weights(0.5, 0.5)
+        >>> Halves().weights(0.3)
+        Weights(ssl=0.5, transport=0.5)
+    """
 
     adaptive = False
     """Whether `update` matters; only then are losses averaged over ranks and handed over."""
@@ -128,7 +141,12 @@ class Switch(Schedule):
 
 
 class TransportOnly(Schedule):
-    """Transport alone, to the end: distillation without an SSL objective."""
+    """Transport alone, to the end: distillation without an SSL objective.
+
+    Example:
+        >>> TransportOnly().weights(1.0)
+        Weights(ssl=0.0, transport=1.0)
+    """
 
     def weights(self, progress: float) -> Weights:
         """Always `(0, 1)`."""
@@ -192,6 +210,10 @@ class AuthorsRule(Schedule):
     Args:
         poll: Look at the losses every `poll` steps. Each look waits for the device; with 1 the rule
             fires at the authors' step, with more up to `poll - 1` steps later.
+
+    Example:
+        >>> AuthorsRule().weights(0.9)  # no loss seen yet
+        Weights(ssl=0.0, transport=1.0)
     """
 
     adaptive = True
@@ -256,6 +278,10 @@ class Plateau(Schedule):
         window: Share of the budget that is averaged, in `(0, 0.5]`.
         at_least: No switch before this share of the budget, in `(0, 1]`; nor before two windows are through.
         at_most: The switch comes here at the latest, in `(0, 1]`; 1 leaves it to the loss.
+
+    Example:
+        >>> Plateau(at_most=0.5).weights(0.5)  # at half of the budget at the latest
+        Weights(ssl=1.0, transport=0.0)
     """
 
     adaptive = True

@@ -57,6 +57,12 @@ class LinearTransport(nn.Module):
         feature_dim: Width F of the student's features.
         target_dim: Width D of the targets.
         seed: Seed of its initial weights; the global random state is left as it was.
+
+    Example:
+        >>> import torch
+        >>> head = LinearTransport(feature_dim=128, target_dim=512, seed=0)
+        >>> head(torch.zeros(4, 128)).shape
+        torch.Size([4, 512])
     """
 
     def __init__(self, feature_dim: int, target_dim: int, *, seed: int = 0) -> None:

@@ -23,6 +23,12 @@ def test_every_exported_name_has_a_page_and_a_docstring():
     assert not [name for name in named if not public_api.find(name).__doc__]
 
 
+def test_every_public_name_but_the_errors_has_an_example():
+    """Those that are code run: see test_doctests.py."""
+    named = [name for name in public_api.documented() if not name.startswith("errors.")]
+    assert not [name for name in named if "Example:" not in (public_api.find(name).__doc__ or "")]
+
+
 def anchors(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and the site make them."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)

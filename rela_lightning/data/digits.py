@@ -34,6 +34,11 @@ class Digits(Dataset[tuple[Any, int]]):
     Raises:
         ConfigError: For an unknown split or an image size below 1.
         DataError: If scikit-learn is not installed.
+
+    Example:
+        >>> digits = Digits("train")
+        >>> len(digits), digits[0][0].size
+        (1347, (32, 32))
     """
 
     def __init__(

@@ -47,6 +47,10 @@ class FolderImages(Dataset[tuple[Any, int]]):
         ConfigError: For an unknown `on_error`.
         DataError: If the folder is missing, is a file, holds no images or an empty class, or if its classes are
             not the expected ones; on reading, if an image cannot be decoded.
+
+    Example:
+        >>> images = FolderImages("photos", labelled=False)  # doctest: +SKIP
+        >>> # build_targets(prior, images, "targets/photos")
     """
 
     def __init__(

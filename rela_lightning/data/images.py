@@ -19,6 +19,12 @@ class RGBImages(Dataset[tuple[Any, int]]):
     Args:
         dataset: Map-style, `dataset[i]` a PIL image and an integer label, without a transform of its own.
         transform: Called on the RGB image; None returns the image itself.
+
+    Example:
+        >>> from PIL import Image
+        >>> images = RGBImages([(Image.new("L", (8, 8)), 3)])
+        >>> images[0][0].mode, images[0][1]
+        ('RGB', 3)
     """
 
     def __init__(self, dataset: Any, transform: Callable[[Any], Any] | None = None) -> None:

@@ -31,6 +31,12 @@ class BudgetSampler(Sampler[int]):
 
     Raises:
         ConfigError: For a ratio outside `(0, 1]`, fewer samples than replicas, a rank or seed out of range.
+
+    Example:
+        >>> sampler = BudgetSampler(1000, ratio=0.1)
+        >>> sampler.set_epoch(3)
+        >>> len(sampler), list(sampler) == list(sampler)
+        (100, True)
     """
 
     def __init__(self, num_samples: int, ratio: float, *, seed: int = 0, num_replicas: int = 1, rank: int = 0) -> None:

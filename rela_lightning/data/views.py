@@ -88,6 +88,12 @@ def probe_view(image_size: int, *, mean: Sequence[float], std: Sequence[float]) 
 
     The shorter side is resized to 8/7 of `image_size` (256 for 224) and the centre is cut out; up to 96 px it is
     resized to `image_size` itself.
+
+    Example:
+        >>> from PIL import Image
+        >>> view = probe_view(32, mean=(0.5,) * 3, std=(0.5,) * 3)
+        >>> view(Image.new("RGB", (40, 60))).shape
+        torch.Size([3, 32, 32])
     """
     from torchvision.transforms import v2
 

@@ -115,6 +115,12 @@ def fitness(
         DataError: If the data set has no length or indices, or rows that are not images.
         PriorError: If there is no such prior.
         TargetError: If there is no such store, or the prior gives all images the same features.
+
+    Example:
+        >>> from rela_lightning import load_prior
+        >>> from rela_lightning.data import Digits
+        >>> prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=0.5, std=0.5)
+        >>> print(fitness(Digits("train"), prior=prior, num_samples=32))  # doctest: +SKIP
     """
     if (prior is None and targets is None) or num_samples < LEAST_SAMPLES:
         raise ConfigError(

@@ -34,6 +34,12 @@ def transport_distance(X: Any, Y: Any) -> float:
 
     Raises:
         DataError: For other shapes, fewer than three rows, NaN, infinity, or features that do not vary.
+
+    Example:
+        >>> import torch
+        >>> features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> round(abs(transport_distance(features, features[:, :3])), 2)
+        0.0
     """
     x, y = checked_pair(X, Y, least=3)
     x_mean, y_mean = mean_of(x), mean_of(y)
@@ -64,6 +70,12 @@ def representation_similarity(X: Any, Y: Any) -> float:
 
     Raises:
         DataError: As `transport_distance`.
+
+    Example:
+        >>> import torch
+        >>> features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> round(representation_similarity(features, features[:, :3]), 2)
+        1.0
     """
     return 1.0 - transport_distance(X, Y)
 

@@ -31,6 +31,12 @@ def linear_cka(X: Any, Y: Any, *, debiased: bool = False) -> float:
 
     Raises:
         DataError: For other shapes, too few rows, NaN, infinity, or features that do not vary.
+
+    Example:
+        >>> import torch
+        >>> features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> round(linear_cka(features, 3 * features.flip(1)), 4)
+        1.0
     """
     x, y = checked_pair(X, Y, least=4 if debiased else 2)
     means = mean_of(x), mean_of(y)
@@ -79,6 +85,12 @@ def mutual_knn(X: Any, Y: Any, *, k: int = 10, calibrated: bool = True, chunk_si
     Raises:
         DataError: For other shapes, fewer than three rows, NaN, infinity, or features that do not vary.
         ConfigError: For k or chunk_size out of range.
+
+    Example:
+        >>> import torch
+        >>> features = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+        >>> mutual_knn(features, 3 * features.flip(1), k=5)
+        1.0
     """
     check_chunk(chunk_size)
     x, y = checked_pair(X, Y, least=3)

@@ -28,6 +28,11 @@ def effective_rank(features: Any, *, centre: bool = False) -> float:
 
     Raises:
         DataError: For another shape, fewer than two rows, NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> round(effective_rank(torch.eye(8)), 2)
+        8.0
     """
     rows = checked_features(features)
     mean = mean_of(rows)
@@ -63,6 +68,11 @@ def feature_deviation(features: Any) -> float:
 
     Raises:
         DataError: For another shape, fewer than two rows, NaN or infinity.
+
+    Example:
+        >>> import torch
+        >>> feature_deviation(torch.ones(8, 4))
+        0.0
     """
     rows = checked_features(features)
     mean = torch.stack([F.normalize(chunk, dim=1).sum(dim=0) for chunk in chunks(rows)]).sum(dim=0) / len(rows)
@@ -86,6 +96,11 @@ def alignment(features: Any, others: Any, *, alpha: float = 2.0) -> float:
     Raises:
         DataError: For other shapes, fewer than two rows, NaN or infinity.
         ConfigError: For alpha out of range.
+
+    Example:
+        >>> import torch
+        >>> round(alignment(torch.eye(8), torch.eye(8).roll(1, 0)), 4)
+        2.0
     """
     if alpha <= 0:
         raise ConfigError("`alpha` is a power.", expected="alpha > 0", found=alpha)
@@ -119,6 +134,11 @@ def uniformity(features: Any, *, t: float = 2.0, chunk_size: int = PAIRS) -> flo
     Raises:
         DataError: For another shape, fewer than two rows, NaN or infinity.
         ConfigError: For t or chunk_size out of range.
+
+    Example:
+        >>> import torch
+        >>> round(uniformity(torch.eye(8)), 4)
+        -4.0
     """
     check_chunk(chunk_size)
     if t <= 0:

@@ -49,6 +49,9 @@ class BarlowTwins(Method):
     Raises:
         ConfigError: For an unknown backbone or values out of range.
         DataError: If a batch does not start with two views.
+
+    Example:
+        >>> module = BarlowTwins("lightly:resnet-18", projector_dim=1024)
     """
 
     views = "barlow_twins"

@@ -42,6 +42,14 @@ class Method(LightningModule):
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.
+
+    Example:
+        >>> class Rotation(Method):
+        ...     def training_step(self, batch, batch_idx):
+        ...         one, two = self.two_views(batch)
+        ...         return (self(one) - self(two)).square().mean()
+        >>> Rotation("lightly:resnet-9", optimizer=None) is not None
+        True
     """
 
     views: str = "two"

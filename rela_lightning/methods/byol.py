@@ -36,6 +36,10 @@ class BYOL(MomentumMethod):
     Raises:
         ConfigError: For an unknown backbone or values out of range.
         DataError: If a batch does not start with two views.
+
+    Example:
+        >>> module = BYOL("lightly:resnet-18", cifar_stem=True)
+        >>> # L.Trainer(max_epochs=200, callbacks=[ReLACallback("targets/clip-b16")]).fit(module, data)
     """
 
     views = "byol"

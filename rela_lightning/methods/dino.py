@@ -68,6 +68,9 @@ class DINO(MomentumMethod):
     Raises:
         ConfigError: For an unknown backbone or values out of range.
         DataError: If a batch does not start with two views of a size.
+
+    Example:
+        >>> module = DINO("lightly:resnet-9", output_dim=1024)  # with views="dino" of a data module
     """
 
     views = "dino"

@@ -63,6 +63,9 @@ class MoCoV2(MomentumMethod):
     Raises:
         ConfigError: For an unknown backbone or values out of range.
         DataError: If a batch does not start with two views.
+
+    Example:
+        >>> module = MoCoV2("lightly:resnet-9", queue_size=4096)
     """
 
     views = "moco"

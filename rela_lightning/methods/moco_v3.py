@@ -56,6 +56,9 @@ class MoCoV3(MomentumMethod):
     Raises:
         ConfigError: For an unknown backbone or values out of range.
         DataError: If a batch does not start with two views.
+
+    Example:
+        >>> module = MoCoV3("lightly:resnet-9", momentum=0.99)
     """
 
     views = "byol"

@@ -31,6 +31,12 @@ class MomentumMethod(Method):
 
     Raises:
         ConfigError: For an unknown backbone or values out of range.
+
+    Example:
+        >>> from rela_lightning.methods import BYOL
+        >>> module = BYOL("lightly:resnet-9", momentum=0.99, momentum_end=1.0)
+        >>> isinstance(module, MomentumMethod)
+        True
     """
 
     projector: nn.Module

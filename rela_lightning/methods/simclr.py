@@ -36,6 +36,9 @@ class SimCLR(Method):
     Raises:
         ConfigError: For an unknown backbone or values out of range.
         DataError: If a batch does not start with two views.
+
+    Example:
+        >>> module = SimCLR("lightly:resnet-18", cifar_stem=True, temperature=0.2)
     """
 
     views = "simclr"

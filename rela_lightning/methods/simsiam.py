@@ -32,6 +32,9 @@ class SimSiam(Method):
     Raises:
         ConfigError: For an unknown backbone or values out of range.
         DataError: If a batch does not start with two views.
+
+    Example:
+        >>> module = SimSiam("lightly:resnet-9")
     """
 
     views = "simsiam"

@@ -36,6 +36,9 @@ class Supervised(Method):
     Raises:
         ConfigError: For an unknown backbone or values out of range.
         DataError: If a batch does not start with a view, or the labels are not found or out of range.
+
+    Example:
+        >>> module = Supervised("lightly:resnet-9", num_classes=10)  # with views="one" of a data module
     """
 
     views = "one"

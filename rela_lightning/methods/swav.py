@@ -49,6 +49,9 @@ class SwAV(Method):
     Raises:
         ConfigError: For an unknown backbone or values out of range.
         DataError: If a batch does not start with two views of a size.
+
+    Example:
+        >>> module = SwAV("lightly:resnet-9", num_prototypes=300)  # with views="swav" of a data module
     """
 
     views = "swav"

@@ -38,6 +38,9 @@ class VICReg(Method):
     Raises:
         ConfigError: For an unknown backbone or values out of range.
         DataError: If a batch does not start with two views.
+
+    Example:
+        >>> module = VICReg("lightly:resnet-9", projector_dim=512)
     """
 
     views = "vicreg"

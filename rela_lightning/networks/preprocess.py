@@ -33,6 +33,12 @@ class Preprocess:
         interpolation: `bicubic`, `bilinear`, `nearest` or another name that torchvision knows.
         fit: `shortest` keeps the aspect ratio and covers `resize`, `longest` keeps it and stays
             inside (the rest is black), `squash` gives it up.
+
+    Example:
+        >>> from PIL import Image
+        >>> preprocess = Preprocess((224, 224), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        >>> preprocess(Image.new("RGB", (640, 480))).shape
+        torch.Size([3, 224, 224])
     """
 
     image_size: tuple[int, int]

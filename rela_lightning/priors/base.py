@@ -36,6 +36,15 @@ class Prior(nn.Module):
     Raises:
         PriorError: If preprocessing does not give a tensor `[C, H, W]` or the network does not take
             it. One blank image is sent through both.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from rela_lightning.priors import Preprocess
+        >>> prior = Prior(nn.Conv2d(3, 16, 3), Preprocess((32, 32), (0.5,) * 3, (0.5,) * 3))
+        >>> image = torch.zeros(3, 40, 60, dtype=torch.uint8)
+        >>> prior(prior.preprocess(image)[None]).shape
+        torch.Size([1, 16])
     """
 
     preprocess: Callable[[Any], Any]
@@ -197,6 +206,13 @@ class FusedPrior(Prior):
 
     Args:
         priors: Two priors or more.
+
+    Example:
+        >>> from rela_lightning import load_prior
+        >>> options = {"width": 0.125, "image_size": 32, "mean": 0.5, "std": 0.5}
+        >>> parts = [load_prior("random:lightly:resnet-9", seed=seed, **options) for seed in (0, 1)]
+        >>> FusedPrior(parts).feature_dim == 2 * parts[0].feature_dim
+        True
     """
 
     def __init__(self, priors: Sequence[Prior]) -> None:

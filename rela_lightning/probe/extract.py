@@ -57,6 +57,14 @@ def extract_features(
     Raises:
         ConfigError: If there is no such precision.
         DataError: If items hold no image tensor or no labels, or there is no item.
+
+    Example:
+        >>> from rela_lightning.data import DigitsData
+        >>> from rela_lightning.methods import build_backbone
+        >>> backbone, feature_dim = build_backbone("lightly:resnet-9", width=0.125)
+        >>> features, labels = extract_features(backbone, DigitsData().dataset("val", "probe"))
+        >>> features.shape == (450, feature_dim)
+        True
     """
     if precision not in _TYPES:
         raise ConfigError("Unknown precision.", found=precision, exists=tuple(_TYPES))

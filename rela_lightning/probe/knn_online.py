@@ -48,6 +48,11 @@ class KNNProbe(ProbeCallback):
     Raises:
         ConfigError: For values out of range, a backbone or labels that are not there.
         DataError: If a batch holds no images, or its labels are not found.
+
+    Example:
+        >>> import lightning.pytorch as L
+        >>> trainer = L.Trainer(callbacks=[KNNProbe(k=20)], logger=False)
+        >>> # trainer.fit(module, train_loader, [bank_loader, query_loader])
     """
 
     def __init__(

@@ -45,6 +45,12 @@ class LinearProbe(LightningModule):
 
     Raises:
         ConfigError: For fewer than two classes, or a width that cannot be measured or is wrong.
+
+    Example:
+        >>> from rela_lightning.methods import build_backbone
+        >>> backbone, feature_dim = build_backbone("lightly:resnet-9", width=0.125)
+        >>> probe = LinearProbe(backbone, num_classes=10)
+        >>> # L.Trainer(max_epochs=100).fit(probe, labelled_images, validation_images)
     """
 
     def __init__(

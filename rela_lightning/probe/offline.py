@@ -137,6 +137,13 @@ def few_label_evaluation(
     Raises:
         ConfigError: If a class has fewer rows than `labels_per_class`, or `folds` is below 1.
         DataError: As `linear_evaluation`.
+
+    Example:
+        >>> import torch
+        >>> labels = torch.arange(4).repeat(10)
+        >>> features = torch.eye(4)[labels]
+        >>> few_label_evaluation(features, labels, features, labels, labels_per_class=2)["top1_mean"]
+        1.0
     """
     features, labels = labelled_rows(features, labels, "training", num_classes)
     test_features, test_labels = labelled_rows(test_features, test_labels, "test", num_classes)

@@ -46,6 +46,11 @@ class OnlineLinearProbe(ProbeCallback):
     Raises:
         ConfigError: For values out of range, a backbone or labels that are not there.
         DataError: If a batch holds no images, or its labels are not found.
+
+    Example:
+        >>> import lightning.pytorch as L
+        >>> trainer = L.Trainer(callbacks=[OnlineLinearProbe(num_classes=10)], logger=False)
+        >>> # trainer.fit(module, train_loader, validation_loader)
     """
 
     def __init__(

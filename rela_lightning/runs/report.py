@@ -48,6 +48,10 @@ def check_runs(runs: Sequence[Run]) -> None:
 
     Raises:
         ConfigError: Naming the run and the key that is missing or out of range.
+
+    Example:
+        >>> run = {"name": "byol", "seconds": 60.0, "labelling_seconds": 0.0, "steps": 1, "knn_top1": 0.5}
+        >>> check_runs([{**run, "history": []}])
     """
     if not runs:
         raise ConfigError("A report needs runs.", expected="at least one run", found="none")
@@ -225,6 +229,13 @@ def write_report(
 
     Raises:
         ConfigError: For runs that `check_runs` refuses; nothing is written then.
+
+    Example:
+        >>> run = {"name": "byol", "seconds": 60.0, "labelling_seconds": 0.0, "steps": 100, "knn_top1": 0.5}
+        >>> run["history"] = []
+        >>> written = write_report([run], {"data": "digits"}, "report")
+        >>> written[0].name
+        'report.md'
     """
     from rela_lightning.runs.plots import draw_curves
 

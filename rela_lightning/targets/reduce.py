@@ -61,6 +61,11 @@ class Projection(NamedTuple):
         mean: Float64 `[F]`.
         components: Float64 `[F, D]`.
         scales: Float64 `[D]`.
+
+    Example:
+        >>> by = Projection(torch.zeros(4), torch.eye(4), torch.ones(4))
+        >>> by.to(dtype=torch.float64).scales.dtype
+        torch.float64
     """
 
     mean: Tensor
@@ -218,6 +223,12 @@ def project(features: Tensor, by: Projection) -> Tensor:
 
     Returns:
         `[B, D]`, float64 or float32.
+
+    Example:
+        >>> import torch
+        >>> by = Projection(torch.zeros(4), torch.eye(4), torch.ones(4))
+        >>> project(torch.ones(2, 4), by).shape
+        torch.Size([2, 4])
     """
     dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
     mean, components, scales = by.to(features.device, dtype)

@@ -129,6 +129,11 @@ def decode(
 
     Raises:
         DataError: If they do not fit into memory.
+
+    Example:
+        >>> from rela_lightning.data import Digits
+        >>> decode(Digits("test"), most=32)[7][1] == Digits("test")[7][1]
+        True
     """
     first = size_of(RGBImages(source)[0][0])
     shape = (most, most) if part is not None else (min(first[0], most), min(first[1], most))

@@ -69,14 +69,8 @@ class PerImage:
 class DeviceViews:
     """The views of a per-image transform, made for whole batches by kornia, each image under its own parameters.
 
-    As the `transform` of a data set it hands the image on as it is; `on_device` makes the views of a batch:
-
-        views = DeviceViews(build_views("byol", 32, mean=mean, std=std))
-        dataset = CIFAR10("data", transform=views)
-
-        class Mine(BYOL):
-            def transfer_batch_to_device(self, batch, device, dataloader_idx):
-                return views.on_device(batch, device, epoch=self.current_epoch)
+    As the `transform` of a data set it hands the image on as it is; `on_device` makes the views of a batch, in
+    `transfer_batch_to_device` of a module or data module.
 
     Images of a batch must be of one size: `decode` keeps them so. `ReLACallback` finds the gentler views of its
     transport phase, and replays stored crops, as with the transform itself. In distribution the views are those of
@@ -97,6 +91,15 @@ class DeviceViews:
 
     Raises:
         ConfigError: If a step of the transform has no form for batches, or kornia is not installed.
+
+    Example:
+        >>> import torch
+        >>> from rela_lightning.data import build_views
+        >>> views = DeviceViews(build_views("byol", 32, mean=(0.5,) * 3, std=(0.5,) * 3))
+        >>> image = torch.zeros(3, 40, 40, dtype=torch.uint8)
+        >>> batch = torch.utils.data.default_collate([views(image) for _ in range(4)])
+        >>> [tuple(view.shape) for view in views.on_device(batch, "cpu", epoch=0)]
+        [(4, 3, 32, 32), (4, 3, 32, 32)]
     """
 
     def __init__(self, transform: Callable[[Any], Any], *, seed: int = 0, beside: DeviceViews | None = None) -> None:

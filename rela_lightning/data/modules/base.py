@@ -70,6 +70,16 @@ class ImageData(DualDataModule):
         ConfigError: For unknown views or values out of range, or views that cannot be made on the device.
         DataError: From `prepare_data`, `setup` or `dataset`, before any training: if the images are not there or not
             as they should be.
+
+    Example:
+        >>> from rela_lightning.data import Digits
+        >>> class MyData(ImageData):
+        ...     num_classes, default_size = 10, 32
+        ...
+        ...     def source(self, split):
+        ...         return Digits(split if split == "train" else "test")
+        >>> MyData(views="two").dataset("train", "views")[0][0][1].shape
+        torch.Size([3, 32, 32])
     """
 
     default_size: ClassVar[int] = 224

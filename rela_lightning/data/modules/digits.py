@@ -21,6 +21,13 @@ class DigitsData(ImageData):
     Raises:
         ConfigError: For unknown views or values out of range.
         DataError: If scikit-learn is not installed.
+
+    Example:
+        >>> data = DigitsData(views="two", batch_size=64)
+        >>> data.setup("fit")
+        >>> views, labels = next(iter(data.train_dataloader()))
+        >>> [tuple(view.shape) for view in views]
+        [(64, 3, 32, 32), (64, 3, 32, 32)]
     """
 
     default_size = 32

@@ -99,6 +99,11 @@ class CIFAR10Data(TorchvisionData):
     Raises:
         ConfigError: As `TorchvisionData`.
         DataError: As `TorchvisionData`.
+
+    Example:
+        >>> data = CIFAR10Data("data", views="two", batch_size=256)
+        >>> data.num_classes, data.image_size
+        (10, 32)
     """
 
     default_size = 32
@@ -117,6 +122,10 @@ class CIFAR100Data(TorchvisionData):
     Raises:
         ConfigError: As `TorchvisionData`.
         DataError: As `TorchvisionData`.
+
+    Example:
+        >>> CIFAR100Data("data", views="two", batch_size=256).num_classes
+        100
     """
 
     default_size = 32
@@ -135,6 +144,10 @@ class FashionMNISTData(TorchvisionData):
     Raises:
         ConfigError: As `TorchvisionData`.
         DataError: As `TorchvisionData`.
+
+    Example:
+        >>> FashionMNISTData("data", views="two", batch_size=256).num_classes
+        10
     """
 
     default_size = 32
@@ -158,6 +171,10 @@ class STL10Data(TorchvisionData):
     Raises:
         ConfigError: As `TorchvisionData`, or for an unknown `train_split`.
         DataError: As `TorchvisionData`.
+
+    Example:
+        >>> STL10Data("data", views="two", batch_size=256).image_size
+        96
     """
 
     default_size = 96

@@ -64,6 +64,10 @@ class ImageFolderData(ImageData):
         ConfigError: For unknown views, values out of range, or no folder at all.
         DataError: Before training, if a folder is missing or a file, holds no images or an empty class, or if
             training and validation images have different classes; in training, for an unreadable image.
+
+    Example:
+        >>> data = ImageFolderData("photos", labelled=False, image_size=224, views="two")
+        >>> # trainer.fit(BYOL("torchvision:resnet50"), data)
     """
 
     label_files: ClassVar[tuple[str, ...]] = ()
@@ -135,6 +139,10 @@ class TinyImageNetData(ImageFolderData):
     Raises:
         ConfigError: As `ImageFolderData`.
         DataError: As `ImageFolderData`.
+
+    Example:
+        >>> TinyImageNetData("tiny-imagenet-200", views="dino").image_size
+        64
     """
 
     default_size = 64
@@ -165,6 +173,10 @@ class ImageNetData(ImageFolderData):
     Raises:
         ConfigError: As `ImageFolderData`.
         DataError: As `ImageFolderData`.
+
+    Example:
+        >>> ImageNetData("imagenet", views="two", batch_size=256).image_size
+        224
     """
 
     expected_classes = 1000

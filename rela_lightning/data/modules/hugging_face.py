@@ -34,6 +34,10 @@ class HuggingFaceData(ImageData):
             installed.
         DataError: Before training, if there is no such data set or split, or a column holds something else; in
             training, for an unreadable image.
+
+    Example:
+        >>> data = HuggingFaceData("folder_of_save_to_disk", image_size=96, views="two")
+        >>> # trainer.fit(BYOL("torchvision:resnet50"), data)
     """
 
     def __init__(
