@@ -52,12 +52,28 @@ def settings_of(method: str, data: str) -> dict[str, Any]:
     return settings
 
 
-def accuracy(module: Any, train: Images, test: Images) -> dict[str, float]:
-    """Linear probe (multinomial logistic regression, L2 1.0) and kNN (k = 20) on frozen features."""
+def accuracy(module: Any, train: Images, test: Images, **others: Images) -> dict[str, float]:
+    """Linear probe (multinomial logistic regression, L2 1.0) and kNN (k = 20) on frozen features.
+
+    Args:
+        module: What was trained; its `backbone` is probed.
+        train: Images that the probes learn from.
+        test: Images they are measured on, as `linear_top1` and `knn_top1`.
+        others: Further such images, measured as `<name>_linear_top1` and `<name>_knn_top1`.
+    """
     module.eval()
-    backbone = module.backbone
-    parts = [Images(part.images, part.labels, plain_view()) for part in (train, test)]
-    (a, labels), (b, truth) = (extract_features(backbone, part) for part in parts)
+    a, labels = _features(module, train)
+    found = _probed(a, labels, *_features(module, test))
+    for name, images in others.items():
+        found |= {f"{name}_{key}": value for key, value in _probed(a, labels, *_features(module, images)).items()}
+    return found
+
+
+def _features(module: Any, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
+    return extract_features(module.backbone, Images(images.images, images.labels, plain_view()))
+
+
+def _probed(a: torch.Tensor, labels: torch.Tensor, b: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
     linear = linear_evaluation(a, labels, b, truth, num_classes=10, solver="lbfgs", standardise=True)
     knn = (knn_predict(a, labels, b, k=20) == truth).float().mean()
     return {"linear_top1": float(linear["top1"]), "knn_top1": float(knn)}
@@ -170,7 +186,9 @@ def costs_of(options: argparse.Namespace, method: str, batch_size: int) -> dict[
     return {kind: row["seconds"] for kind, row in step.items()}
 
 
-def one_run(options: argparse.Namespace, job: dict[str, Any], train: Images, evaluate: Images) -> dict[str, Any]:
+def one_run(
+    options: argparse.Namespace, job: dict[str, Any], train: Images, evaluate: Images, **others: Images
+) -> dict[str, Any]:
     """Train one variant for its budget and probe it."""
     variant, settings, seed = job["variant"], job["settings"], job["seed"]
     method = "supervised" if variant == "f" else options.method
@@ -196,7 +214,7 @@ def one_run(options: argparse.Namespace, job: dict[str, Any], train: Images, eva
         "wall_seconds": round(wall, 2),
         "switched_at": clock.switched_at,
         "transport_loss": clock.transport_loss,
-        **accuracy(module.to("cpu"), train, evaluate),
+        **accuracy(module.to("cpu"), train, evaluate, **others),
     }
 
 
@@ -238,8 +256,10 @@ def work(options: argparse.Namespace) -> None:
         row |= {"seconds_full": options.seconds, "callback": in_words(job["variant"])}
         if journal.has(row):
             continue
-        evaluate = splits.test if options.action == "run" else splits.validation
-        row |= one_run(options, job, splits.train, evaluate)
+        if options.action == "run":  # choices are made on validation images, whose accuracies stand beside
+            row |= one_run(options, job, splits.train, splits.test, validation=splits.validation)
+        else:
+            row |= one_run(options, job, splits.train, splits.validation)
         journal.append(row)
         print({key: row[key] for key in SHOWN}, flush=True)
     if options.action == "tune" and options.choose:

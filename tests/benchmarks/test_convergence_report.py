@@ -47,7 +47,7 @@ def written(script, tmp_path, monkeypatch) -> str:
 
 
 def section(text: str, prior: str) -> str:
-    return next(part for part in text.split("## ") if part.startswith("byol") and f"prior {prior}\n" in part)
+    return next(part for part in text.split("## ") if part.startswith("BYOL") and f"prior: {prior}\n" in part)
 
 
 def test_intervals_are_students(script):

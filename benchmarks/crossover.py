@@ -1,0 +1,152 @@
+"""Where a hand-over begins to pay: accuracy against the length of a run, for each prior, from all runs of all budgets.
+
+    python benchmarks/crossover.py [--out docs/crossover.md]
+
+The runs are those of `convergence.py run`, brought together by their seconds, whatever `--seconds` and `--budgets` they
+were made with. Nothing is left out. Cells with fewer than three seeds say so, and no claim rests on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from curves import Row, Runs, mean_and_interval, paired, shown
+from report import DEFAULT, IN_WORDS, NAMES, RESULTS, cell, top1
+
+FIXED = ("a", "b", "s10", "s20", "switch", "late", "last", "anchor20")
+"""Schedules that a user could fix beforehand; the default is held against the best of them."""
+FEWEST_SEEDS = 3
+
+
+class Setting(NamedTuple):
+    """What stands in one table."""
+
+    method: str
+    data: str
+    images: int
+    prior: str
+
+
+def by_seconds(rows: Iterable[Row]) -> dict[Setting, dict[str, Runs]]:
+    """Runs by setting, variant and seconds; runs without a prior stand in the table of every prior."""
+    settings: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
+    for row in rows:
+        settings[row["asked"], row["data"], row["images"]].append(row)
+    found = {}
+    for setting, own in sorted(settings.items()):
+        for prior in sorted({row["prior"] for row in own if row["prior"]}):
+            group: dict[str, Runs] = defaultdict(lambda: defaultdict(list))
+            for row in own:
+                if row["prior"] in (None, prior) and row["variant"] in (*FIXED, DEFAULT):
+                    group[row["variant"]][round(row["seconds_full"] * row["budget"])].append(row)
+            found[Setting(*setting, prior)] = group
+    return found
+
+
+def table(group: dict[str, Runs]) -> Iterator[str]:
+    """Linear top-1 of each schedule at each length."""
+    lengths = sorted({seconds for runs in group.values() for seconds in runs})
+    yield "| linear top-1 after | " + " | ".join(f"{seconds} s" for seconds in lengths) + " |"
+    yield "|---|" + "---:|" * len(lengths)
+    for variant in sorted(group, key=list(NAMES).index):
+        cells = (cell(group[variant].get(seconds, [])) for seconds in lengths)
+        yield f"| {NAMES[variant]} | {' | '.join(cells)} |"
+
+
+def regrets(group: dict[str, Runs]) -> Iterator[str]:
+    """How far the default is below the best fixed schedule of each length, seed by seed."""
+    for seconds, ours in sorted(group.get(DEFAULT, {}).items()):
+        fixed = {name: group[name][seconds] for name in FIXED if group.get(name, {}).get(seconds)}
+        if len(fixed) < 2:
+            continue
+        best = max(fixed, key=lambda name: statistics.fmean(map(top1, fixed[name])))
+        differences = paired(fixed[best], ours, top1)
+        if differences:
+            few = "" if len(differences) >= FEWEST_SEEDS else f", {len(differences)} seed(s) only"
+            above = f"{shown(differences, '+.1f')} above the default"
+            yield f"- {seconds} s: the best fixed schedule is {NAMES[best]}, {above}{few}."
+
+
+def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
+    """A panel for each prior: accuracy against the length of the run, a line for each schedule."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, len(settings), figsize=(4.5 * len(settings), 4), sharey=True, squeeze=False)
+    colours = {variant: f"C{number}" for number, variant in enumerate((*FIXED, DEFAULT))}
+    for axis, (setting, group) in zip(axes[0], settings.items(), strict=True):
+        for variant in sorted(group, key=list(NAMES).index):
+            runs = group[variant].items()
+            points = sorted((seconds, mean_and_interval([top1(row) for row in rows])[0]) for seconds, rows in runs)
+            axis.plot(*zip(*points, strict=True), marker="o", color=colours[variant], label=NAMES[variant])
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%d"))
+        axis.set_xlabel("seconds of training")
+        axis.set_title(f"prior: {IN_WORDS.get(setting.prior, setting.prior)}", fontsize=10)
+        axis.grid(alpha=0.3)
+    axes[0][0].set_ylabel("linear top-1, %")
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def page(rows: list[Row], figures: Path) -> str:
+    """The page, as Markdown; its pictures are drawn beside it."""
+    settings = {
+        setting: group for setting, group in by_seconds(rows).items()
+        if len(group) > 2 and len({seconds for runs in group.values() for seconds in runs}) > 1
+    }  # fmt: skip
+    lines = [
+        "# Where a hand-over begins to pay", "",
+        f"Written by `python benchmarks/crossover.py` from {len(rows)} runs, the last of "
+        f"{max(row['date'] for row in rows)[:10]}. Percent on the test set, mean and 95% interval over seeds, in "
+        "brackets their number; equal training time by calibrated step times, see [convergence.md](convergence.md). "
+        "What stands on one seed is a first look, and no claim.", "",
+    ]  # fmt: skip
+    for method, data in sorted({(setting.method, setting.data) for setting in settings}):
+        own = {
+            setting: group for setting, group in settings.items() if (setting.method, setting.data) == (method, data)
+        }
+        names = f"{IN_WORDS.get(method, method)}, {IN_WORDS.get(data, data)}"
+        picture = figures / f"crossover-{method}-{data}.png"
+        draw(own, picture)
+        lines += [
+            f"## {names}",
+            "",
+            f"![{names}: accuracy against the length of the run]({figures.name}/{picture.name})",
+            "",
+        ]
+        for setting, group in own.items():
+            lines += [
+                f"### Prior: {IN_WORDS.get(setting.prior, setting.prior)}",
+                "",
+                *table(group),
+                "",
+                *regrets(group),
+                "",
+            ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=RESULTS.parents[2] / "docs" / "crossover.md")
+    options = parser.parse_args()
+    rows = [json.loads(line) for line in options.results.read_text().splitlines()]
+    options.out.write_text(page(rows, options.out.parent / "figures"))
+    print(options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""benchmarks/crossover.py: runs of all budgets in one map, and how far the default is from the best fixed schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.benchmarks.test_convergence_report import made_up
+
+ROWS = [
+    *made_up("a", 1.0, [0.40, 0.42, 0.41], prior=None),
+    *made_up("a", 0.5, [0.50, 0.52, 0.51], prior=None, seconds_full=800.0),
+    *made_up("b", 1.0, [0.60, 0.62, 0.61]),
+    *made_up("s20", 1.0, [0.55, 0.55, 0.55]),
+    *made_up("b", 0.5, [0.62, 0.64, 0.63], seconds_full=800.0),
+    *made_up("s20", 0.5, [0.65, 0.67, 0.69], seconds_full=800.0),
+    *made_up("plateau", 1.0, [0.60, 0.62, 0.61]),
+    *made_up("plateau", 0.5, [0.62, 0.66, 0.67], seconds_full=800.0),
+    *made_up("plateau", 1.0, [0.48], prior="other"),
+]
+
+
+@pytest.fixture
+def page(script: Callable[[str], Any], tmp_path: Path) -> str:
+    return str(script("crossover").page(ROWS, tmp_path / "figures"))
+
+
+def test_runs_stand_by_their_seconds_whatever_the_full_budget_was(page: str) -> None:
+    assert "| linear top-1 after | 100 s | 400 s |" in page
+    assert "| (a) SSL alone, tuned | 41.0 ± 2.5 (3) | 51.0 ± 2.5 (3) |" in page
+    assert "| (b) transport alone | 61.0 ± 2.5 (3) | 63.0 ± 2.5 (3) |" in page
+
+
+def test_regret_is_taken_seed_by_seed_from_the_best_fixed_schedule(page: str) -> None:
+    assert "- 100 s: the best fixed schedule is (b) transport alone, +0.0 ± 0.0 above the default." in page
+    # of seeds 0, 1, 2: 3, 1, 2 points
+    assert "- 400 s: the best fixed schedule is (d) Switch(0.2), +2.0 ± 2.5 above the default." in page
+
+
+def test_a_picture_for_each_method_and_data_set(page: str, tmp_path: Path) -> None:
+    assert "![BYOL, CIFAR-10: accuracy against the length of the run](figures/crossover-byol-cifar10.png)" in page
+    assert (tmp_path / "figures" / "crossover-byol-cifar10.png").stat().st_size > 10_000
