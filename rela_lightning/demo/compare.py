@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
 
 from rela_lightning.data import Digits
@@ -30,10 +30,10 @@ def compare(folder: Path, seconds: float, seed: int, console: Console) -> tuple[
         Runs and protocol, as `rela_lightning.runs.report` takes them.
     """
     evaluation = parts.Evaluation()
-    columns = TextColumn("{task.description:<25}"), BarColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description:<25}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True)
     with parts.one_thread(), Progress(*columns, console=console, refresh_per_second=4) as progress:
         bars = {name: progress.add_task(name, total=seconds, start=False) for name in (PLAIN, RELA, RANDOM)}
-        probing = progress.add_task("probing", total=3 * parts.SNAPSHOTS + 2, start=False)
+        probing = progress.add_task("probing", total=None, start=False)
         parts.train(
             "warm-up", None, labelling=0.0, seconds=1.0, seed=seed, tick=lambda _: None
         )  # libraries compile; no run pays for it
@@ -45,6 +45,7 @@ def compare(folder: Path, seconds: float, seed: int, console: Console) -> tuple[
             trained.append(parts.train(name, store, labelling=labelling, seconds=seconds, seed=seed, tick=tick))
             tick(seconds)
             progress.stop_task(bar)
+        progress.update(probing, total=2 + sum(len(run.snapshots) for run in trained))
         progress.start_task(probing)
         tick = functools.partial(progress.advance, probing)
         still = {"seconds": 0.0, "labelling_seconds": 0.0, "steps": 0, "history": []}
