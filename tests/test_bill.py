@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from rela_lightning import ReLACallback
+from rela_lightning import ReLACallback, TargetStore
 from rela_lightning.cli import main
 from rela_lightning.runs import bill as bills
 from rela_lightning.runs.bill import Bill, bill_table, mean_bill, total_flops
@@ -95,7 +95,9 @@ def test_phases_are_told_apart(tmp_path: Path, digits64: Any, targets64: Path) -
         max_steps=10, accelerator="cpu", default_root_dir=tmp_path, callbacks=[rela, RunRecord(tmp_path, "a")], **QUIET
     )
     trainer.fit(Small(), DataLoader(images, batch_size=ROWS))
-    phases = read_run(tmp_path)["bill"]["phases"]
+    bill = read_run(tmp_path)["bill"]
+    phases, labelled = bill["phases"], TargetStore(targets64).manifest["labelling_flops"]
+    assert bill["labelling_flops"] == labelled > 64 * 1e5  # 64 images
     assert {name: entry["steps"] for name, entry in phases.items()} == {"transport": 5, "own": 5}
     assert phases["own"]["flops"] == linear(ROWS, 3072, WIDTH, first=True) + linear(ROWS, WIDTH, 5, first=False)
     assert phases["transport"]["flops"] > linear(ROWS, 3072, WIDTH, first=True)
@@ -149,7 +151,7 @@ def entry(steps: int, seconds: float, data: float, flops: int | None = 1000) -> 
 
 def test_the_table_says_what_each_run_took() -> None:
     phases = {"transport": entry(10, 2.0, 0.5), "own": entry(5, 2.0, 0.5)}
-    fast = {"phases": phases, "peak_bytes": 2e9, "joules": 7200.0}
+    fast = {"labelling_flops": 4e9, "phases": phases, "peak_bytes": 2e9, "joules": 7200.0}
     plain = {"phases": {"own": entry(20, 8.0, 4.0, None)}, "peak_bytes": None, "joules": None}
     runs = [
         {"name": "fast", "labelling_seconds": 3.0, "bill": fast},
@@ -158,7 +160,16 @@ def test_the_table_says_what_each_run_took() -> None:
     ]
     header, first, second = bill_table(runs)
     assert header[2:4] == ["transport alone", "own objective alone"]
-    assert first == ["fast", "3.0 s", "10 steps, 2.0 s", "5 steps, 2.0 s", "25%", "1.5e+04", "2.0 GB", "2.0 Wh"]
+    assert first == [
+        "fast",
+        "3.0 s, 4e+09 FLOPs",
+        "10 steps, 2.0 s",
+        "5 steps, 2.0 s",
+        "25%",
+        "1.5e+04",
+        "2.0 GB",
+        "2.0 Wh",
+    ]
     assert second == ["plain", "0.0 s", "-", "20 steps, 8.0 s", "50%", "-", "-", "-"]
     assert bill_table(runs[2:]) == []
     other = {**fast, "phases": {"transport": entry(20, 4.0, 0.5), "own": entry(5, 2.0, 0.5)}, "peak_bytes": 1e9}

@@ -154,6 +154,7 @@ def test_files_hold_what_they_say(tmp_path, prior):
     assert np.load(store.path / "targets.npy")["target"].dtype == np.float16
     assert not partial_folder(store.path).exists()
     assert store.manifest["labelling_seconds"] > 0
+    assert store.manifest["labelling_flops"] == 40 * 2 * 64 * 20  # a product of 64 pixels and 20 columns an image
     images = torch.stack([prior.preprocess(Digits()[row][0]) for row in range(40)])
     again = project(prior(images), store.projection)
     torch.testing.assert_close(again, store[torch.arange(40)], atol=5e-3, rtol=5e-3)

@@ -157,6 +157,7 @@ def mean_bill(bills: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     }
     peaks, joules = ([bill[name] for bill in bills if bill.get(name)] for name in ("peak_bytes", "joules"))
     return {
+        "labelling_flops": bills[0].get("labelling_flops"),
         "phases": phases,
         "peak_bytes": max(peaks, default=None),
         "joules": statistics.fmean(joules) if joules else None,
@@ -170,7 +171,14 @@ def bill_table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         return []
     met = [name for name in PHASES if any(name in run["bill"]["phases"] for run in billed)]
     energy = any(run["bill"].get("joules") is not None for run in billed)
-    header = ["run", "labelling", *(PHASES[name] for name in met), "waiting for data", "FLOPs", "peak memory"]
+    header = [
+        "run",
+        "labelling",
+        *(PHASES[name] for name in met),
+        "waiting for data",
+        "FLOPs of training",
+        "peak memory",
+    ]
     rows = [header + (["energy"] if energy else [])]
     for run in billed:
         bill = run["bill"]
@@ -178,7 +186,7 @@ def bill_table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
         seconds = sum(entry["seconds"] for entry in phases.values())
         wait = sum(entry["data_seconds"] for entry in phases.values())
         flops = total_flops(bill)
-        row = [run["name"], duration(run["labelling_seconds"], 1), *(_phase(phases.get(name)) for name in met)]
+        row = [run["name"], _labelling(run), *(_phase(phases.get(name)) for name in met)]
         row.append(f"{wait / seconds:.0%}" if seconds else "-")
         peak = bill.get("peak_bytes")
         row += ["-" if flops is None else f"{flops:.2g}", "-" if peak is None else size(peak)]
@@ -187,6 +195,11 @@ def bill_table(runs: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             row.append("-" if joules is None else f"{joules / 3600:.1f} Wh")
         rows.append(row)
     return rows
+
+
+def _labelling(run: Mapping[str, Any]) -> str:
+    flops = run["bill"].get("labelling_flops")
+    return duration(run["labelling_seconds"], 1) + (f", {flops:.2g} FLOPs" if flops else "")
 
 
 def _phase(entry: Mapping[str, Any] | None) -> str:

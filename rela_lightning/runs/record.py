@@ -40,7 +40,7 @@ class RunRecord(Callback):
         self.folder, self.name = folder, name
         self._spent = 0.0  # seconds before the clock was last started
         self._since: float | None = None
-        self._labelling = 0.0
+        self._labelling, self._labelling_flops = 0.0, 0
         self._switched: float | None = None
         self._history: list[dict[str, Any]] = []
         self._alone = False  # one process: others would draw the same views as the first
@@ -70,6 +70,7 @@ class RunRecord(Callback):
         """Start the clock; the labelling of the targets comes before it."""
         store = _store(trainer)
         self._labelling = float(store.manifest["labelling_seconds"]) if store is not None else 0.0
+        self._labelling_flops = store.manifest.get("labelling_flops") if store is not None else 0
         self._alone = trainer.world_size == 1
         self._device = trainer.strategy.root_device
         self._compiled = is_compiled(pl_module)
@@ -177,7 +178,7 @@ class RunRecord(Callback):
             "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
             "top1": _top1(trainer.callback_metrics),
             "validation_images": _length(_last(trainer.val_dataloaders)),
-            "bill": self._bill.found(self._device),
+            "bill": {"labelling_flops": self._labelling_flops, **self._bill.found(self._device)},
             "history": self._history,
             "versions": versions(),
             "checkpoint": None if checkpoint is None else _inside(checkpoint, self.folder),

@@ -191,8 +191,8 @@ def to_markdown(
     bill = bill_table(runs)
     if bill:
         lines += ["## What it took", "", *_markdown(bill), ""]
-        lines += ["FLOPs are of training on one device, by torch's counter; memory is of tensors on a GPU, else of the"]
-        lines += ["process.", ""]
+        lines += ["FLOPs are by torch's counter, those of training on one device; memory is of tensors on a GPU,"]
+        lines += ["else of the process.", ""]
     if curves is not None:
         lines += [f"![Probe accuracy against seconds]({curves})", ""]
     lines += ["## Protocol", "", *(f"- **{key}**: {in_text(value)}" for key, value in protocol.items()), ""]

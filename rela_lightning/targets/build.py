@@ -237,6 +237,7 @@ class _Job:
                 "views": self.shape.views - 1,
                 **made,
                 "labelling_seconds": round(read_seconds(folder) + time.time() - ended, 3),
+                "labelling_flops": exact.flops and exact.flops * length * self.shape.views,
                 "settings": fields,
                 "sample": self.subject.remembered(),
             }

@@ -20,6 +20,7 @@ from torch.utils.data import default_collate
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.priors.base import Prior
+from rela_lightning.priors.flops import with_flops
 from rela_lightning.targets.label_view import LabelItem, embed
 from rela_lightning.targets.reduce import PCA, Moments
 
@@ -92,10 +93,12 @@ class Exact(NamedTuple):
     Attributes:
         images: Their rows.
         features: Float32 `[n, V, F]`, on the CPU.
+        flops: Of one view of one image; None where they cannot be counted.
     """
 
     images: list[int]
     features: Tensor
+    flops: float | None
 
 
 def embed_exactly(prior: Prior, items: Iterable[LabelItem], device: torch.device) -> Exact:
@@ -107,12 +110,15 @@ def embed_exactly(prior: Prior, items: Iterable[LabelItem], device: torch.device
         device: Where to compute.
     """
     prior.to(device)
-    rows, features, rest = list[int](), list[Tensor](), iter(items)
+    rows, features, rest, flops = list[int](), list[Tensor](), iter(items), None
     while batch := list(itertools.islice(rest, _BATCH)):
         rows += [int(item.row) for item in batch]
         moved = move_data_to_device(default_collate([item.images for item in batch]), device)
-        features.append(embed(functools.partial(exactly, prior), moved).cpu())
-    return Exact(rows, torch.cat(features))
+        forward = functools.partial(embed, functools.partial(exactly, prior), moved)
+        found, counted = (forward(), None) if features else with_flops(prior, forward)
+        flops = flops if counted is None else counted / found[..., 0].numel()
+        features.append(found.cpu())
+    return Exact(rows, torch.cat(features), flops)
 
 
 class Rounding(NamedTuple):
