@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rela_lightning.errors import ConfigError
+from rela_lightning.naming import distinct
 from rela_lightning.runs.comparison import grouped, notes, reached, with_interval
 from rela_lightning.runs.measures import measured
 from rela_lightning.runs.names import RECORD
@@ -138,10 +139,7 @@ def _check_alike(runs: list[dict[str, Any]]) -> None:
 def _distinct(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Runs of one name get that of their folder beside it, and a number where that is the same too."""
     counts = Counter(run["name"] for run in runs)
-    seen: Counter[str] = Counter()
-    named = []
-    for run in runs:
-        name = run["name"] if counts[run["name"]] == 1 else f"{run['name']} ({Path(run['source']).name})"
-        seen[name] += 1
-        named.append({**run, "name": name if seen[name] == 1 else f"{name} {seen[name]}"})
-    return named
+    beside = [
+        run["name"] if counts[run["name"]] == 1 else f"{run['name']} ({Path(run['source']).name})" for run in runs
+    ]
+    return [{**run, "name": name} for run, name in zip(runs, distinct(beside), strict=True)]

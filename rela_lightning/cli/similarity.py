@@ -15,6 +15,7 @@ from rela_lightning.diagnostics.similarity_map import Measure, draw_map, similar
 from rela_lightning.errors import ConfigError
 from rela_lightning.files import check_free, write_whole
 from rela_lightning.fingerprint.dataset import sampled_rows
+from rela_lightning.naming import distinct
 from rela_lightning.networks.run import probe_preprocess
 from rela_lightning.probe import extract_features
 from rela_lightning.runs.rebuild import Subject, find_subject
@@ -71,7 +72,7 @@ def similarity(
     own = next((subject.data for subject in subjects if subject.data is not None), None)
     images = data if data is not None else own
     features = {}
-    for name, subject in zip(_distinct([subject.name for subject in subjects]), subjects, strict=True):
+    for name, subject in zip(distinct([subject.name for subject in subjects]), subjects, strict=True):
         seen = _sample(images, subject, num_samples)
         features[name], _ = extract_features(
             subject.network, seen, progress=name, batch_size=batch_size, num_workers=num_workers, device=device
@@ -103,10 +104,6 @@ def _sample(data: Any, subject: Subject, count: int) -> Any:
     if own is not None:  # of the run's own size and normalisation
         images.transform = own
     return Subset(images, sampled_rows(len(images), count))
-
-
-def _distinct(names: list[str]) -> list[str]:
-    return [name if names.count(name) == 1 else f"{name} ({number + 1})" for number, name in enumerate(names)]
 
 
 def _show(names: list[str], found: Any) -> None:

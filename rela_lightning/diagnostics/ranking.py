@@ -15,6 +15,7 @@ from rela_lightning.diagnostics.similarity import mutual_knn
 from rela_lightning.diagnostics.survey import Survey, controls, survey
 from rela_lightning.diagnostics.worth import Followed, Worth, follow, worth_of
 from rela_lightning.errors import ConfigError
+from rela_lightning.naming import distinct
 from rela_lightning.networks.backbones import build_backbone
 from rela_lightning.networks.encode import encode, find_backbone
 from rela_lightning.priors.base import Prior
@@ -160,13 +161,9 @@ def _named(priors: Sequence[Any] | Mapping[str, Any]) -> dict[str, Prior]:
             found=priors if isinstance(priors, str) else type(priors).__name__,
         )
     pairs = priors.items() if isinstance(priors, Mapping) else [(None, prior) for prior in priors]
-    named: dict[str, Prior] = {}
-    for name, spec in pairs:
-        prior = load_prior(spec)
-        given = prior.name if name is None else name
-        again = sum(other == given or other.startswith(f"{given} (") for other in named)
-        named[given if not again else f"{given} ({again + 1})"] = prior
-    return named
+    loaded = [(name, load_prior(spec)) for name, spec in pairs]
+    names = distinct(prior.name if name is None else name for name, prior in loaded)
+    return dict(zip(names, (prior for _, prior in loaded), strict=True))
 
 
 def _backbone(student: nn.Module | str) -> nn.Module:

@@ -1,0 +1,22 @@
+"""Names that tell things apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """The names in their order, with a number behind those that were there before: `a`, `b`, `a (2)`.
+
+    Example:
+        >>> distinct(["a", "b", "a"])
+        ['a', 'b', 'a (2)']
+    """
+    found: list[str] = []
+    for name in names:
+        numbered, number = name, 1
+        while numbered in found:
+            number += 1
+            numbered = f"{name} ({number})"
+        found.append(numbered)
+    return found
