@@ -1,4 +1,4 @@
-"""All two-process cases in one launch: `python -m tests.ddp_cases OUT TARGETS`; read by test_ddp.py.
+"""All two-process cases in one launch; read by test_ddp.py.
 
 Each case fits under plain `strategy="ddp"` (gloo) and both ranks report what they ended with.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,9 +131,8 @@ def run(name: str, targets: str) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    out, targets = sys.argv[1:3]
-    torch.set_num_threads(1)
+def run_all(out: Path, targets: str) -> None:
+    """Every case on both ranks, in one file."""
     results: dict[str, Any] = {}
     for name in CASES:
         try:
@@ -145,8 +143,4 @@ def main() -> None:
         torch.distributed.all_gather_object(both, mine)
         results[name] = both
     if torch.distributed.get_rank() == 0:
-        Path(out).write_text(json.dumps(results))
-
-
-if __name__ == "__main__":
-    main()
+        out.write_text(json.dumps(results))

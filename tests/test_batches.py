@@ -55,7 +55,9 @@ LOADERS = {
         Painted(), batch_size=8, shuffle=True, num_workers=2, persistent_workers=True, prefetch_factor=4
     ),
     "out of order": lambda: DataLoader(Painted(), batch_size=4, shuffle=True, num_workers=2, **OUT_OF_ORDER),
-    "spawned": lambda: DataLoader(Painted(), batch_size=25, num_workers=1, multiprocessing_context="spawn"),
+    "spawned": lambda: DataLoader(
+        Painted(), batch_size=25, num_workers=1, multiprocessing_context="spawn", persistent_workers=True
+    ),
     "weighted": lambda: DataLoader(Painted(), batch_size=8, sampler=WeightedRandomSampler(torch.rand(50), 64)),
     "batch sampler": lambda: DataLoader(
         Painted(), batch_sampler=BatchSampler(SequentialSampler(range(50)), 7, drop_last=False)

@@ -1,12 +1,9 @@
-"""Two gloo processes draw one share of the data each epoch; started as `python -m tests.test_datamodules_ddp OUT`."""
+"""Two gloo processes draw one share of the data each epoch."""
 
 from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 from lightning.fabric.utilities.distributed import DistributedSamplerWrapper
 
+from tests.ranks import succeeded
 from tests.test_callback import trainer
 from tests.test_datamodules import Numbered, Rows, Twice
 from tests.test_methods_every import build
@@ -22,7 +20,7 @@ pytestmark = pytest.mark.slow
 EPOCHS, BATCH, SHARE = 3, 30, 134  # a tenth of 1,347 digits is 134 to 135
 
 
-def main(out: str) -> None:
+def draw(out: Path) -> None:
     # as in older releases of Lightning, which our floor allows: a wrapped sampler is not told the epoch
     DistributedSamplerWrapper.set_epoch = torch.utils.data.DistributedSampler.set_epoch  # type: ignore[method-assign]
     rows = Rows()
@@ -34,24 +32,14 @@ def main(out: str) -> None:
     both: list[Any] = [None, None]
     torch.distributed.all_gather_object(both, rows.epochs)
     if run.is_global_zero:
-        Path(out).write_text(json.dumps(both))
+        out.write_text(json.dumps(both))
 
 
 def test_both_ranks_draw_one_fresh_share_each_epoch(tmp_path: Path) -> None:
-    root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.test_datamodules_ddp", str(tmp_path / "rows.json")],
-        cwd=root, env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeeded(draw, tmp_path / "rows.json")
     first, second = json.loads((tmp_path / "rows.json").read_text())
     assert [len(rows) for rows in first + second] == [2 * BATCH] * 2 * EPOCHS
     epochs = [set(a) | set(b) for a, b in zip(first, second, strict=True)]
     assert [len(rows) for rows in epochs] == [4 * BATCH] * EPOCHS, "ranks see different images"
     assert len(set().union(*epochs)) > 4 * BATCH + 2 * (EPOCHS - 1) * BATCH, "each epoch draws afresh"
     assert all(len(a & b) < SHARE // 3 for a, b in itertools.pairwise(epochs))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

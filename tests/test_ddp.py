@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from rela_lightning import build_targets
-from tests.ddp_cases import CASES
+from tests.ddp_cases import CASES, run_all
+from tests.ranks import succeeded
 from tests.test_crops import prior
 
 pytestmark = pytest.mark.slow
@@ -22,13 +23,7 @@ pytestmark = pytest.mark.slow
 def results(targets64: Any, digits64: Any, tmp_path_factory: Any) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("ddp") / "results.json"
     build_targets(prior(), digits64, f"{targets64}-crops", views=3)
-    root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ddp_cases", str(out), str(targets64)],
-        cwd=root, env=env, capture_output=True, text=True, timeout=500, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeeded(run_all, out, str(targets64))
     return json.loads(out.read_text())
 
 

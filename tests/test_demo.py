@@ -38,7 +38,7 @@ def rela(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         env=os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"} | settings,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         check=False,
     )
 

@@ -1,10 +1,7 @@
-"""Two gloo processes make the views that one makes; started as `python -m tests.test_device_views_ddp OUT`."""
+"""Two gloo processes make the views that one makes."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import torch
 
 from rela_lightning import ReLACallback
 from rela_lightning.schedules import Switch
+from tests.ranks import succeeded
 from tests.test_callback import trainer
 from tests.test_device_views import Photos, Seen, same_views, small
 
@@ -38,19 +36,13 @@ def test_both_ranks_make_the_views_that_one_process_makes(tmp_path: Path) -> Non
     from tests.test_device_views import prior
 
     build_targets(prior(), Photos().dataset("train"), tmp_path / "t", views=3)
-    root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.test_device_views_ddp", str(tmp_path / "t"), str(tmp_path / "views.pt")],
-        cwd=root, env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeeded(see_half, tmp_path)
     together = torch.load(tmp_path / "views.pt", weights_only=True)
     alone = run(str(tmp_path / "t"), 1)
     assert len(together) == len(alone) == 96 and same_views(alone, together, exact=False)
 
 
-if __name__ == "__main__":
-    found = run(sys.argv[1], 2)
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-        torch.save(found, sys.argv[2])
+def see_half(folder: Path) -> None:
+    found = run(str(folder / "t"), 2)
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, folder / "views.pt")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import json
-import os
 import re
-import subprocess
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,22 +14,15 @@ from typing import Any
 import pytest
 
 from rela_lightning import TargetStore
+from tests.ranks import succeeded
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
-def run(name: str, folder: Path, *arguments: str) -> str:
-    done = subprocess.run(
-        [sys.executable, EXAMPLES / name, *arguments],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def run(name: str, *arguments: str) -> None:
+    """As `python NAME ARGUMENTS` would."""
+    sys.argv = [name, *arguments]
+    runpy.run_path(str(EXAMPLES / name), run_name="__main__")
 
 
 def load(name: str) -> Any:
@@ -132,9 +124,9 @@ def test_supervised_with_and_without_rela(place, few_steps):
 
 
 @pytest.mark.slow
-def test_multi_gpu_trains_one_model_on_two_processes(tmp_path):
+def test_multi_gpu_trains_one_model_on_two_processes(place):
     words = ["--devices", "2", "--accelerator", "cpu", "--precision", "32-true", "--epochs", "1", "--batch-size", "256"]
-    output = run("multi_gpu.py", tmp_path, *words)
+    output = "".join(succeeded(run, "multi_gpu.py", *words))
     results = [ast.literal_eval(line) for line in output.splitlines() if line.startswith("{")]
     assert results == [{"devices": 2, "targets": 1347, "steps": 2, "equal": True}]
 

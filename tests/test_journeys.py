@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 
 from rela_lightning.cli import main
 from tests.image_files import write_flat
+from tests.ranks import succeeded
 
 MYNET = """
 from torch import nn
@@ -98,13 +99,13 @@ def on_cluster(folder: Path, *words: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow
-def test_a_job_of_two_processes_is_killed_and_goes_on(tmp_path: Path) -> None:
+def test_a_job_of_two_processes_is_killed_and_goes_on(tmp_path: Path, monkeypatch: Any) -> None:
     """Two processes label, two train from a YAML; the job is killed, and goes on from its last checkpoint."""
     two = ["--trainer.accelerator=cpu", "--trainer.devices=2"]
     options = [f"--prior_kwargs={json.dumps(PRIOR)}", "--data=DigitsData", "--path=t"]
     label = ["targets", "random:lightly:resnet-9", *options]
-    labelled = on_cluster(tmp_path, *label, "--trainer=lightning.pytorch.Trainer", *two)
-    assert labelled.wait(timeout=300) == 0, labelled.stderr and labelled.stderr.read()
+    monkeypatch.chdir(tmp_path)
+    succeeded(main, [*label, "--trainer=lightning.pytorch.Trainer", *two])
     config = {
         "model": {"class_path": "BYOL", "init_args": SMALL},
         "data": {"class_path": "DigitsData", "init_args": {"batch_size": 32}},

@@ -1,14 +1,11 @@
 """Two gloo processes train as one does on a batch of twice the size; one launch runs every method.
 
-Batch norm is taken out, which sees each process's batch alone. Started as `python -m tests.test_methods_ddp OUT`.
+Batch norm is taken out, which sees each process's batch alone.
 """
 
 from __future__ import annotations
 
 import functools
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from rela_lightning.methods import BarlowTwins
 from rela_lightning.methods.barlow_twins import cross_correlation, redundancy_loss
+from tests.ranks import succeeded
 from tests.test_methods import QUIET
 from tests.test_methods_every import METHODS, Views, build
 
@@ -93,13 +91,7 @@ def rows(module: Any) -> Tensor | None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: Any) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("ddp") / "results.pt"
-    root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.test_methods_ddp", str(out)],
-        cwd=root, env=env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeeded(train_all, out)
     return torch.load(out, weights_only=True)
 
 
@@ -115,8 +107,7 @@ def test_two_processes_train_as_one(name: str, results: dict[str, Any]) -> None:
     assert not torch.equal(start["backbone.body.0.weight"], first["backbone.body.0.weight"])
 
 
-def main() -> None:
-    torch.set_num_threads(1)
+def train_all(out: Path) -> None:
     results: dict[str, Any] = {}
     for name in METHODS:
         try:
@@ -128,8 +119,4 @@ def main() -> None:
         torch.distributed.all_gather_object(both, mine)
         results[name] = both
     if torch.distributed.get_rank() == 0:
-        torch.save(results, sys.argv[1])
-
-
-if __name__ == "__main__":
-    main()
+        torch.save(results, out)

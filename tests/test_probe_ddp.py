@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from rela_lightning.probe import KNNProbe, LinearProbe, OnlineLinearProbe
+from tests.ranks import succeeded
 
 BUNCH = load_digits()
 DATA = TensorDataset(torch.tensor(BUNCH.images, dtype=torch.float32).unsqueeze(1) / 16, torch.tensor(BUNCH.target))
@@ -56,7 +57,7 @@ def run(devices, path):
         max_epochs=2,
         accelerator="cpu",
         devices=devices,
-        strategy="ddp_spawn" if devices > 1 else "auto",
+        strategy="ddp" if devices > 1 else "auto",
         callbacks=[online, KNNProbe(7), Save(path)],
         use_distributed_sampler=False,
         logger=False,
@@ -69,10 +70,17 @@ def run(devices, path):
     return {key: value.item() for key, value in trainer.callback_metrics.items()}, head
 
 
+def run_and_keep(folder):
+    found = run(2, str(folder / "two.ckpt"))
+    if torch.distributed.get_rank() == 0:
+        torch.save(found, folder / "found.pt")
+
+
 @pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     metrics, head = run(1, str(tmp_path / "one.ckpt"))
-    both, both_head = run(2, str(tmp_path / "two.ckpt"))
+    succeeded(run_and_keep, tmp_path)
+    both, both_head = torch.load(tmp_path / "found.pt", weights_only=True)
     assert {"probe/top1", "probe/top5", "probe/train_top1", "probe/loss", "knn/top1"} <= metrics.keys()
     assert both == pytest.approx(metrics, abs=1e-6)
     torch.testing.assert_close(both_head, head)
@@ -83,12 +91,16 @@ def test_two_processes_are_one(tmp_path):
 @pytest.mark.slow
 def test_linear_probe_trains_under_plain_ddp():
     """No unused parameter: the frozen backbone is no part of the gradient exchange."""
+    succeeded(train_linear_probe)
+
+
+def train_linear_probe():
     probe = LinearProbe(Still().backbone, 10, feature_dim=128)
     trainer = L.Trainer(
         max_epochs=1,
         accelerator="cpu",
         devices=2,
-        strategy="ddp_spawn",
+        strategy="ddp",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import fsspec
+import lightning.pytorch as L
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,6 +14,7 @@ from rela_lightning.export import export_backbone
 from rela_lightning.methods import BYOL
 from rela_lightning.schedules import TransportOnly
 from tests.modules import byol
+from tests.ranks import succeeded
 from tests.test_callback import Log, fit, seeded
 from tests.test_streams import Shards, prior, write_shards
 from tests.test_targets import Digits, pixel_prior
@@ -158,33 +155,18 @@ def test_training_takes_targets_from_a_url(digits64):
     assert all("rela/loss" in entry for entry in log.seen)
 
 
-SCRIPT = """
-    import sys
-    import torch
-    torch.set_num_threads(1)
-    import lightning.pytorch as L
-    from rela_lightning import build_targets
-    from tests.test_targets import Digits, pixel_prior
-
-    if __name__ == "__main__":
-        trainer = L.Trainer(
-            accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
-        )
-        assert len(build_targets(pixel_prior(), Digits(), sys.argv[1], trainer=trainer, batch_size=4)) == 40
-"""
+def label_on_both(url: str) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu", devices=2, strategy="ddp", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    assert len(build_targets(pixel_prior(), Digits(), url, trainer=trainer, batch_size=4)) == 40
 
 
 @pytest.mark.slow
 def test_two_processes_build_and_one_copies(tmp_path, home):
-    script, root = tmp_path / "label.py", Path(__file__).parents[1]
-    script.write_text(textwrap.dedent(SCRIPT))
     url = f"file://{tmp_path}/remote/t"
-    env = {**__import__("os").environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, str(script), url], cwd=root, capture_output=True, text=True, timeout=300, env=env, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    succeeded(label_on_both, url)
     assert names(url) == WRITTEN and len(TargetStore(url)) == 40
 
 

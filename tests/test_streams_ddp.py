@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import torch
 
 from rela_lightning import ReLACallback, TargetStore, build_targets
 from rela_lightning.schedules import Switch
+from tests.ranks import succeeded
 from tests.streams import Shards, Training, key_of, write_shards
 
 
@@ -27,7 +25,7 @@ def trainer(*callbacks: Any, **options: Any) -> Any:
     )  # fmt: skip
 
 
-def main() -> None:
+def label_and_train(path: Path, split: str, shards: list[str]) -> None:
     """Label, then train, and say which images this rank saw with which targets."""
     from torch.utils.data import DataLoader
 
@@ -35,8 +33,6 @@ def main() -> None:
     from tests.parts import TwoViews
     from tests.test_streams import Numbers, Spy, prior
 
-    torch.set_num_threads(1)
-    path, split, *shards = sys.argv[1:]
     labelled = Shards(shards, split=split == "split")
     build_targets(prior(), labelled, path, standardise="per_dim", storage_dtype=torch.float32, trainer=trainer())
     spy, log = Spy(), Numbers()
@@ -61,14 +57,9 @@ def main() -> None:
 def test_each_rank_streams_its_own_shards(tmp_path, split):
     from tests.test_streams import prior
 
-    shards, root = write_shards(tmp_path), Path(__file__).parents[1]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.test_streams_ddp", str(tmp_path / "two"), split, *shards], cwd=root,
-        capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{root}:{os.environ.get('PYTHONPATH', '')}"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert ("came more than once" in done.stderr) == (split == "whole")
+    shards = write_shards(tmp_path)
+    written = "".join(succeeded(label_and_train, tmp_path / "two", split, shards))
+    assert ("came more than once" in written) == (split == "whole")
     store, keys = TargetStore(tmp_path / "two"), [key_of(number) for number in range(64)]
     options = {"standardise": "per_dim", "storage_dtype": torch.float32}
     alone = build_targets(prior(), Shards(shards), tmp_path / "one", **options)
@@ -85,7 +76,3 @@ def test_each_rank_streams_its_own_shards(tmp_path, split):
             found = torch.tensor(targets)
             torch.testing.assert_close(found, by_number[numbers][:, : found.shape[1]], atol=1e-2, rtol=1e-2)
     assert first["end"] == second["end"]
-
-
-if __name__ == "__main__":
-    main()
