@@ -74,7 +74,7 @@ FULL = {
     "label_batch_size": 256, "images": 20_000, "workers": min(os.cpu_count() or 1, 16), "out": RESULTS,
 }  # fmt: skip
 TINY = {
-    "backbone": "lightly:resnet-9", "size": 32, "batch_size": 4, "warmup": 1, "steps": 2, "rounds": 1,
+    "backbone": "lightly:resnet-9", "backbone_kwargs": {"width": 0.125}, "size": 32, "batch_size": 4, "warmup": 1, "steps": 2, "rounds": 1,
     "compiler": "aot_eager", "priors": ["random:timm:vit_tiny_patch16_224"], "label_batch_size": 8, "images": 24,
     "workers": 0, "out": None,
 }  # fmt: skip
@@ -183,7 +183,7 @@ def free_memory(options: argparse.Namespace) -> int:
 def build(options: argparse.Namespace, mode: Mode) -> methods.BYOL:
     """BYOL in a mode; the first convolution passes the memory format on."""
     torch.manual_seed(0)
-    module = methods.BYOL(options.backbone, backbone_kwargs=getattr(options, "backbone_kwargs", None))
+    module = methods.BYOL(options.backbone, backbone_kwargs=options.backbone_kwargs)
     if mode.channels_last:
         module = module.to(memory_format=torch.channels_last)
     if mode.compiled:
@@ -348,6 +348,7 @@ def parse() -> argparse.Namespace:
         shown = value.name if isinstance(value, Path) else value
         many = {"nargs": "+"} if isinstance(value, list) else {}
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, help=f"default: {shown}", **many)
+    parser.set_defaults(backbone_kwargs=None)
     options = parser.parse_args()
     for name, value in (TINY if options.tiny else FULL).items():
         if getattr(options, name) is None:
