@@ -74,7 +74,8 @@ FULL = {
     "label_batch_size": 256, "images": 20_000, "workers": min(os.cpu_count() or 1, 16), "out": RESULTS,
 }  # fmt: skip
 TINY = {
-    "backbone": "lightly:resnet-9", "backbone_kwargs": {"width": 0.125}, "size": 32, "batch_size": 4, "warmup": 1, "steps": 2, "rounds": 1,
+    "backbone": "lightly:resnet-9", "backbone_kwargs": {"width": 0.125},
+    "size": 32, "batch_size": 4, "warmup": 1, "steps": 2, "rounds": 1,
     "compiler": "aot_eager", "priors": ["random:timm:vit_tiny_patch16_224"], "label_batch_size": 8, "images": 24,
     "workers": 0, "out": None,
 }  # fmt: skip
