@@ -80,7 +80,15 @@ def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(settings), figsize=(4.5 * len(settings), 4), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1,
+        len(settings),
+        figsize=(max(4.5 * len(settings), 6), 4.5),
+        layout="constrained",
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
     colours = {variant: f"C{number}" for number, variant in enumerate((*FIXED, DEFAULT))}
     for axis, (setting, group) in zip(axes[0], settings.items(), strict=True):
         for variant in sorted(group, key=list(NAMES).index):
@@ -93,8 +101,8 @@ def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
         axis.set_title(f"prior: {IN_WORDS.get(setting.prior, setting.prior)}", fontsize=10)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("linear top-1, %")
-    axes[0][-1].legend(fontsize=7)
-    figure.tight_layout()
+    lines = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(lines.values(), lines, loc="outside lower center", ncols=3, fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
