@@ -3,12 +3,12 @@
     python benchmarks/crossover.py [--out docs/crossover.md]
 
 The runs are those of `convergence.py run`, brought together by their seconds, whatever `--seconds` and `--budgets` they
-were made with. Nothing is left out. Cells with fewer than three seeds say so, and no claim rests on them.
+were made with: all runs of the fixed schedules and of the default. Cells with fewer than three seeds say so, and no
+claim rests on them.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from collections import defaultdict
@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from curves import Row, Runs, mean_and_interval, paired, shown
-from report import DEFAULT, IN_WORDS, NAMES, RESULTS, cell, top1
+from curves import Row, Runs, paired, shown
+from report import DEFAULT, IN_WORDS, NAMES, asked_for, cell, in_order, of_each_prior, top1
 
 FIXED = ("a", "b", "s10", "s20", "switch", "late", "last", "anchor20")
 """Schedules that a user could fix beforehand; the default is held against the best of them."""
@@ -34,19 +34,17 @@ class Setting(NamedTuple):
 
 
 def by_seconds(rows: Iterable[Row]) -> dict[Setting, dict[str, Runs]]:
-    """Runs by setting, variant and seconds; runs without a prior stand in the table of every prior."""
+    """Runs by setting, variant and seconds."""
     settings: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     for row in rows:
-        settings[row["asked"], row["data"], row["images"]].append(row)
-    found = {}
-    for setting, own in sorted(settings.items()):
-        for prior in sorted({row["prior"] for row in own if row["prior"]}):
-            group: dict[str, Runs] = defaultdict(lambda: defaultdict(list))
-            for row in own:
-                if row["prior"] in (None, prior) and row["variant"] in (*FIXED, DEFAULT):
-                    group[row["variant"]][round(row["seconds_full"] * row["budget"])].append(row)
-            found[Setting(*setting, prior)] = group
-    return found
+        if row["variant"] in (*FIXED, DEFAULT):
+            settings[row["asked"], row["data"], row["images"]].append(row)
+    return {
+        Setting(*setting, prior): group
+        for setting, own in sorted(settings.items())
+        for prior, group in of_each_prior(own, lambda row: round(row["seconds_full"] * row["budget"]))
+        if prior
+    }
 
 
 def table(group: dict[str, Runs]) -> Iterator[str]:
@@ -54,7 +52,7 @@ def table(group: dict[str, Runs]) -> Iterator[str]:
     lengths = sorted({seconds for runs in group.values() for seconds in runs})
     yield "| linear top-1 after | " + " | ".join(f"{seconds} s" for seconds in lengths) + " |"
     yield "|---|" + "---:|" * len(lengths)
-    for variant in sorted(group, key=list(NAMES).index):
+    for variant in in_order(group):
         cells = (cell(group[variant].get(seconds, [])) for seconds in lengths)
         yield f"| {NAMES[variant]} | {' | '.join(cells)} |"
 
@@ -91,9 +89,9 @@ def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
     )
     colours = {variant: f"C{number}" for number, variant in enumerate((*FIXED, DEFAULT))}
     for axis, (setting, group) in zip(axes[0], settings.items(), strict=True):
-        for variant in sorted(group, key=list(NAMES).index):
+        for variant in in_order(group):
             runs = group[variant].items()
-            points = sorted((seconds, mean_and_interval([top1(row) for row in rows])[0]) for seconds, rows in runs)
+            points = sorted((seconds, statistics.fmean(map(top1, rows))) for seconds, rows in runs)
             axis.plot(*zip(*points, strict=True), marker="o", color=colours[variant], label=NAMES[variant])
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%d"))
@@ -147,10 +145,7 @@ def page(rows: list[Row], figures: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=RESULTS.parents[2] / "docs" / "crossover.md")
-    options = parser.parse_args()
+    options = asked_for(__doc__, "crossover.md")
     rows = [json.loads(line) for line in options.results.read_text().splitlines()]
     options.out.write_text(page(rows, options.out.parent / "figures"))
     print(options.out)

@@ -13,7 +13,7 @@ import json
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -199,35 +199,47 @@ def draw(title: str, group: Group, path: Path) -> None:
     plt.close(figure)
 
 
-def grouped(rows: list[Row]) -> Iterator[tuple[str, str, Group]]:
-    """Title, file name and runs of every setting; the runs without a prior stand in every prior's table.
+def of_each_prior(rows: list[Row], length: Callable[[Row], float]) -> Iterator[tuple[str | None, Group]]:
+    """Runs by variant and `length`, for each prior; the runs without a prior stand beside those of every prior.
 
     Raises:
         SystemExit: If a seed was run twice, as after tuning again: both cannot enter one mean.
     """
+    for prior in sorted({row["prior"] for row in rows if row["prior"]}) or [None]:
+        group: Group = defaultdict(lambda: defaultdict(list))
+        for row in rows:
+            if row["prior"] in (None, prior):
+                group[row["variant"]][length(row)].append(row)
+        for variant, runs in group.items():
+            for at_length, found in runs.items():
+                if len({row["seed"] for row in found}) < len(found):
+                    asked, data = found[0]["asked"], found[0]["data"]
+                    raise SystemExit(f"{asked}, {data}, {variant} at {at_length}: a seed was run twice.")
+        yield prior, group
+
+
+def grouped(rows: list[Row]) -> Iterator[tuple[str, str, Group]]:
+    """Title, file name and runs of every setting and prior."""
     settings: dict[tuple[str, str, int, float], list[Row]] = defaultdict(list)
     for row in rows:
         settings[row["asked"], row["data"], row["images"], row["seconds_full"]].append(row)
     for (method, data, images, full), own in sorted(settings.items()):
-        for prior in sorted({row["prior"] for row in own if row["prior"]}) or [None]:
-            group: Group = defaultdict(lambda: defaultdict(list))
-            for row in own:
-                if row["prior"] in (None, prior):
-                    group[row["variant"]][row["budget"]].append(row)
-            for variant, runs in group.items():
-                for budget, found in runs.items():
-                    if len({row["seed"] for row in found}) < len(found):
-                        raise SystemExit(f"{method}, {data}, {variant} at {budget}: a seed was run twice.")
+        for prior, group in of_each_prior(own, lambda row: float(row["budget"])):
             name = f"{method}-{data}-{images}-{full:.0f}-{prior}.png".replace(":", "-").replace("/", "-")
             method_, data_, prior_ = (IN_WORDS.get(word, word) for word in (method, data, prior or "none"))
             yield f"{method_}, {data_}, {images:,} images, {full:.0f} s, prior: {prior_}", name, group
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def asked_for(about: str | None, page: str) -> argparse.Namespace:
+    """Options of a script that writes a page of docs from the results."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--out", type=Path, default=RESULTS.parents[2] / "docs" / "convergence_tables.md")
-    options = parser.parse_args()
+    parser.add_argument("--out", type=Path, default=RESULTS.parents[2] / "docs" / page)
+    return parser.parse_args()
+
+
+def main() -> None:
+    options = asked_for(__doc__, "convergence_tables.md")
     rows = [json.loads(line) for line in options.results.read_text().splitlines()]
     last = rows[-1]
     lines = [

@@ -109,8 +109,9 @@ def probe(
     if data is not None:
         _say_other_size(data, subject)
     data = data if data is not None else subject.data
-    options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers, "device": device}
-    options["precision"] = precision
+    options: dict[str, Any] = {
+        "batch_size": batch_size, "num_workers": num_workers, "device": device, "precision": precision,
+    }  # fmt: skip
     found, protocol = _measured(asked, subject, data, options)
     no_training = {"seconds": 0.0, "labelling_seconds": 0.0, "steps": 0, "history": []}
     result = {

@@ -68,6 +68,7 @@ def extract_features(
     """
     if precision not in _TYPES:
         raise ConfigError("Unknown precision.", found=precision, exists=tuple(_TYPES))
+    rounded = _TYPES[precision]
     homes = {parameter.device for parameter in backbone.parameters()} or {torch.device("cpu")}
     home = next(iter(homes))
     target = _pick_device(home) if device == "auto" else torch.device(device)
@@ -82,7 +83,7 @@ def extract_features(
             for batch in _batches(dataset_or_loader, batch_size, num_workers):
                 images = find_images(batch)
                 labels, rows = find_labels(batch, len(images), labels)
-                with torch.autocast(target.type, _TYPES[precision], enabled=precision != "32-true"):
+                with torch.autocast(target.type, rounded, enabled=rounded is not None):
                     encoded = encode(backbone, images.to(target), pooling)
                 features.append(encoded.float().cpu())
                 found.append(rows.cpu())

@@ -14,6 +14,7 @@ from rela_lightning.data.hugging_face import image_column, label_column
 from rela_lightning.methods import BYOL
 from rela_lightning.optim import WarmupCosine
 from tests.parts import TwoViews, make_digits
+from tests.streams import key_of
 from tests.wrong_uses.place import Place
 from tests.wrong_uses.place import WrongUse as Use
 
@@ -32,7 +33,7 @@ class Keyed(IterableDataset):
 
     def __iter__(self) -> Any:
         digits = make_digits(64)
-        return (self.sample(self.key or f"digits/{row:05d}", digits[row][0]) for row in range(self.count))
+        return (self.sample(self.key or key_of(row), digits[row][0]) for row in range(self.count))
 
 
 def _as_dict(key: str, image: Any) -> Any:
