@@ -8,16 +8,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import logging
 import shutil
+import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from tests.parts import make_digits
 
 torch.set_num_threads(1)
 warnings.filterwarnings("ignore", message=".*lightning.*")
+
+any_time = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+settings.register_profile("same", max_examples=60, derandomize=True, **any_time)  # no luck of the draw
+settings.register_profile("explore", max_examples=3000, **any_time)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -33,6 +41,15 @@ def lightning_speaks() -> None:
     """Lightning's own level of messages, whatever an earlier test has set."""
     for name in ("lightning.pytorch", "pytorch_lightning"):
         logging.getLogger(name).setLevel(logging.INFO)
+
+
+@pytest.fixture(autouse=True)
+def own_modules(tmp_path: Path) -> Iterator[None]:
+    """A module that a test writes is gone with it: the next one's may have the same name."""
+    yield
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import Dataset
@@ -51,13 +51,11 @@ def around(draw: Any, image: Any) -> Any:
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
 @given(sample=around(PHOTO))
 def test_the_only_photo_is_found_whatever_lies_around_it(sample: Any) -> None:
     assert find_image(sample) is PHOTO
 
 
-@settings(max_examples=60, deadline=None)
 @given(sample=NESTED)
 def test_what_holds_no_photo_gives_none_a_lesser_image_or_a_refusal(sample: Any) -> None:
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import functional as F
@@ -206,7 +206,6 @@ words = st.text("abcxyzñé_-", min_size=1, max_size=6)
 paths = st.lists(words, min_size=1, max_size=3).map("/".join)
 
 
-@settings(max_examples=80, deadline=None)
 @given(
     entries=st.dictionaries(paths, words, min_size=1, max_size=6),
     mark=st.sampled_from([",", ";", "\t"]),

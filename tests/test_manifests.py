@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from rela_lightning import TargetStore, build_targets
@@ -18,7 +18,6 @@ from rela_lightning.errors import TargetError
 from rela_lightning.targets.manifest import MANIFEST, PROJECTION, TARGETS
 from tests.test_targets import Digits, pixel_prior
 
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
@@ -58,7 +57,6 @@ def same_or_refused(path: Path, whole: Path) -> None:
     assert found == content(whole)
 
 
-@quick
 @given(data=st.data())
 def test_a_byte_that_changed_is_found(copied, whole, data):
     file = copied() / data.draw(st.sampled_from([MANIFEST, TARGETS, PROJECTION]))
@@ -69,7 +67,6 @@ def test_a_byte_that_changed_is_found(copied, whole, data):
     same_or_refused(file.parent, whole)
 
 
-@quick
 @given(data=st.data())
 def test_a_part_that_is_missing_or_too_much_is_found(copied, whole, data):
     file = copied() / data.draw(st.sampled_from([MANIFEST, TARGETS, PROJECTION]))
@@ -80,7 +77,6 @@ def test_a_part_that_is_missing_or_too_much_is_found(copied, whole, data):
     same_or_refused(file.parent, whole)
 
 
-@quick
 @given(value=json_values)
 def test_any_other_json_is_no_manifest(copied, value):
     path = copied()
@@ -89,10 +85,12 @@ def test_any_other_json_is_no_manifest(copied, value):
         TargetStore(path)
 
 
-@quick
 @given(key=st.sampled_from(["length", "views", "dim", "targets_bytes", "storage_dtype"]), value=json_values)
 @example(key="views", value=0)  # fewer records than there are
 @example(key="length", value=1)
+@example(key="targets_bytes", value=0)
+@example(key="views", value=2**33)  # more than memory holds
+@example(key="dim", value=2**63)
 def test_a_value_that_another_writer_left_is_named(copied, key, value):
     """With a check sum that fits, so that nothing but the value itself can be looked at."""
     path = copied()

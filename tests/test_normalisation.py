@@ -8,7 +8,7 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lightly.transforms import BYOLTransform, SimCLRTransform
 from PIL import Image
@@ -89,7 +89,6 @@ def test_the_scale_is_what_the_transform_does(name: str, light: bool) -> None:
         assert (white <= torch.tensor((1 - np.array(mean)) / std)[:, None, None] + 1e-4).all()
 
 
-@settings(max_examples=30, deadline=None)
 @given(
     mean=st.lists(st.floats(-0.5, 1.5), min_size=3, max_size=3),
     std=st.lists(st.floats(0.01, 4), min_size=3, max_size=3),

@@ -37,7 +37,6 @@ def count():
 def mynet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mynet.py").write_text(CODE)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delitem(sys.modules, "mynet", raising=False)
     return tmp_path
 
 

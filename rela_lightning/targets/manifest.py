@@ -22,6 +22,8 @@ _NEEDED: dict[str, type] = {
     "projection_sum": str, "targets_bytes": int,
 }  # fmt: skip
 
+_SHAPE = ("length", "views", "dim", "targets_bytes")
+
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:
     """Write the manifest of a store whose other files are in the folder already."""
@@ -73,10 +75,10 @@ def read_manifest(path: Path) -> dict[str, Any]:
             do=f"restore it from a copy, or {_AGAIN}",
         )
     odd = [key for key, kind in _NEEDED.items() if type(manifest.get(key)) is not kind]
-    if odd or min(manifest["length"], manifest["views"], manifest["dim"] - 1) < 0:
+    if odd or not _possible(**{key: manifest[key] for key in _SHAPE}):
         raise TargetError(
             f"{file} is not a manifest of targets.",
-            found=", ".join(f"{key}={manifest.get(key)!r:.60}" for key in odd or ("length", "views", "dim")),
+            found=", ".join(f"{key}={manifest.get(key)!r:.60}" for key in odd or _SHAPE),
             do=_AGAIN,
         )
     if manifest["settings"].get("storage_dtype") not in STORAGES:
@@ -90,11 +92,17 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _possible(length: int, views: int, dim: int, targets_bytes: int) -> bool:
+    """Whether a file of that size can hold such rows, at one byte a number or more."""
+    return min(length, dim) > 0 <= views and length * (1 + views) * dim <= targets_bytes
+
+
 def _check_files(path: Path, manifest: dict[str, Any]) -> None:
     projection = path / PROJECTION
-    for name, bytes_there in ((TARGETS, manifest["targets_bytes"]), (KEYS, manifest.get("keys_bytes", 0))):
+    for name, key in ((TARGETS, "targets_bytes"), (KEYS, "keys_bytes")):
         size = (path / name).stat().st_size if (path / name).is_file() else 0
-        if bytes_there and size != bytes_there:
+        bytes_there = manifest.get(key, size)
+        if size != bytes_there:
             raise TargetError(
                 f"The targets at {path} are incomplete.",
                 expected=f"{name} of {bytes_there} bytes",
