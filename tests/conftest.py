@@ -46,9 +46,10 @@ def lightning_speaks() -> None:
 @pytest.fixture(autouse=True)
 def own_modules(tmp_path: Path) -> Iterator[None]:
     """A module that a test writes is gone with it: the next one's may have the same name."""
+    before = set(sys.modules)
     yield
-    for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+    for name in set(sys.modules) - before:
+        if (vars(sys.modules[name]).get("__file__") or "").startswith(str(tmp_path)):
             del sys.modules[name]
 
 

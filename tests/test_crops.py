@@ -96,6 +96,14 @@ def test_batches_and_workers_change_nothing(
     assert again.fingerprint == store.fingerprint
 
 
+def test_drawing_crops_seeds_no_gpu(digits64: Any, tmp_path: Path) -> None:
+    """It would be another random state there, for the user's own layers; and where none is in use, a stack is formatted."""
+    remembered = []
+    with mock.patch("torch.cuda._lazy_call", remembered.append), mock.patch("torch.mps.manual_seed", remembered.append):
+        build_targets(prior(), digits64, tmp_path / "t", views=1)
+    assert not remembered
+
+
 def test_an_interrupted_pass_draws_the_same_crops(store: TargetStore, digits64: Any, tmp_path: Path) -> None:
     class Interrupted(torch.utils.data.Dataset):
         reads, fail_at = 0, 120

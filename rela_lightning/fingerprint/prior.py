@@ -147,7 +147,7 @@ def observe_features(prior: Prior) -> tuple[list[float], bool]:
     channels, height, width = prior.input_shape
     inputs = torch.from_numpy(_pattern(width, height, channels) / 64.0 - 2.0).permute(2, 0, 1)[None].contiguous()
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         try:
             features, exact = _in_double(prior, inputs)
         except Exception:  # whatever a network raises that knows one precision or one device

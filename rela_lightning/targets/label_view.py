@@ -162,7 +162,7 @@ def drawn_crops(image: Any, row: int, *, views: int) -> list[Crop]:
     if not views:
         return [whole(image)]
     with preserved_rng():
-        torch.manual_seed(row)
+        torch.default_generator.manual_seed(row)  # torch.manual_seed would seed the GPUs too
         return [whole(image), *(draw_crop(image) for _ in range(views))]
 
 
