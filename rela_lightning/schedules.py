@@ -35,7 +35,8 @@ class Weights(NamedTuple):
 
 SSL_ONLY = Weights(1.0, 0.0)
 _FEWEST_LOSSES = 50  # in a window of Plateau: the mean of fewer says little
-_OF_STEEPEST = 0.125  # of the steepest fall: what is left of it on a plateau
+_OF_STEEPEST = 0.5  # of the steepest fall: more is left only where the loss falls slowly from the start
+_TOO_LATE = 2  # windows before the end: a switch in them never gained anything
 _NO_FALL = 0.2  # of `slope`: a loss that never fell faster than that had nothing to level off from
 TRANSPORT_ONLY = Weights(0.0, 1.0)
 
@@ -77,12 +78,14 @@ class Schedule:
         """
         raise NotImplementedError
 
-    def update(self, loss: Tensor, progress: float) -> None:
+    def update(self, loss: Tensor, progress: float, epochs: float) -> None:
         """Take in an optimizer step; the one place where a schedule's state changes.
 
         Args:
             loss: Transport loss of the step: a scalar, equal on all ranks.
             progress: What `weights` was asked for before it.
+            epochs: Epochs done before it, with the share of the one under way where its length is known; like
+                `progress`, it never goes back.
         """
 
     @property
@@ -233,7 +236,7 @@ class AuthorsRule(Schedule):
         """Whether the rule has fired."""
         return self.fired
 
-    def update(self, loss: Tensor, progress: float) -> None:
+    def update(self, loss: Tensor, progress: float, epochs: float) -> None:
         """Advance both averages by one step."""
         self._unread.append(loss.detach().reshape(()))
         if len(self._unread) >= self.poll:
@@ -266,16 +269,18 @@ class Plateau(Schedule):
     """Transport alone for as long as it teaches something: until its loss has levelled off, then SSL alone.
 
     The loss is averaged over windows of the budget, of 50 steps or more. It has levelled off when it falls, from one
-    window to the next, by less than `slope` of the first loss per percent of the budget, and by less than an eighth of
-    the steepest fall seen: in a short budget it falls slowly from the start, and still teaches. A loss that never fell
-    counts as level. The same curve on another scale ends at the same step. The switch is for good, and within the
-    bounds `at_least` and `at_most`. With a prior that has little to say it comes early; in a budget too short to learn
-    what a prior says, it never comes. See docs/convergence.md for measurements.
+    window to the next, by less than `slope` of the first loss per epoch, and by less than half of the steepest fall
+    seen. A fall per epoch says the same of a short run and of a long one: what a prior has to say is learnt in a number
+    of passes over the images, and the rest of the budget, be it long, is the objective's. A loss that never fell counts
+    as level. The same curve on another scale ends at the same step. The switch is for good, within the bounds
+    `at_least` and `at_most`, and not in the last two windows, which are too short for the objective. With a prior that
+    has little to say it comes early; in a budget too short to learn what a prior says, it never comes. See
+    docs/convergence.md for measurements.
 
     Args:
-        slope: Fall per percent of the budget below which the loss has levelled off, as a share of the first loss (which
-            is about 1 for the cosine), > 0.
-        window: Share of the budget that is averaged, in `(0, 0.5]`.
+        slope: Fall per epoch below which the loss has levelled off, as a share of the first loss (which is about 1 for
+            the cosine), > 0.
+        window: Share of the budget that is averaged, in `(0, 0.25]`.
         at_least: No switch before this share of the budget, in `(0, 1]`; nor before two windows are through.
         at_most: The switch comes here at the latest, in `(0, 1]`; 1 leaves it to the loss.
 
@@ -287,18 +292,30 @@ class Plateau(Schedule):
     adaptive = True
 
     def __init__(
-        self, slope: float = 0.0005, *, window: float = 0.1, at_least: float = 0.05, at_most: float = 1.0
+        self, slope: float = 0.0025, *, window: float = 0.1, at_least: float = 0.05, at_most: float = 1.0
     ) -> None:
         if not slope > 0.0:
-            raise ConfigError("`slope` is a share of the first loss per percent.", expected="> 0", found=slope)
-        if not 0.0 < window <= 0.5:
-            raise ConfigError("`window` is a share of the budget.", expected="a number in (0, 0.5]", found=window)
+            raise ConfigError("`slope` is a share of the first loss per epoch.", expected="> 0", found=slope)
+        if not 0.0 < window <= 0.25:
+            raise ConfigError(
+                "`window` is a share of the budget: two are compared, and two are left to the objective.",
+                expected="a number in (0, 0.25]",
+                found=window,
+            )
         self.slope, self.window = slope, window
         self.at_least, self.at_most = _share("at_least", at_least), _share("at_most", at_most)
         if at_least > at_most:
             raise ConfigError("`at_least` is above `at_most`.", found=f"{at_least} and {at_most}")
+        self._last = 1.0 - _TOO_LATE * window
+        if at_least > self._last and at_most == 1.0:
+            raise ConfigError(
+                "`at_least` leaves no time for a switch by the loss.",
+                expected=f"at most {self._last:.2f}, as the last two windows are too short for the objective",
+                found=at_least,
+                do="pass a smaller window or at_least; TransportOnly() is transport to the end",
+            )
         self.fired = False
-        self._start = 0.0
+        self._start = self._start_epochs = 0.0
         self._sum: Tensor = torch.zeros(())
         self._count = 0
         self._first: Tensor | None = None
@@ -318,35 +335,34 @@ class Plateau(Schedule):
         """Whether the switch has come."""
         return self.weights(progress) == SSL_ONLY
 
-    def update(self, loss: Tensor, progress: float) -> None:
+    def update(self, loss: Tensor, progress: float, epochs: float) -> None:
         """Add a step's loss to the window, on its device; the device is waited for once a window."""
         loss = loss.detach()
         self._first = loss.abs() if self._first is None else self._first
         self._sum = self._sum.to(loss.device) + loss
         self._count += 1
-        if progress - self._start < self.window or self._count < _FEWEST_LOSSES:
+        if progress - self._start < self.window or self._count < _FEWEST_LOSSES or epochs <= self._start_epochs:
             return
         mean = float(self._sum) / self._count
-        percent = 100.0 * (progress - self._start)
         if math.isfinite(self._before):
-            fall, slope = (self._before - mean) / percent, self.slope * float(self._first)
+            fall, slope = (self._before - mean) / (epochs - self._start_epochs), self.slope * float(self._first)
             self._steepest = max(self._steepest, fall)
             left = fall < _OF_STEEPEST * self._steepest or self._steepest <= _NO_FALL * slope
-            self.fired = self.fired or (fall <= slope and left and progress >= self.at_least)
-        self._before, self._start = mean, progress
+            timely = self.at_least <= progress <= self._last
+            self.fired = self.fired or (fall <= slope and left and timely)
+        self._before, self._start, self._start_epochs = mean, progress, epochs
         self._sum, self._count = torch.zeros_like(self._sum), 0
 
     def state_dict(self) -> dict[str, Tensor]:
         """The current window, the one before, the first loss, and whether the switch has come."""
-        numbers = [self._start, float(self._sum), float(self._count), self._before, self._steepest]
+        numbers = [self._start, self._start_epochs, float(self._sum), float(self._count), self._before, self._steepest]
         first = torch.zeros(0) if self._first is None else self._first.cpu().reshape(1)
         window = torch.tensor(numbers, dtype=torch.double)
         return {"window": window, "first": first.double(), "fired": torch.tensor(self.fired)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned; a state from before 0.1.0 has no first loss, which was 1 to it."""
-        self._start, total, count, self._before, self._steepest = state["window"].tolist()[-5:]
-        first = state.get("first", torch.ones(1, dtype=torch.double))
-        self._first = first[0] if len(first) else None
+        """Restore what `state_dict` returned."""
+        self._start, self._start_epochs, total, count, self._before, self._steepest = state["window"].tolist()
+        self._first = state["first"][0] if len(state["first"]) else None
         self._sum, self._count = torch.tensor(total), int(count)
         self.fired = bool(state["fired"])

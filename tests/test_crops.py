@@ -97,7 +97,7 @@ def test_batches_and_workers_change_nothing(
 
 
 def test_drawing_crops_seeds_no_gpu(digits64: Any, tmp_path: Path) -> None:
-    """It would be another random state there, for the user's own layers; and where none is in use, a stack is formatted."""
+    """It would change the random state there; and where none is in use, torch formats the stack at each call."""
     remembered = []
     with mock.patch("torch.cuda._lazy_call", remembered.append), mock.patch("torch.mps.manual_seed", remembered.append):
         build_targets(prior(), digits64, tmp_path / "t", views=1)

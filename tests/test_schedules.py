@@ -25,7 +25,7 @@ def fired_at(losses: list[float], poll: int = 1) -> int | None:
     rule = AuthorsRule(poll)
     for step, loss in enumerate(losses, start=1):
         assert rule.weights(0.99) == (0.0, 1.0)
-        rule.update(torch.tensor(loss, dtype=torch.float64), 0.5)
+        rule.update(torch.tensor(loss, dtype=torch.float64), 0.5, 5.0)
         if rule.weights(0.0) == (1.0, 0.0):
             return step
     return None
@@ -57,13 +57,13 @@ def test_authors_rule_survives_its_state(poll: int) -> None:
     losses = CURVES["constant 1"][0][:600]
     whole, first = AuthorsRule(poll), AuthorsRule(poll)
     for loss in losses:
-        whole.update(torch.tensor(loss), 0.5)
+        whole.update(torch.tensor(loss), 0.5, 5.0)
     for loss in losses[:300]:
-        first.update(torch.tensor(loss), 0.5)
+        first.update(torch.tensor(loss), 0.5, 5.0)
     second = AuthorsRule(poll)
     second.load_state_dict(first.state_dict())
     for loss in losses[300:]:
-        second.update(torch.tensor(loss), 0.5)
+        second.update(torch.tensor(loss), 0.5, 5.0)
     assert second.fired and (second.slow, second.fast) == (whole.slow, whole.fast)
     assert all(isinstance(value, torch.Tensor) for value in whole.state_dict().values())
 
@@ -97,12 +97,12 @@ def test_options_out_of_range_are_refused(build) -> None:
         build()
 
 
-def run_plateau(plateau: Plateau, curve, steps: int = 1000, start: int = 0) -> float | None:
+def run_plateau(plateau: Plateau, curve, steps: int = 1000, start: int = 0, epochs: float = 20.0) -> float | None:
     """Share of the budget at which it lets go of a loss curve over progress in [0, 1]."""
     for step in range(start, steps):
         if plateau.weights(step / steps) == (1.0, 0.0):
             return step / steps
-        plateau.update(torch.tensor(curve(step / steps)), step / steps)
+        plateau.update(torch.tensor(curve(step / steps)), step / steps, epochs * step / steps)
     return None
 
 
@@ -151,19 +151,34 @@ def test_plateau_does_not_see_the_scale_of_the_loss(scale: float) -> None:
         assert flat == run_plateau(Plateau(), lambda p: 1.0), "a loss that lies still, also below zero, is level"
 
 
-def test_plateau_reads_a_state_without_a_first_loss() -> None:
-    curve = FALLS_TO_THIRTY_PERCENT["falls, then flat"]  # begins at 1, which such a state took for granted
-    first, second = Plateau(), Plateau()
-    for step in range(317):
-        first.update(torch.tensor(curve(step / 1000)), step / 1000)
-    state = first.state_dict()
-    assert state["first"].tolist() == [1.0]
-    del state["first"]
-    second.load_state_dict(state)
-    assert run_plateau(second, curve, start=317) == run_plateau(Plateau(), curve)
-    fresh = Plateau()
-    fresh.load_state_dict(Plateau().state_dict())
-    assert run_plateau(fresh, lambda p: 7 * curve(p)) == run_plateau(Plateau(), curve)
+@pytest.mark.parametrize("epochs", [40, 80, 160])
+def test_plateau_lets_go_after_as_many_epochs_in_a_long_run_as_in_a_longer_one(epochs: int) -> None:
+    def loss(p: float) -> float:
+        return 0.7 + 0.3 * math.exp(-p * epochs / 4)
+
+    at = run_plateau(Plateau(window=1 / epochs), loss, steps=200 * epochs, epochs=epochs)
+    slope_reached = 4 * math.log(0.3 / 4 / 0.0025)  # where the derivative of the loss is .0025 an epoch
+    assert at * epochs == pytest.approx(slope_reached, abs=2.0)
+
+
+def test_plateau_keeps_to_the_targets_where_the_run_is_short() -> None:
+    epochs = 8
+    assert run_plateau(Plateau(), lambda p: 0.7 + 0.3 * math.exp(-p * epochs / 4), epochs=epochs) is None
+
+
+def test_plateau_waits_for_whole_epochs_where_their_length_is_not_known() -> None:
+    plateau = Plateau()
+    for step in range(1000):
+        plateau.update(torch.ones(()), step / 1000, 0.0)
+    assert not plateau.fired, "of a first epoch without an end nothing can be said"
+    for step in range(1000, 2000):
+        plateau.update(torch.ones(()), step / 2000, float(step >= 1100) + float(step >= 1500))
+    assert plateau.fired
+
+
+def test_plateau_does_not_switch_when_little_is_left() -> None:
+    assert run_plateau(Plateau(), lambda p: 1.0 - min(p, 0.5)) == pytest.approx(0.7, abs=0.11)
+    assert run_plateau(Plateau(), lambda p: 1.0 - min(p, 0.75)) is None
 
 
 @pytest.mark.parametrize("stop", [100, 317])
@@ -172,13 +187,21 @@ def test_plateau_survives_its_state(stop: int) -> None:
     whole = run_plateau(Plateau(), curve)
     first, second = Plateau(), Plateau()
     for step in range(stop):
-        first.update(torch.tensor(curve(step / 1000)), step / 1000)
+        first.update(torch.tensor(curve(step / 1000)), step / 1000, step / 50)
     second.load_state_dict(first.state_dict())
     assert run_plateau(second, curve, start=stop) == whole
 
 
 @pytest.mark.parametrize(
-    "options", [{"slope": 0.0}, {"window": 0.0}, {"at_most": 2.0}, {"at_least": 0.9, "at_most": 0.8}]
+    "options",
+    [
+        {"slope": 0.0},
+        {"window": 0.0},
+        {"window": 0.3},
+        {"at_most": 2.0},
+        {"at_least": 0.9, "at_most": 0.8},
+        {"at_least": 0.9},
+    ],
 )
 def test_plateau_options_out_of_range_are_refused(options) -> None:
     with pytest.raises(ConfigError):
@@ -196,7 +219,7 @@ def test_asking_for_weights_changes_nothing(build) -> None:
             asked.weights(float(next(random)))
         assert asked.weights(step / 400) == plain.weights(step / 400)
         for schedule in (asked, plain):
-            schedule.update(torch.tensor(math.exp(-step / 60)), step / 400)
+            schedule.update(torch.tensor(math.exp(-step / 60)), step / 400, step / 40)
     for one, two in zip(asked.state_dict().values(), plain.state_dict().values(), strict=True):
         assert torch.equal(one, two)
 
@@ -229,10 +252,10 @@ def test_head_warmup_needs_a_schedule_that_knows_its_end(targets64: Any) -> None
 
 def test_losses_not_yet_looked_at_are_kept_in_full_and_looked_at_with_the_next() -> None:
     rule, again = AuthorsRule(poll=4), AuthorsRule(poll=4)
-    rule.update(torch.tensor(1.0), 0.5)
+    rule.update(torch.tensor(1.0), 0.5, 5.0)
     again.load_state_dict(rule.state_dict())
     assert torch.equal(again.state_dict()["unread"], torch.ones(1, dtype=torch.float64))
     for _ in range(3):
-        again.update(torch.tensor(1.0), 0.5)
+        again.update(torch.tensor(1.0), 0.5, 5.0)
     assert again.state_dict()["unread"].numel() == 0
     assert again.state_dict()["averages"][0] != rule.state_dict()["averages"][0]

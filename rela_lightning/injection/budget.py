@@ -43,8 +43,8 @@ class Budget:
                 do="pass Trainer(max_epochs=...)",
             )
 
-    def _epochs_done(self) -> float:
-        """Epochs done, with the share of the current one where an epoch's length is known."""
+    def epochs_done(self) -> float:
+        """Epochs done, with the share of the current one where an epoch's length is known; the same on all ranks."""
         per_epoch = float(self._trainer.num_training_batches)
         if math.isinf(per_epoch):  # a stream: whole epochs are all there is to go by
             return float(self._trainer.current_epoch)
@@ -67,7 +67,7 @@ class Budget:
         """Share of the budget spent, in `[0, 1]`; the same on all ranks."""
         shares = (
             self._trainer.global_step / max(self._steps, 1.0),
-            self._epochs_done() / max(self._epochs, 1.0),
+            self.epochs_done() / max(self._epochs, 1.0),
             self._time_share(),
             *(clock() for clock in self._clocks),
         )

