@@ -84,8 +84,8 @@ class Schedule:
         Args:
             loss: Transport loss of the step: a scalar, equal on all ranks.
             progress: What `weights` was asked for before it.
-            epochs: Epochs done before it, with the share of the one under way where its length is known; like
-                `progress`, it never goes back.
+            epochs: Passes over the training images before it, with the share of the one under way where its length is
+                known. An epoch of the Trainer that draws half of the images is half of one.
         """
 
     @property

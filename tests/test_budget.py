@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from lightning.pytorch import callbacks
+from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.injection.budget import Budget
@@ -16,7 +19,7 @@ from rela_lightning.injection.budget import Budget
 def trainer(**options: Any) -> Any:
     done = SimpleNamespace(current=SimpleNamespace(processed=options.pop("processed", 0)))
     base = {"callbacks": [], "max_steps": -1, "max_epochs": -1, "num_training_batches": 10, "global_step": 0,
-            "current_epoch": 0, "world_size": 1}  # fmt: skip
+            "current_epoch": 0, "world_size": 1, "train_dataloader": None}  # fmt: skip
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=done))
     return SimpleNamespace(**{**base, **options}, fit_loop=loop)
 
@@ -46,6 +49,13 @@ class Song:
     _duration = 3.0
 
 
+class Endless(IterableDataset):
+    """A stream."""
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count()
+
+
 @pytest.mark.parametrize(
     "options, expected",
     [
@@ -63,6 +73,24 @@ class Song:
 )
 def test_progress_is_the_largest_share(options: Any, expected: float) -> None:
     assert Budget(trainer(**options)).progress() == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("loader", "options", "expected"),
+    [
+        (DataLoader(range(80), batch_size=8), {}, 2.5),
+        (DataLoader(range(80), batch_size=8), {"num_training_batches": 5, "processed": 0}, 1.0),  # limit_train_batches
+        (DataLoader(range(80), batch_sampler=BatchSampler(range(40), 4, False)), {}, 1.25),  # half of them drawn
+        (DataLoader(range(80), batch_size=4), {"world_size": 2}, 2.5),
+        (DataLoader(range(20), batch_size=8), {}, 10.0),  # each is drawn four times
+        (DataLoader(range(80), batch_size=None), {}, 2.5),
+        ([DataLoader(range(80), batch_size=8)], {}, 2.5),
+        (DataLoader(Endless(), batch_size=8), {"num_training_batches": math.inf}, 2.0),
+    ],
+)
+def test_passes_over_the_images_are_counted_by_what_an_epoch_draws(loader: Any, options: Any, expected: float) -> None:
+    at = {"max_epochs": 4, "current_epoch": 2, "processed": 5, "train_dataloader": loader, **options}
+    assert Budget(trainer(**at)).passes() == pytest.approx(expected)
 
 
 def test_ranks_agree_on_seconds_and_ask_rarely() -> None:

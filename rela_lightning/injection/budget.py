@@ -35,6 +35,7 @@ class Budget:
         self._clocks = [c.budget_share for c in trainer.callbacks if callable(getattr(c, "budget_share", None))]
         self._steps = _limit(trainer.max_steps)
         self._epochs = _limit(trainer.max_epochs)
+        self._pass = _share_drawn(trainer)
         if math.isinf(self._steps) and math.isinf(self._epochs) and self._timer is None and not self._clocks:
             raise ConfigError(
                 "A schedule needs to know how long training will last.",
@@ -43,8 +44,15 @@ class Budget:
                 do="pass Trainer(max_epochs=...)",
             )
 
-    def epochs_done(self) -> float:
-        """Epochs done, with the share of the current one where an epoch's length is known; the same on all ranks."""
+    def passes(self) -> float:
+        """Passes over the training images so far, the same on all ranks.
+
+        An epoch of the Trainer is one, unless it draws fewer images than there are, or each several times.
+        """
+        return self._epochs_done() * self._pass
+
+    def _epochs_done(self) -> float:
+        """Epochs done, with the share of the current one where an epoch's length is known."""
         per_epoch = float(self._trainer.num_training_batches)
         if math.isinf(per_epoch):  # a stream: whole epochs are all there is to go by
             return float(self._trainer.current_epoch)
@@ -67,7 +75,7 @@ class Budget:
         """Share of the budget spent, in `[0, 1]`; the same on all ranks."""
         shares = (
             self._trainer.global_step / max(self._steps, 1.0),
-            self.epochs_done() / max(self._epochs, 1.0),
+            self._epochs_done() / max(self._epochs, 1.0),
             self._time_share(),
             *(clock() for clock in self._clocks),
         )
@@ -76,3 +84,20 @@ class Budget:
 
 def _limit(value: int | None) -> float:
     return math.inf if value is None or value < 0 else float(value)
+
+
+def batch_size_of(loader: Any) -> int | None:
+    """Images in a batch of a loader, of one rank; None where it does not say."""
+    sizes = (getattr(part, "batch_size", None) for part in (loader, getattr(loader, "batch_sampler", None)))
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+def _share_drawn(trainer: Any) -> float:
+    """Images drawn in an epoch over images there; 1 where either is not known."""
+    size = batch_size_of(trainer.train_dataloader)
+    try:
+        there = len(trainer.train_dataloader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):  # several loaders, or a stream
+        return 1.0
+    batches = float(trainer.num_training_batches)
+    return batches * size * trainer.world_size / there if size and there and math.isfinite(batches) else 1.0

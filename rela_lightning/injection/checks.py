@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from rela_lightning.errors import ConfigError, InjectionError
+from rela_lightning.injection.budget import batch_size_of
 from rela_lightning.schedules import Schedule
 
 _SHORTEST_PHASE = 0.01  # of the budget: less is no transport phase, but the first step of a fade
@@ -164,5 +165,5 @@ def warn_projection_never(images_needed: int) -> None:
 
 def images_per_step(trainer: Any) -> int | None:
     """Images in an optimizer step, on all ranks together; None where the loader does not say."""
-    size = getattr(trainer.train_dataloader, "batch_size", None)
-    return size * trainer.world_size * trainer.accumulate_grad_batches if isinstance(size, int) else None
+    size = batch_size_of(trainer.train_dataloader)
+    return None if size is None else size * trainer.world_size * trainer.accumulate_grad_batches

@@ -54,8 +54,8 @@ class Phases:
         self._least_transport = 0.0
         self.progress = 0.0
         """Share of the budget spent, as far as it has ever been: a longer plan does not take it back."""
-        self.epochs = 0.0
-        """Epochs done, when that was read."""
+        self.passes = 0.0
+        """Passes over the images, when that was read."""
         self.now = Phase(schedule.weights(0.0))
         self.over = self._is_over()
         """Whether the transport loss is off for good."""
@@ -122,7 +122,7 @@ class Phases:
             return
         self._due = again
         self.progress, was_skipped = max(self.progress, self._budget.progress()), self.skips_step
-        self.epochs = self._budget.epochs_done()
+        self.passes = self._budget.passes()
         progress = self.progress
         weights = SSL_ONLY if self.over else self._schedule.weights(progress)
         warm = False

@@ -233,7 +233,7 @@ class Run:
         if step.loss is not None and not self.phases.stepped:
             loss = self._map.step(self._trainer, step.loss)
             if self._schedule.adaptive:
-                self._schedule.update(loss, self.phases.progress, self.phases.epochs)
+                self._schedule.update(loss, self.phases.progress, self.phases.passes)
         self.phases.after_step()
 
     def end_batch(self) -> None:
