@@ -10,7 +10,7 @@ demo: $(VENV)/.installed-demo  ## the whole method on real images, under 3 minut
 	@$(BIN)/rela demo $(ARGS)
 
 test: $(VENV)/.installed-dev  ## the test suite on two processes (ARGS="-m 'not slow'" for the quick part, "-n 0" for one process)
-	@$(BIN)/pytest -n 2 --dist loadfile $(ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -n 2 --dist loadfile $(ARGS)  # compiled once for all that tests start
 
 check: $(VENV)/.installed-dev  ## style and types
 	@$(BIN)/ruff check .

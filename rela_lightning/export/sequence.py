@@ -6,8 +6,6 @@ That is the commonest way to cut a classifier off, and leaves numbers where the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -18,6 +16,7 @@ USUAL = (
     "resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d",
 )  # fmt: skip
 """Networks of torchvision whose children, called one after the other, are the network."""
+_IN_ALL = "4.0.conv1.weight"  # of all of these, so that no other network waits for ten to be built
 
 
 def is_numbered(state: State) -> bool:
@@ -45,11 +44,13 @@ def by_own_names(state: State, network: nn.Module) -> State | None:
     return named if fits else None
 
 
-def recognised(state: State, names: Sequence[str] = USUAL) -> tuple[str, State] | None:
+def recognised(state: State) -> tuple[str, State] | None:
     """The network of torchvision that the numbered tensors are of, and the tensors by its names; None without one."""
+    if _IN_ALL not in state:
+        return None
     from torchvision.models import get_model
 
-    for name in names:
+    for name in USUAL:
         with torch.device("meta"):
             network = get_model(name)
         network.fc = nn.Identity()
