@@ -151,6 +151,7 @@ TRAINING = [
     Use("a negative weight", lambda p: Mix(-1.0)),
     Use("a blend that ends where it begins", lambda p: Blend(until=0.0)),
     Use("a plateau with no window", lambda p: Plateau(window=0.0)),
+    Use("a plateau that may end when nothing is left", lambda p: Plateau(at_least=0.95)),
     Use("an epoch smaller than a share of nothing", lambda p: BudgetSampler(range(10), ratio=0.0)),
     Use("a backbone that no library has", lambda p: BYOL(backbone="resnet19")),
     Use("an option that the backbone does not know", lambda p: BYOL(backbone="resnet18", backbone_kwargs={"depth": 3})),
