@@ -54,7 +54,7 @@ def textures(images: int, seed: int = 0) -> Splits:
 
 
 class Decoded(ImageData):
-    """Images in memory as a data module, with views made in batches.
+    """Images in memory as a data module, without blur in its views, as is usual at this size.
 
     Args:
         images: For training.
@@ -62,7 +62,9 @@ class Decoded(ImageData):
     """
 
     def __init__(self, images: Images, **options: Any) -> None:
-        super().__init__(image_size=SIZE, mean=[0.5] * 3, std=[0.25] * 3, device_views=True, drop_last=True, **options)
+        views = {"min_scale": 0.2, "cj_strength": 0.5, "gaussian_blur": 0.0}
+        normalised: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.25] * 3}
+        super().__init__(image_size=SIZE, views="simclr", views_kwargs=views, drop_last=True, **normalised, **options)
         self.images = images
 
     def source(self, split: str) -> Any:

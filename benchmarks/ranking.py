@@ -36,8 +36,6 @@ RESULTS = Path(__file__).parent / "results"
 SETS = ("cifar10", "fashion_mnist", "textures")
 SETTINGS = {"lr": 4e-3, "momentum": 0.9, "batch_size": 64}
 """BYOL's on CIFAR-10, as convergence.py chose them; the same for all."""
-VIEWS = {"min_scale": 0.2, "cj_strength": 0.5, "gaussian_blur": 0.0}
-"""Blur is left out, as is usual at this size."""
 
 
 def rank(options: argparse.Namespace, journal: Journal, data: str, splits: Splits) -> None:
@@ -84,9 +82,7 @@ def candidates_once(built: dict[str, Any], root: Path) -> dict[str, Any]:
 
 def one_run(options: argparse.Namespace, job: dict[str, Any], prior: Any, splits: Splits) -> dict[str, Any]:
     """Label once, train, probe on validation and test images."""
-    data = Decoded(
-        splits.train, views="simclr", views_kwargs=VIEWS, batch_size=SETTINGS["batch_size"], seed=job["seed"]
-    )
+    data = Decoded(splits.train, device_views=True, batch_size=SETTINGS["batch_size"], seed=job["seed"])
     store = options.data_root / ".ranking" / f"{job['data']}-{job['images']}-{job['prior']}"
     build_targets(prior, data.dataset("train"), store)
     module: Any = build("byol", SETTINGS, job["seed"])
