@@ -61,11 +61,11 @@ def head(rankings: list[Row], trained: list[Row]) -> Iterator[str]:
 
 
 def summary(rankings: list[Row], trained: list[Row]) -> Iterator[str]:
-    """Spearman's correlation and regret of each score."""
+    """Spearman's correlation and regret of each score, for the sets and budgets at which every prior was trained."""
     measured = accuracies(trained)
     for samples in sorted({ranking["samples"] for ranking in rankings}):
         own = {ranking["data"]: ranking for ranking in rankings if ranking["samples"] == samples}
-        cells = [cell for cell in measured if cell[0] in own]
+        cells = [cell for cell in measured if cell[0] in own and names_of(own[cell[0]]) <= measured[cell].keys()]
         if not cells:
             continue
         yield f"## Ranked on {samples:,} images\n"
@@ -83,6 +83,11 @@ def summary(rankings: list[Row], trained: list[Row]) -> Iterator[str]:
         yield ""
         seconds = ", ".join(f"{data} {ranking['seconds']:.0f}" for data, ranking in own.items())
         yield f"Seconds of a ranking, one thread: {seconds}.\n"
+
+
+def names_of(ranking: Row) -> set[str]:
+    """The priors of a ranking, without its controls."""
+    return {row["name"] for row in ranking["rows"] if not row["control"]}
 
 
 def judged(rows: list[Row], score: Callable[[Row], float], trained: dict[str, list[float]]) -> tuple[float, float]:
