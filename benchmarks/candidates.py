@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from images import Images, Splits, SSLViews, load_splits
-from networks import build, fit, prior_of
+from networks import bare_trainer, build, fit, prior_of
 from PIL import Image
 from torch import Tensor, nn
 
@@ -92,6 +93,14 @@ class Rows:
         return Image.fromarray(self.data[row]), self.targets[row]
 
 
+def train(data: Decoded, settings: dict[str, Any], seed: int, steps: int, *callbacks: Any) -> Any:
+    """BYOL's module after some steps, from seeded weights."""
+    module: Any = build("byol", settings, seed)
+    torch.manual_seed(seed)
+    bare_trainer(*callbacks, max_steps=steps).fit(module, datamodule=data)
+    return module
+
+
 class Pixels(nn.Module):
     """The image itself, as one vector; `build_targets` takes its principal components."""
 
@@ -115,8 +124,9 @@ def half_of_cifar10(root: Path, steps: int = 800) -> nn.Module:
     return module.backbone.eval()
 
 
+@functools.cache
 def candidates(root: Path) -> dict[str, Any]:
-    """Each prior by its name in the results."""
+    """Each prior by its name in the results, made once."""
     alone = {
         **{name: prior_of(name) for name in ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")},
         "digits": prior_of("digits"),

@@ -4,8 +4,7 @@
     python benchmarks/device_accuracy.py report
 
 A ResNet-9 of width .25 on 10,000 images, SimCLR views, batches of 64, the settings that convergence.py chose, probed on
-validation images. Both kinds of a seed start from the same weights and see the images in the same order. Runs that are
-in the results already are left out.
+validation images. Both kinds of a seed start from the same weights. Runs that are in the results already are left out.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from candidates import Decoded
+from candidates import Decoded, train
 from common import quiet_lightning
 from convergence import accuracy, now, settings_of
 from curves import shown
 from images import Splits, load_splits
 from journal import Journal
-from networks import build, prior_of
+from networks import prior_of
 
 from rela_lightning import ReLACallback, build_targets
 from rela_lightning.schedules import TransportOnly
@@ -41,17 +39,11 @@ def one_run(options: argparse.Namespace, job: dict[str, Any], splits: Splits) ->
     data = Decoded(splits.train, batch_size=settings["batch_size"], **kind)
     callbacks = []
     if job["step"] == "transport":
-        store = options.data_root / ".device-accuracy"
+        store = options.data_root / f".device-accuracy-{job['images']}"
         build_targets(prior_of("random"), data.dataset("train"), store)
         callbacks.append(ReLACallback(store, schedule=TransportOnly(), num_views=1))
-    module: Any = build("byol", settings, job["seed"])
-    torch.manual_seed(job["seed"])
-    trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_epochs=-1, max_steps=job["steps"], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=callbacks,
-    )  # fmt: skip
     begun = now()
-    trainer.fit(module, datamodule=data)
+    module = train(data, settings, job["seed"], job["steps"], *callbacks)
     return {"seconds": round(now() - begun, 1), **accuracy(module, splits.train, splits.validation)}
 
 

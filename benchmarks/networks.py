@@ -36,14 +36,19 @@ def build(method: str, settings: dict[str, Any], seed: int) -> L.LightningModule
 
 def fit(module: Any, data: Images, settings: dict[str, Any], seed: int, *callbacks: Any, **options: Any) -> L.Trainer:
     """Train without anything on the side."""
-    trainer = L.Trainer(
-        accelerator="auto", devices=1, max_epochs=10**6, callbacks=list(callbacks), logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options,
-    )  # fmt: skip
+    trainer = bare_trainer(*callbacks, **options)
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
     trainer.fit(module, DataLoader(data, settings["batch_size"], shuffle=True, drop_last=True, generator=generator))
     return trainer
+
+
+def bare_trainer(*callbacks: Any, **options: Any) -> L.Trainer:
+    """A Trainer of one device without anything on the side, which goes on until an option or a callback ends it."""
+    return L.Trainer(
+        accelerator="auto", devices=1, max_epochs=10**6, callbacks=list(callbacks), logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
 
 
 class EfficientNetLite(nn.Module):

@@ -18,14 +18,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as L
 import torch
-from candidates import Decoded, Rows, candidates, splits_of
+from candidates import Decoded, Rows, candidates, splits_of, train
 from common import quiet_lightning
-from convergence import accuracy, now
+from convergence import accuracy, now, settings_of
 from images import Splits
 from journal import Journal
-from networks import BACKBONE, build
+from networks import BACKBONE
 from ranking_report import report
 
 from rela_lightning import ReLACallback, build_targets, rank_priors
@@ -34,8 +33,6 @@ from rela_lightning.schedules import TransportOnly
 
 RESULTS = Path(__file__).parent / "results"
 SETS = ("cifar10", "fashion_mnist", "textures")
-SETTINGS = {"lr": 4e-3, "momentum": 0.9, "batch_size": 64}
-"""BYOL's on CIFAR-10, as convergence.py chose them; the same for all."""
 
 
 def rank(options: argparse.Namespace, journal: Journal, data: str, splits: Splits) -> None:
@@ -63,37 +60,24 @@ def parameters(priors: dict[str, Any], name: str) -> int | None:
 
 def run(options: argparse.Namespace, journal: Journal, data: str, splits: Splits) -> None:
     """Train with each prior at each budget."""
-    built: dict[str, Any] = {}
-    for steps, seed, name in itertools.product(options.steps, options.seeds, options.priors or [None]):
-        for prior in [name] if name else [*candidates_once(built, options.data_root)]:
-            job = {"data": data, "images": len(splits.train), "prior": prior, "steps": steps, "seed": seed}
-            if journal.has(job):
-                continue
-            journal.append({**job, **one_run(options, job, candidates_once(built, options.data_root)[prior], splits)})
-            print(journal.rows()[-1], flush=True)
-
-
-def candidates_once(built: dict[str, Any], root: Path) -> dict[str, Any]:
-    """The priors, made when they are first asked for."""
-    if not built:
-        built.update(candidates(root))
-    return built
+    priors = candidates(options.data_root)
+    for steps, seed, name in itertools.product(options.steps, options.seeds, options.priors or priors):
+        job = {"data": data, "images": len(splits.train), "prior": name, "steps": steps, "seed": seed}
+        if not journal.has(job):
+            row = {**job, **one_run(options, job, priors[name], splits)}
+            journal.append(row)
+            print(row, flush=True)
 
 
 def one_run(options: argparse.Namespace, job: dict[str, Any], prior: Any, splits: Splits) -> dict[str, Any]:
     """Label once, train, probe on validation and test images."""
-    data = Decoded(splits.train, device_views=True, batch_size=SETTINGS["batch_size"], seed=job["seed"])
+    settings = settings_of("byol", "cifar10")  # the same for all sets
+    data = Decoded(splits.train, device_views=True, batch_size=settings["batch_size"], seed=job["seed"])
     store = options.data_root / ".ranking" / f"{job['data']}-{job['images']}-{job['prior']}"
     build_targets(prior, data.dataset("train"), store)
-    module: Any = build("byol", SETTINGS, job["seed"])
     callback = ReLACallback(store, schedule=TransportOnly(), num_views=1)
-    torch.manual_seed(job["seed"])
-    trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_epochs=-1, max_steps=job["steps"], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[callback],
-    )  # fmt: skip
     begun, clock = now(), time.perf_counter()
-    trainer.fit(module, datamodule=data)
+    module = train(data, settings, job["seed"], job["steps"], callback)
     spent = {"seconds": round(now() - begun, 1), "wall_seconds": round(time.perf_counter() - clock, 1)}
     return {**spent, **accuracy(module, splits.train, splits.test, validation=splits.validation)}
 

@@ -8,15 +8,12 @@ import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
-from curves import shown
+from curves import Row, shown
 from scipy.stats import spearmanr
 
-Row = dict[str, Any]
-ORDER = "stable directions (the order)"
 SCORES: dict[str, Callable[[Row], float]] = {
-    ORDER: lambda row: row["stable_directions"],
+    "stable directions (the order)": lambda row: row["stable_directions"],
     "stability": lambda row: row["stability"],
     "richness": lambda row: row["richness"],
     "neighbours shared with the other priors": lambda row: statistics.fmean(row["agreement"].values()),
@@ -39,11 +36,11 @@ def report(ranks: Path, runs: Path, out: Path) -> None:
     print(out)
 
 
-def accuracies(trained: list[Row], key: str = "linear_top1") -> Accuracies:
-    """Linear top-1 on the test images, or on others by their key."""
+def accuracies(trained: list[Row]) -> Accuracies:
+    """Linear top-1 on the test images."""
     found: Accuracies = defaultdict(lambda: defaultdict(list))
     for row in sorted(trained, key=lambda row: (row["data"], row["steps"], row["seed"])):
-        found[row["data"], row["steps"]][row["prior"]].append(100 * row[key])
+        found[row["data"], row["steps"]][row["prior"]].append(100 * row["linear_top1"])
     return found
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
@@ -85,7 +84,7 @@ def said(tmp_path_factory: pytest.TempPathFactory, targets64: Path) -> dict[str,
         for name, (code, _) in CASES.items()
     }
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(FORKS), json.dumps(codes)], cwd=Path(__file__).parent.parent,
+        [sys.executable, "-c", FORKS, json.dumps(codes)], cwd=Path(__file__).parent.parent,
         env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
