@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from rela_lightning import load_prior
 from rela_lightning.data import ImageData
 from rela_lightning.demo.prior import PRIOR_FILE, PRIOR_SETTINGS
+from rela_lightning.files import write_whole
 
 SIZE = 32
 TEXTURES = (
@@ -119,7 +120,7 @@ def half_of_cifar10(root: Path, steps: int = 800) -> nn.Module:
         images, labels = others.images[_LEFT_OUT:], others.labels[_LEFT_OUT:]
         known = labels < 5
         fit(module, Images(images[known], labels[known], SSLViews(1)), settings, 0, max_steps=steps)
-        torch.save(module.backbone.state_dict(), cached)
+        write_whole(cached, lambda file: torch.save(module.backbone.state_dict(), file))
     module.backbone.load_state_dict(torch.load(cached, weights_only=True))
     return module.backbone.eval()
 

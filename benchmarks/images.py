@@ -13,6 +13,8 @@ from torch.utils.data import Dataset
 from torchvision.datasets import FashionMNIST, ImageFolder
 from torchvision.transforms import v2
 
+from rela_lightning.files import write_whole
+
 MEAN, STD = [0.5] * 3, [0.25] * 3
 
 
@@ -67,7 +69,8 @@ def _decoded(data: str, root: Path, split: str) -> Images:
             FashionMNIST(root, train=split == "train") if data == "fashion_mnist" else ImageFolder(str(root / split))
         )
         images = np.stack([np.asarray(image.convert("RGB").resize((32, 32))) for image, _ in source])
-        np.savez(cache, images=images.transpose(0, 3, 1, 2), labels=np.asarray([label for _, label in source]))
+        labels = np.asarray([label for _, label in source])
+        write_whole(cache, lambda file: np.savez(file, images=images.transpose(0, 3, 1, 2), labels=labels))
     arrays = np.load(cache)
     return Images(torch.from_numpy(arrays["images"]), torch.from_numpy(arrays["labels"]).long())
 
