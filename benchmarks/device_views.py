@@ -18,14 +18,14 @@ import statistics
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from common import header, quiet_lightning, write_result
-from gpu import MODES, Meter, Mode, Window, build, free_memory, trainer_of
 from journal import without_paths
 from PIL import Image
+from speed import MODES, Meter, Mode, Seconds, Window, build, free_memory, trainer_of
 
 from rela_lightning import ReLACallback, build_targets, load_prior
 from rela_lightning.data import ImageData
@@ -40,18 +40,6 @@ STEPS: dict[str, dict[str, Any] | None] = {
     "transport, one view, blended crops": {"schedule": TransportOnly(), "crops": "blended"},
 }
 KINDS = {"one at a time": False, "on the device": True}
-
-
-class Seconds(NamedTuple):
-    """What an image takes, on the clock and of this process's processors."""
-
-    wall: float
-    processor: float
-
-    @classmethod
-    def of(cls, meter: Meter, images: int) -> Seconds:
-        """The share of each image."""
-        return cls(meter.seconds / images, meter.processor_seconds / images)
 
 
 class Pieces:
@@ -93,8 +81,7 @@ def step_seconds(
     options: argparse.Namespace, mode: Mode, pieces: Pieces, targets: Path, variant: str, *, on_device: bool
 ) -> Seconds:
     """Of a training step, for an image; after `warmup` steps, and after decoding."""
-    free_memory(options)
-    meter = Meter(options.device)
+    held, meter = free_memory(options), Meter(options.device)
     callbacks: list[Any] = [Window(meter, options.warmup, options.steps)]
     if STEPS[variant] is not None:
         callbacks.append(ReLACallback(targets, verify_targets=0, **STEPS[variant]))
@@ -103,7 +90,7 @@ def step_seconds(
     )
     trainer = trainer_of(options, mode.precision, *callbacks, max_steps=options.warmup + options.steps, max_epochs=-1)
     trainer.fit(build(options, mode), datamodule=data)
-    return Seconds.of(meter, options.steps * options.batch_size)
+    return meter.each(options.steps * options.batch_size, held)
 
 
 def labelling_seconds(options: argparse.Namespace, pieces: Pieces, *, on_device: bool) -> Seconds:
@@ -116,7 +103,7 @@ def labelling_seconds(options: argparse.Namespace, pieces: Pieces, *, on_device:
             num_workers=options.workers,
         )  # fmt: skip
         meter.stop()
-    return Seconds.of(meter, len(pieces))
+    return meter.each(len(pieces))
 
 
 def compare(options: argparse.Namespace, mode: Mode) -> dict[str, Any]:
@@ -138,7 +125,9 @@ def compare(options: argparse.Namespace, mode: Mode) -> dict[str, Any]:
 
 def summary(seconds: dict[str, list[Seconds]]) -> dict[str, Any]:
     rounds = list(zip(*seconds.values(), strict=True))  # pairs: one at a time, on the device
-    ratios = {name: [round(now[i] / before[i], 4) for before, now in rounds] for i, name in enumerate(Seconds._fields)}
+    ratios = {
+        name: [round(now[i] / before[i], 4) for before, now in rounds] for i, name in enumerate(("wall", "processor"))
+    }
     return {
         "images_per_second": {k: round(1 / statistics.median(s.wall for s in each), 1) for k, each in seconds.items()},
         "time_ratio": statistics.median(ratios["wall"]),
@@ -151,13 +140,13 @@ def _prior() -> Any:
     return load_prior("random:lightly:resnet-9", image_size=32, mean=0.5, std=0.5, seed=0)
 
 
-def show(name: str, table: dict[str, Any]) -> None:
+def lines(table: dict[str, Any]) -> list[str]:
     """A line for each kind of step."""
-    for variant, row in table.items():
-        before, now = row["images_per_second"].values()
-        print(
-            f"{name:12s} {variant:34s} {before:9.1f} -> {now:9.1f} images/s  time x {row['time_ratio']:.3f}", flush=True
-        )
+    rates = {variant: row["images_per_second"].values() for variant, row in table.items()}
+    return [
+        f"{variant:34s} {before:9.1f} -> {now:9.1f} images/s  time x {table[variant]['time_ratio']:.3f}"
+        for variant, (before, now) in rates.items()
+    ]
 
 
 def main() -> None:
@@ -176,9 +165,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     settings = {name: value for name, value in vars(options).items() if name != "out"}
     options.device, options.workers, options.compiler = "cpu", 0, ""
-    options.backbone, options.backbone_kwargs = "lightly:resnet-9", {"width": options.width}
+    options.backbone, options.backbone_kwargs, options.cifar_stem = "lightly:resnet-9", {"width": options.width}, False
     table = compare(options, MODES["fp32"])
-    show("fp32", table)
+    print(*lines(table), sep="\n", flush=True)
     head = header(seeds=[0])
     head["command"] = without_paths(head["command"], {"OUT": options.out})
     head["versions"]["kornia"] = _kornia()

@@ -10,9 +10,10 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ __all__ = [
     "SAVE_BEST",
     "DualCallback",
     "copied_loader",
+    "eager",
     "forget_hyper_parameters",
     "keep_module_versions",
     "lerp_together",
@@ -156,6 +158,12 @@ def lerp_together(tensors: list[Tensor], ends: list[Tensor], weight: float) -> N
 def option_strings(parser: Any) -> list[str]:
     """The options that an argparse parser knows."""
     return list(private(parser, "_option_string_actions"))
+
+
+def eager() -> AbstractContextManager[Any]:
+    """Inside, networks run as they were written, also those that are compiled; torch < 2.6 knows no way."""
+    stance = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if stance is None else cast("AbstractContextManager[Any]", stance("force_eager"))
 
 
 def uncompiled(module: Any) -> Any:

@@ -122,6 +122,17 @@ def test_a_compiled_module_holds_the_plain_one() -> None:
     assert list(compiled.state_dict()) == [f"{compat.COMPILED}.weight", f"{compat.COMPILED}.bias"]
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch < 2.6")
+def test_compiled_networks_run_as_written_inside_eager() -> None:
+    graphs: list[Any] = []
+    net = torch.compile(nn.Linear(2, 2), backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    with compat.eager():
+        net(torch.ones(1, 2))
+    assert not graphs
+    net(torch.ones(1, 2))
+    assert len(graphs) == 1
+
+
 def test_what_is_compiled_is_told_wherever_it_is() -> None:
     inside, itself = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2))
     assert not compat.is_compiled(inside)

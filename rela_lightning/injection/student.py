@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from rela_lightning.batches import find_views
+from rela_lightning.compat import eager
 from rela_lightning.errors import ConfigError, DataError, InjectionError
 from rela_lightning.injection.backbone import Backbone, find_layer
 from rela_lightning.injection.discovery import Call, Discovery, never_called, never_passed_on, untrained
@@ -158,6 +159,7 @@ class Student:
                 layer = None if self._feature_layer is None else find_layer(self._module, self._feature_layer)
                 discovery = Discovery(self._module, {view.shape[1] for view in views}, layer, self.trains)
                 stack.enter_context(discovery.recording())
+                stack.enter_context(eager())  # hooks that are gone after a step are nothing to compile for
             yield Reading(
                 lambda: bool(own) or (not known and discovery is not None and discovery.network() is not None),
                 lambda views, samples: self._read(self._calls(own, discovery), views, samples),
