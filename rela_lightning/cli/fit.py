@@ -11,7 +11,7 @@ from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar, RichProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rela_lightning._version import __version__
 from rela_lightning.callback import ReLACallback
+from rela_lightning.cli.bar import FitProgressBar
 from rela_lightning.cli.messages import Readable
 from rela_lightning.cli.noise import without_noise
 from rela_lightning.cli.speed import ChannelsLast, compile_backbone
@@ -246,7 +247,7 @@ class RelaCLI(LightningCLI):
             )
         bar = options.get("enable_progress_bar") is not False and sys.stderr.isatty()
         if bar and not any(issubclass(kind, ProgressBar) for kind in kinds):
-            callbacks.append(RichProgressBar())
+            callbacks.append(FitProgressBar())
         own: dict[str, Any] = {"default_root_dir": str(folder)}
         if options.get("logger") in (None, True):
             own["logger"] = CSVLogger(folder, name="logs")
