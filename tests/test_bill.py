@@ -16,7 +16,7 @@ from rela_lightning import ReLACallback, TargetStore
 from rela_lightning.cli import main
 from rela_lightning.runs import bill as bills
 from rela_lightning.runs.bill import Bill, bill_table, mean_bill, total_flops
-from rela_lightning.runs.comparison import reached, seconds_to
+from rela_lightning.runs.comparison import cost_to, reached
 from rela_lightning.runs.read import read_run
 from rela_lightning.runs.record import RunRecord
 from rela_lightning.schedules import Switch
@@ -180,15 +180,16 @@ def test_the_table_says_what_each_run_took() -> None:
 
 def test_seconds_to_an_accuracy() -> None:
     history = [
-        {"seconds": 10.0, "linear_top1": 0.2},
+        {"seconds": 10.0, "steps": 100, "linear_top1": 0.2},
         {"seconds": 20.0},
-        {"seconds": 30.0, "linear_top1": {"mean": 0.4, "std": 0.1}},
+        {"seconds": 30.0, "steps": 300, "linear_top1": {"mean": 0.4, "std": 0.1}},
         {"seconds": 40.0, "linear_top1": 0.3},
     ]
     run = {"name": "a", "history": history}
-    assert seconds_to(run, "linear_top1", 0.1) == 10
-    assert seconds_to(run, "linear_top1", 0.3) == pytest.approx(20)
-    assert seconds_to(run, "linear_top1", 0.5) is None and seconds_to(run, "knn_top1", 0.1) is None
+    assert cost_to(run, "linear_top1", 0.1) == 10
+    assert cost_to(run, "linear_top1", 0.3) == pytest.approx(20)
+    assert cost_to(run, "linear_top1", 0.3, "steps") == pytest.approx(200)
+    assert cost_to(run, "linear_top1", 0.5) is None and cost_to(run, "knn_top1", 0.1) is None
     assert reached([run, {"name": "b", "history": []}], 0.3) == ["Seconds to 30% linear top-1: a 20.0, b never."]
 
 

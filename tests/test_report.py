@@ -153,6 +153,36 @@ def test_curves_show_the_runs_the_switch_and_the_labelling(runs, tmp_path, monke
     assert len(marked) == 3  # one a panel, of the one run that switched
 
 
+@pytest.mark.slow
+def test_costs_show_seconds_and_steps_until_an_accuracy_was_reached(runs, tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    bars, words = [], []
+    barh, text = Axes.barh, Axes.text
+
+    def drawing(self, y, width, **options):
+        bars.append((options["label"], width))
+        return barh(self, y, width, **options)
+
+    def writing(self, x, y, said, **options):
+        words.append(said)
+        return text(self, x, y, said, **options)
+
+    monkeypatch.setattr(Axes, "barh", drawing)
+    monkeypatch.setattr(Axes, "text", writing)
+    curve = [{"seconds": 3.0 + second, "steps": 10 * second, "linear_top1": second / 100} for second in (0, 20, 40)]
+    fast = runs[1] | {"name": "fast", "labelling_seconds": 3.0, "history": curve}
+    slow = runs[0] | {"name": "slow", "labelling_seconds": 0.0, "history": curve[:2]}
+    files = write_report([fast, slow], {}, tmp_path, reach=0.3)
+    assert (tmp_path / "costs.png") in files and "costs.png" in (tmp_path / "report.md").read_text()
+    assert bars == [
+        ("training", [pytest.approx(33.0), 0]),
+        ("labelling", [3.0, 0]),
+        ("training", [pytest.approx(300.0), 0]),
+    ]
+    assert words == [" 33", " never", " 300", " never"]
+
+
 def test_points_are_read_in_percent():
     assert value_at({"knn_top1": 0.5}, "knn_top1") == (50.0, 0.0)
     mean, std = value_at({"few_label_top1": {"mean": 0.25, "std": 0.01}}, "few_label_top1")

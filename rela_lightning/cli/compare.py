@@ -35,7 +35,8 @@ def compare(
             backbone (`rela probe RUN --untrained true`) for what was there before any training.
         out: Folder to write.
         title: Heading.
-        reach: Say when each run reached this top-1, in `(0, 1)`, where probes ran during training.
+        reach: Say and draw (`costs.png`) when each run reached this top-1, in `(0, 1)`, where probes ran during
+            training.
         overwrite: Replace a report in that folder.
 
     Raises:
@@ -70,7 +71,7 @@ def compare(
         "budgets": {run["name"]: run.get("budget") for run in named},
     }
     console = Console()
-    files = write_report(named, protocol, out, title=title, notes=remarks)
+    files = write_report(named, protocol, out, title=title, notes=remarks, reach=reach)
     console.print(to_table(named, title=title))
     console.print("Accuracies are top-1 in %. Seconds are training plus labelling; probing is left out.", style="dim")
     for remark in remarks:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rela_lightning.runs.bill import mean_bill
 from rela_lightning.runs.measures import ACCURACIES, MEASURES
@@ -129,8 +129,8 @@ def notes(runs: Sequence[Run]) -> list[str]:
     return found
 
 
-def seconds_to(run: Run, name: str, level: float) -> float | None:
-    """Seconds, labelling included, until an online probe first reached a level; None if it never did.
+def cost_to(run: Run, name: str, level: float, unit: Literal["seconds", "steps"] = "seconds") -> float | None:
+    """What it took until an online probe first reached a level; None if it never did.
 
     Between two points of the history the accuracy is taken to rise evenly.
 
@@ -138,30 +138,35 @@ def seconds_to(run: Run, name: str, level: float) -> float | None:
         run: A run.
         name: Of the accuracy.
         level: In `[0, 1]`.
+        unit: `seconds`, labelling included, or `steps` of the optimizer.
     """
     before: tuple[float, float] | None = None
     for point in run.get("history", []):
-        if name not in point:
+        if name not in point or unit not in point:
             continue
         value = point[name]["mean"] if isinstance(point[name], Mapping) else point[name]
         if value >= level:
             if before is None:
-                return float(point["seconds"])
+                return float(point[unit])
             share = (level - before[1]) / (value - before[1])
-            return float(before[0] + share * (point["seconds"] - before[0]))
-        before = point["seconds"], value
+            return float(before[0] + share * (point[unit] - before[0]))
+        before = point[unit], value
     return None
 
 
 def reached(runs: Sequence[Run], level: float) -> list[str]:
     """A line for each probe that ran during training: when each run reached a level."""
     found = []
-    for name in SCORES:
-        if any(name in point for run in runs for point in run.get("history", [])):
-            when = {run["name"]: seconds_to(run, name, level) for run in runs}
-            said = {name: "never" if seconds is None else f"{seconds:.1f}" for name, seconds in when.items()}
-            found.append(f"Seconds to {100 * level:g}% {MEASURES[name]} top-1: {_listed(said)}.")
+    for name in followed(runs):
+        when = {run["name"]: cost_to(run, name, level) for run in runs}
+        said = {name: "never" if seconds is None else f"{seconds:.1f}" for name, seconds in when.items()}
+        found.append(f"Seconds to {100 * level:g}% {MEASURES[name]} top-1: {_listed(said)}.")
     return found
+
+
+def followed(runs: Sequence[Run]) -> list[str]:
+    """The accuracies that were measured during training, of any run."""
+    return [name for name in SCORES if any(name in point for run in runs for point in run.get("history", []))]
 
 
 def _listed(values: Mapping[str, Any]) -> str:

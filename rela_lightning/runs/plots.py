@@ -1,4 +1,4 @@
-"""Probe accuracy against seconds, as a picture."""
+"""Runs as pictures: probe accuracy against seconds, and what it took to reach an accuracy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from rela_lightning.runs.comparison import cost_to, followed
 
 Run = Mapping[str, Any]
 _PANELS = (
@@ -40,15 +42,9 @@ def draw_curves(runs: Sequence[Run], path: str | Path, *, title: str = "ReLA") -
         False, and nothing is written, without matplotlib (the extra `plot`).
     """
     panels = [(key, name) for key, name in _PANELS if any(_points(run, key) for run in runs)]
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
+    figure = _figure(4.6 * len(panels) + 0.4, 4.6) if panels else None
+    if figure is None:
         return False
-    if not panels:
-        return False
-    figure = Figure(figsize=(4.6 * len(panels) + 0.4, 4.6), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (key, name) in zip(axes, panels, strict=True):
         _panel(axis, runs, key)
@@ -63,6 +59,59 @@ def draw_curves(runs: Sequence[Run], path: str | Path, *, title: str = "ReLA") -
     figure.suptitle(title, fontsize=12)
     figure.savefig(path, dpi=130)
     return True
+
+
+def draw_costs(runs: Sequence[Run], level: float, path: str | Path, *, title: str = "ReLA") -> bool:
+    """Draw what it took each run to reach an accuracy: seconds, those of labelling in front, and steps.
+
+    Of the probe that ran during training, the first of few-label, linear and kNN. Runs that never reached it say so.
+
+    Args:
+        runs: Runs as described in `rela_lightning.runs.report`.
+        level: Top-1 in `(0, 1)`.
+        path: PNG file to write.
+        title: Heading of the picture.
+
+    Returns:
+        False, and nothing is written, without matplotlib or where no run was probed during training.
+    """
+    name = next(iter(followed(runs)), None)
+    shown = [run for run in runs if run["history"]]
+    figure = _figure(9.6, 1.6 + 0.42 * len(shown)) if name is not None else None
+    if figure is None or name is None:
+        return False
+    heights, names = range(len(shown)), [run["name"] for run in shown]
+    for axis, unit in zip(figure.subplots(1, 2, sharey=True), ("seconds", "steps"), strict=True):
+        costs = [cost_to(run, name, level, unit) for run in shown]  # type: ignore[arg-type]
+        axis.barh(heights, [cost or 0 for cost in costs], color=_COLOURS[1], height=0.6, label="training")
+        if unit == "seconds":
+            labelling = [
+                0 if cost is None else run["labelling_seconds"] for run, cost in zip(shown, costs, strict=True)
+            ]
+            axis.barh(heights, labelling, color=_COLOURS[2], height=0.6, label="labelling")
+        for height, cost in zip(heights, costs, strict=True):
+            axis.text(cost or 0, height, " never" if cost is None else f" {cost:,.0f}", va="center", fontsize=9)
+        axis.set_xlabel(unit)
+        axis.margins(x=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.set_yticks(list(heights), names)
+    axis.invert_yaxis()
+    figure.axes[0].legend(frameon=False, loc="best")
+    figure.suptitle(f"{title}: to reach {100 * level:g}% ({dict(_PANELS)[name]})", fontsize=12)
+    figure.savefig(path, dpi=130)
+    return True
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty picture, in inches; None without matplotlib."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _points(run: Run, key: str) -> list[Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""Runs to a report: a table, `report.json`, `report.md` and `curves.png`.
+"""Runs to a report: a table, `report.json`, `report.md`, `curves.png` and `costs.png`.
 
 A *run* is a dict. Seconds are wall-clock seconds of training plus labelling and leave probing out, so that
 curves of an accelerated run start where its labelling ends.
@@ -173,15 +173,22 @@ def to_dict(runs: Sequence[Run], protocol: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_markdown(
-    runs: Sequence[Run], protocol: Mapping[str, Any], *, title: str, curves: str | None, notes: Sequence[str] = ()
+    runs: Sequence[Run],
+    protocol: Mapping[str, Any],
+    *,
+    title: str,
+    curves: str | None,
+    costs: str | None = None,
+    notes: Sequence[str] = (),
 ) -> str:
-    """The report as Markdown: table, curves, protocol, versions.
+    """The report as Markdown: table, pictures, protocol, versions.
 
     Args:
         runs: Runs as described above.
         protocol: What was done, name to value; printed as a list in this order.
         title: Heading of the page.
-        curves: File name of the picture, or None without one.
+        curves: File name of the picture of accuracies, or None without one.
+        costs: That of what it took to reach an accuracy.
         notes: What a reader must know before comparing the numbers.
     """
     check_runs(runs)
@@ -195,6 +202,8 @@ def to_markdown(
         lines += ["else of the process.", ""]
     if curves is not None:
         lines += [f"![Probe accuracy against seconds]({curves})", ""]
+    if costs is not None:
+        lines += [f"![Seconds and steps until an accuracy was reached]({costs})", ""]
     lines += ["## Protocol", "", *(f"- **{key}**: {in_text(value)}" for key, value in protocol.items()), ""]
     lines += ["## Versions", "", ", ".join(f"{key} {value}" for key, value in versions().items()), ""]
     return "\n".join(lines)
@@ -213,8 +222,9 @@ def write_report(
     *,
     title: str = "ReLA",
     notes: Sequence[str] = (),
+    reach: float | None = None,
 ) -> list[Path]:
-    """Write `report.json`, `report.md` and, where matplotlib is installed, `curves.png`.
+    """Write `report.json`, `report.md` and, where matplotlib is installed, `curves.png` and `costs.png`.
 
     Args:
         runs: Runs as described in this module.
@@ -222,10 +232,12 @@ def write_report(
         folder: Folder to write into; made if missing.
         title: Heading of the page and of the picture.
         notes: What a reader must know before comparing the numbers.
+        reach: Draw `costs.png`, seconds and steps until each run reached this top-1, in `(0, 1)`, where probes ran
+            during training; None leaves it out.
 
     Returns:
-        The files written, `report.md` first. Without matplotlib (the extra `plot`) there is no
-        `curves.png` among them.
+        The files written, `report.md` first. Without matplotlib (the extra `plot`) there are no
+        pictures among them.
 
     Raises:
         ConfigError: For runs that `check_runs` refuses; nothing is written then.
@@ -237,16 +249,19 @@ def write_report(
         >>> written[0].name
         'report.md'
     """
-    from rela_lightning.runs.plots import draw_curves
+    from rela_lightning.runs.plots import draw_costs, draw_curves
 
     text = json.dumps(to_dict(runs, protocol), indent=2, allow_nan=False)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / "curves.png"
-    picture.unlink(missing_ok=True)  # never an older run's curves beside this run's table
-    drawn = draw_curves(runs, picture, title=title)
-    page = to_markdown(runs, protocol, title=title, curves=picture.name if drawn else None, notes=notes)
+    curves, costs = folder / "curves.png", folder / "costs.png"
+    for picture in (curves, costs):
+        picture.unlink(missing_ok=True)  # never an older run's picture beside this run's table
+    drawn = [curves] if draw_curves(runs, curves, title=title) else []
+    drawn += [costs] if reach is not None and draw_costs(runs, reach, costs, title=title) else []
+    names = [picture.name if picture in drawn else None for picture in (curves, costs)]
+    page = to_markdown(runs, protocol, title=title, curves=names[0], costs=names[1], notes=notes)
     written = [folder / "report.md", folder / "report.json"]
     written[0].write_text(page, encoding="utf-8")
     written[1].write_text(text + "\n", encoding="utf-8")
-    return [*written, picture] if drawn else written
+    return [*written, *drawn]
