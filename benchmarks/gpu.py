@@ -1,6 +1,6 @@
 """On a GPU: the speed and memory of steps, of labelling, of views made on the device, and of whole epochs.
 
-    python benchmarks/gpu.py [epochs] [steps] [labelling] [views] [--jpeg]     # all without a name
+    python benchmarks/gpu.py [epochs] [steps] [labelling] [views] [--jpeg] [--minutes 12]   # all without a name
     python benchmarks/gpu.py --device cpu --tiny             # the same code, small, to see that it runs
     python benchmarks/gpu.py steps --device cpu              # how a CPU does, at sizes for one
 
@@ -20,14 +20,16 @@ Views: steps with their data loading, views made one image at a time by worker p
 see `device_views.py`, which does the same on a CPU.
 
 Results are lines of a file, each written when it is there; what is in the file already under the same settings is left
-out, so that a run that was cut off goes on.
+out, so that a run that was cut off goes on. With `--minutes` no measurement is begun after that time.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +49,7 @@ FULL = {
     "backbone": "resnet50", "size": 224, "batch_size": 128, "warmup": 10, "steps": 30, "rounds": 3,
     "compiler": "inductor", "priors": ["random:open_clip:ViT-B-16", "random:open_clip:ViT-L-14"],
     "label_batch_size": 256, "images": 20_000, "workers": min(os.cpu_count() or 1, 16), "threads": 0,
-    "modes": ["fp32", "bf16", "bf16, channels-last", "bf16, channels-last, compiled"], "out": RESULTS / "gpu.jsonl",
+    "modes": ["bf16, channels-last, compiled", "bf16, channels-last", "bf16", "fp32"], "out": RESULTS / "gpu.jsonl",
 }  # fmt: skip
 CPU = {
     **FULL, "backbone": "lightly:resnet-9", "size": 32, "batch_size": 64, "warmup": 3, "steps": 8, "rounds": 3,
@@ -89,6 +91,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("parts", nargs="*", metavar="part", help="epochs, steps, labelling, views; all without a name")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that everything runs; no figures")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="begin nothing after that; no limit by default")
     parser.add_argument("--jpeg", action="store_true", help="also decode JPEG files in the labelling pass")
     for name, value in FULL.items():
         kind = type(value[0] if isinstance(value, list) else value)
@@ -128,13 +131,18 @@ def main() -> None:
         name: getattr(options, name) for name in (*FULL, "device", "tiny", "jpeg") if name not in ("out", "modes")
     }
     settings |= {"tf32": {"matmul": torch.backends.cuda.matmul.allow_tf32, "cudnn": torch.backends.cudnn.allow_tf32}}
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as options.folder:
         out = options.out or Path(options.folder) / "tiny.jsonl"
         journal = Journal(out, ("part", "name", "settings"), {"OUT": out})
         for part in options.parts:
             for name in PARTS[part].names(options):
                 job = {"part": part, "name": name, "settings": settings}
-                if not journal.has(job):
+                if journal.has(job):
+                    continue
+                if time.monotonic() - begun > 60 * options.minutes:
+                    print(f"{part}, {name}: left for the next time, {options.minutes:g} minutes are over")
+                else:
                     journal.append({**job, "seeds": [0], "result": measured(options, part, name)})
 
 

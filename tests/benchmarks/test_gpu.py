@@ -39,6 +39,7 @@ def test_gpu_benchmark_runs_small_on_the_cpu(script, tmp_path, monkeypatch):
         assert all(rate["images_per_second"] > 0 for rate in rates.values())
 
     call(gpu, monkeypatch, *words)  # what is there already is left out
+    call(gpu, monkeypatch, *words, "--modes", "bf16", "--minutes", -1)  # and nothing is begun when time is up
     assert out.read_text() == text
 
 
