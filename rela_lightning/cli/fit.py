@@ -153,7 +153,8 @@ class RelaCLI(LightningCLI):
             "--channels_last",
             type=bool,
             default=False,
-            help="Keep convolution weights and images channels last in memory: quicker on a CPU, and in mixed precision on a GPU.",
+            help="Keep convolution weights and images channels last in memory: quicker on a CPU, and in mixed "
+            "precision on a GPU.",
         )
 
     @staticmethod
