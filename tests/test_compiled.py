@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from rela_lightning import ReLACallback
-from rela_lightning.schedules import Mix
-from tests.modules import byol
+from rela_lightning.schedules import Mix, TransportOnly
+from tests.modules import byol, simclr
 from tests.test_callback import fit, loader, seeded
 
 
@@ -51,3 +51,14 @@ def test_compiled_training_is_the_same(targets64: Any) -> None:
     fit(module, ReLACallback(targets64, schedule=Mix()), data=loader(), max_epochs=2)
     for name, value in module.state_dict().items():
         torch.testing.assert_close(compiled[name], value, msg=name)
+
+
+@pytest.mark.parametrize("schedule", [Mix, TransportOnly])
+def test_a_module_compiled_as_a_whole_trains_the_same(targets64: Any, schedule: Any) -> None:
+    plain, whole = seeded(simclr), seeded(simclr)
+    fit(plain, ReLACallback(targets64, schedule=schedule()), data=loader(), max_epochs=2)
+    fit(
+        torch.compile(whole, backend="eager"), ReLACallback(targets64, schedule=schedule()), data=loader(), max_epochs=2
+    )
+    for name, value in plain.state_dict().items():
+        assert torch.equal(whole.state_dict()[name], value), name
