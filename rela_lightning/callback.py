@@ -134,7 +134,10 @@ class ReLACallback(DualCallback):
         checks.check_range("transport_resolution", transport_resolution, "pixels, >= 1, or None", positive)
         checks.check_range("teacher_momentum", teacher_momentum, "a number in [0, 1)", 0.0 <= teacher_momentum < 1.0)
         checks.check_range("head_warmup", head_warmup, "a share in [0, 1)", 0.0 <= head_warmup < 1.0)
-        self.schedule = schedule if schedule is not None else Plateau()
+        schedule = Plateau() if schedule is None else schedule
+        is_one = isinstance(schedule, Schedule)
+        checks.check_range("schedule", schedule, "a Schedule, such as Switch(0.4) of rela_lightning.schedules", is_one)
+        self.schedule: Schedule = schedule
         checks.check_end_known(self.schedule, head_warmup=head_warmup, transport_resolution=transport_resolution)
         checks.check_range("own_forward", own_forward, "False beside head_warmup", not (own_forward and head_warmup))
         checks.check_range("verify_targets", verify_targets, "an integer >= 0", verify_targets >= 0)
@@ -164,7 +167,7 @@ class ReLACallback(DualCallback):
     @property
     def phase(self) -> Phase | None:
         """How the current step is run: weights of both losses, and more; None while not attached to a fit."""
-        return None if self._run is None else self._run.phases.now
+        return None if self._run is None else self._run.phase
 
     # ---- set up and undo -------------------------------------------------------------------------
 

@@ -45,13 +45,20 @@ def accelerate(
         The same object.
 
     Raises:
-        InjectionError: If the module is accelerated already.
+        InjectionError: If the module is accelerated already, or is no LightningModule.
 
     Example:
         >>> from rela_lightning.methods import SimCLR
         >>> module = accelerate(SimCLR("lightly:resnet-9"), "targets/clip-b16")
         >>> # L.Trainer(max_epochs=100).fit(module, loader)
     """
+    if not hasattr(method, "training_step"):
+        raise InjectionError(
+            "Only a LightningModule can be accelerated.",
+            expected="a module with a training_step, of lightning.pytorch or pytorch_lightning",
+            found=type(method).__name__,
+            do="pass the method that is trained, not its network",
+        )
     if "configure_callbacks" in vars(method):
         raise InjectionError(
             "This module is accelerated already.",

@@ -47,6 +47,8 @@ def test_a_resumed_fit_counts_its_own_steps(targets64: Any, caplog: Any, tmp_pat
     made = again.global_step - first.global_step
     assert f"the module's own objective alone {made} steps in " in said(caplog)[-1]
     assert "transport alone" not in said(caplog)[-1]
+    start = [line for line in said(caplog) if line.startswith("ReLA is on")][-1]
+    assert start.endswith("columns); transport is over, the module's own objective alone.")
 
 
 @pytest.mark.parametrize(

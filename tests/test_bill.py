@@ -98,10 +98,52 @@ def test_phases_are_told_apart(tmp_path: Path, digits64: Any, targets64: Path) -
     bill = read_run(tmp_path)["bill"]
     phases, labelled = bill["phases"], TargetStore(targets64).manifest["labelling_flops"]
     assert bill["labelling_flops"] == labelled > 64 * 1e5  # 64 images
-    assert {name: entry["steps"] for name, entry in phases.items()} == {"transport": 5, "own": 5}
+    steps = {name: entry["steps"] for name, entry in phases.items()}
+    assert steps == {"transport": 6, "own": 4}  # one batch was fetched before the switch
     assert phases["own"]["flops"] == linear(ROWS, 3072, WIDTH, first=True) + linear(ROWS, WIDTH, 5, first=False)
     assert phases["transport"]["flops"] > linear(ROWS, 3072, WIDTH, first=True)
     assert phases["transport"]["flops"] != phases["own"]["flops"]
+
+
+def test_batches_on_their_way_at_the_switch_belong_to_transport(
+    tmp_path: Path, digits64: Any, targets64: Path, caplog: Any
+) -> None:
+    from rela_lightning.data import RGBImages, probe_view
+
+    images = RGBImages(digits64, probe_view(32, mean=[0.5] * 3, std=[0.5] * 3))
+    trainer = L.Trainer(
+        max_steps=14, accelerator="cpu", default_root_dir=tmp_path, **QUIET,
+        callbacks=[ReLACallback(targets64, schedule=Switch(0.5)), RunRecord(tmp_path, "a")],
+    )  # fmt: skip
+    with caplog.at_level("INFO"):
+        trainer.fit(Small(), DataLoader(images, batch_size=ROWS, num_workers=1))
+    phases = read_run(tmp_path)["bill"]["phases"]
+    transport, own = (phases[name]["steps"] for name in ("transport", "own"))
+    assert transport > 7 and transport + own == 14
+    assert phases["transport"]["flops"] != phases["own"]["flops"]
+    said = caplog.records[-1].getMessage()
+    assert f"transport alone {transport} steps in" in said and f"objective alone {own} steps in" in said
+
+
+class Logging(Small):
+    """Logs its loss."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss)
+        return loss
+
+
+@pytest.mark.parametrize("options", [{"max_steps": 3}, {"max_epochs": 1, "accumulate_grad_batches": 4}])
+def test_short_runs_leave_a_row_of_metrics(tmp_path: Path, options: dict[str, int]) -> None:
+    from lightning.pytorch.loggers import CSVLogger
+
+    trainer = L.Trainer(
+        accelerator="cpu", callbacks=[RunRecord(tmp_path, "a")], **{**QUIET, **options, "logger": CSVLogger(tmp_path)}
+    )
+    trainer.fit(Logging(), DataLoader(Slow(None), batch_size=ROWS))
+    (metrics,) = tmp_path.rglob("metrics.csv")
+    assert len(metrics.read_text().splitlines()) == 2  # names, and a row
 
 
 def test_a_resumed_run_goes_on_counting(tmp_path: Path) -> None:

@@ -120,3 +120,9 @@ def test_head_warmup_trains_the_heads_on_detached_features(targets64: Any) -> No
     assert [entry["rela/phase"] for entry in log.seen] == [0.0] * 4 + [1.0] * 2 + [2.0] * 2
     for (_, a), (_, b) in zip(cold.seen[:5], warm.seen[:5], strict=True):
         torch.testing.assert_close(a, b, msg="the backbone sees the transport gradient alone")
+
+
+@pytest.mark.parametrize("schedule", ["Switch", Switch])
+def test_what_is_no_schedule_is_refused(schedule: Any) -> None:
+    with pytest.raises(ConfigError, match="a Schedule, such as Switch"):
+        ReLACallback("targets", schedule=schedule)

@@ -114,3 +114,8 @@ def test_two_callbacks_are_refused(targets64: Any) -> None:
 
     with pytest.raises(ConfigError, match="Several ReLACallbacks"):
         fit(accelerate(Fast(targets=targets64), targets64))
+
+
+def test_a_network_alone_is_no_method() -> None:
+    with pytest.raises(InjectionError, match="training_step"):
+        accelerate(torch.nn.Linear(2, 2), "targets")

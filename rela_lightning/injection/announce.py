@@ -77,9 +77,10 @@ class Announcer:
         self._first: Tensor | None = None
         self._last: Tensor | None = None
 
-    def start(self, schedule: Schedule) -> None:
-        """Say that ReLA is on, and what is planned."""
-        rank_zero_info(f"ReLA is on: {self._loss} loss to {self._targets}; {plan(schedule)}.")
+    def start(self, schedule: Schedule, *, over: bool = False) -> None:
+        """Say that ReLA is on, and what is planned; in a run that is resumed after transport, that it is over."""
+        planned = f"transport is over, {_PHASES[2]}" if over else plan(schedule)
+        rank_zero_info(f"ReLA is on: {self._loss} loss to {self._targets}; {planned}.")
 
     def loss(self, value: Tensor) -> None:
         """Note the transport loss of a step; it stays on its device."""
@@ -107,7 +108,7 @@ class Announcer:
             return
         end = Mark(0, trainer.global_step, time.perf_counter())
         once = f"; the targets took {self._labelling:.1f} s, once" if self._labelling else ""
-        rank_zero_info(f"ReLA in this fit: {bill(self._marks, end)}{once}.")
+        rank_zero_info(f"ReLA in this fit, validation included: {bill(self._marks, end)}{once}.")
 
 
 def in_words(loss: LossSpec) -> str:

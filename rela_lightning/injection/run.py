@@ -55,6 +55,7 @@ class Run:
         self._patches, self._stepping, self._patience = Patches(), Patches(), Patience()
         self._step: Step | None = None
         self._step_detached = False  # whether transport is over and nothing of it is left in the step
+        self._ran: Phase | None = None  # of this batch, once its step is under way
         self._logged: tuple[tuple[float, ...], int | None] | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
@@ -96,6 +97,11 @@ class Run:
         )
 
     @property
+    def phase(self) -> Phase:
+        """How this batch is trained on; before its step, how the next is meant to be."""
+        return self.phases.now if self._ran is None else self._ran
+
+    @property
     def _in_use(self) -> bool:
         """Tuners of the learning rate and the batch size set callbacks aside, and run the user's own step."""
         return self._callback in self._trainer.callbacks
@@ -134,7 +140,7 @@ class Run:
         self.phases.start()
         if self._callback.teachers != "auto":
             named_pairs(self._module, self._callback.teachers)
-        self._announcer.start(self._schedule)
+        self._announcer.start(self._schedule, over=self.phases.over)
         if not self._schedule.hands_over:
             checks.warn_never_hands_over(self._schedule)
         images = checks.images_per_step(self._trainer)
@@ -165,6 +171,7 @@ class Run:
 
     def start_batch(self) -> None:
         """Decide once per optimizer step; see whether somebody else moves the teachers."""
+        self._ran = None
         if self._step_detached:
             return
         self.phases.decide(self.rows.in_flight)
@@ -190,7 +197,7 @@ class Run:
         if not self._in_use or self._step_detached:
             return original(*args, **kwargs)
         rows = self.rows.take()
-        phase = self.phases.for_batch(rows.transport_views)
+        self._ran = phase = self.phases.for_batch(rows.transport_views)
         module = self._module
         wrapped = self._trainer.strategy.model is not module  # DDP wraps at one process too
         self._step = step = Step(self.parts, rows, phase, distributed=wrapped)

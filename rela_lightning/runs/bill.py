@@ -33,7 +33,8 @@ class Bill:
         self._meter: int | None = None
         self._last: float | None = None
         self._counter: FlopCounterMode | None = None
-        self._entry: dict[str, Any] | None = None  # of the phase of the step under way
+        self._waited = 0.0  # for the batch of the step under way
+        self._counted = 0  # the phase whose arithmetic is counted
 
     def start(self, device: torch.device) -> None:
         """Training begins, or goes on after validation: the clock runs from here."""
@@ -48,32 +49,37 @@ class Bill:
         """A batch is there.
 
         Args:
-            phase: As logged: 0 transport, 1 both, 2 the module's own objective.
+            phase: Of the step, as far as is known before it: 0 transport, 1 both, 2 the module's own objective.
             countable: Whether torch's counter may watch a step: not where it is compiled.
         """
         now = time.perf_counter()
-        empty = {"steps": 0, "seconds": 0.0, "data_seconds": 0.0, "flops": None}
-        self._entry = entry = self.phases.setdefault(list(PHASES)[phase], empty)
-        if self._last is not None:
-            entry["data_seconds"] += now - self._last
-            entry["seconds"] += now - self._last
+        self._waited = 0.0 if self._last is None else now - self._last
         self._last = now
+        entry = self._of(phase)
         if countable and entry["flops"] is None and entry["steps"] == _COUNTED - 1:
-            self._counter = FlopCounterMode(display=False)
+            self._counted, self._counter = phase, FlopCounterMode(display=False)
             self._counter.__enter__()  # type: ignore[no-untyped-call]
 
-    def end(self) -> None:
-        """The step is through."""
-        entry = self._entry
-        if entry is None:
-            return
-        if self._counter is not None:
-            entry["flops"] = self.stop_counting()
-        now = time.perf_counter()
+    def end(self, phase: int) -> None:
+        """The step is through.
+
+        Args:
+            phase: What it was: a batch that was on its way when the phase changed still belongs to the one before.
+        """
+        now, flops, entry = time.perf_counter(), self.stop_counting(), self._of(phase)
+        if phase == self._counted and flops is not None:
+            entry["flops"] = flops
         if self._last is not None:
-            entry["seconds"] += now - self._last
+            entry["data_seconds"] += self._waited
+            entry["seconds"] += self._waited + now - self._last
         self._last = now
         entry["steps"] += 1
+        self.phases[list(PHASES)[phase]] = entry
+
+    def _of(self, phase: int) -> dict[str, Any]:
+        """What there is of a phase."""
+        empty = {"steps": 0, "seconds": 0.0, "data_seconds": 0.0, "flops": None}
+        return self.phases.get(list(PHASES)[phase], empty)
 
     def stop_counting(self) -> int | None:
         """Take the counter off, after a step or where one failed."""

@@ -74,8 +74,7 @@ class RunRecord(Callback):
         self._alone = trainer.world_size == 1
         self._device = trainer.strategy.root_device
         self._compiled = is_compiled(pl_module)
-        if trainer.num_training_batches < trainer.log_every_n_steps:  # an epoch leaves a row in the logs
-            trainer.log_every_n_steps = max(1, trainer.num_training_batches)
+        trainer.log_every_n_steps = max(1, min(trainer.log_every_n_steps, _steps_ahead(trainer)))
         self._resume()
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
@@ -103,13 +102,11 @@ class RunRecord(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A batch is there: what was waited for is put down."""
-        phase = getattr(_rela(trainer), "phase", None)
-        number = 2 if phase is None else int(phase.number)
-        self._bill.begin(number, countable=self._alone and not self._compiled)
+        self._bill.begin(_phase_number(trainer), countable=self._alone and not self._compiled)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Put the step down; note when transport ended."""
-        self._bill.end()
+        self._bill.end(_phase_number(trainer))
         phase = getattr(_rela(trainer), "phase", None)
         if self._switched is None and phase is not None and phase.weights == SSL_ONLY:
             self._switched = round(self.seconds, 3)
@@ -209,6 +206,20 @@ def _hardware(trainer: Any) -> dict[str, Any]:
     gpu = device.type == "cuda"
     name = torch.cuda.get_device_name(device) if gpu else platform.processor() or platform.machine()
     return {"accelerator": device.type, "device": name, "precision": str(trainer.precision)}
+
+
+def _steps_ahead(trainer: Any) -> int:
+    """Optimizer steps of an epoch, or up to the end where that is nearer: each leaves a row in the logs."""
+    ends = [10**9, trainer.num_training_batches / trainer.accumulate_grad_batches]
+    if trainer.max_steps > 0:
+        ends.append(trainer.max_steps - trainer.global_step)
+    return int(min(ends))
+
+
+def _phase_number(trainer: Any) -> int:
+    """As logged: 0 transport, 1 both, 2 the module's own objective, also without ReLA."""
+    phase = getattr(_rela(trainer), "phase", None)
+    return 2 if phase is None else int(phase.number)
 
 
 def _rela(trainer: Any) -> ReLACallback | None:
