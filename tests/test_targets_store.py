@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, Subset
 
-from rela_lightning import TargetStore, build_targets
+from rela_lightning import TargetStore, build_targets, load_prior
 from rela_lightning.errors import TargetError
 from rela_lightning.targets.manifest import write_manifest
 from rela_lightning.targets.records import Geometry, encode, record_type
@@ -188,6 +188,18 @@ def test_a_prior_finds_other_images_under_any_type(store, prior):
 def test_another_prior_is_refused(store):
     with pytest.raises(TargetError, match="made by another prior"):
         fresh(store).verify(Digits(), pixel_prior(mean=[0.2]))
+
+
+def test_priors_of_one_name_are_told_apart_by_their_options(tmp_path):
+    own = {"image_size": 16, "mean": 0.5, "std": 0.5, "width": 0.125}
+    first, second = (load_prior("random:lightly:resnet-9", seed=seed, **own) for seed in (1, 2))
+    store = build_targets(first, Digits(), tmp_path / "t")
+    name = "random:lightly:resnet-9, seed {}, width 0.125"
+    for refused in (lambda: build_targets(second, Digits(), tmp_path / "t"), lambda: store.verify(Digits(), second)):
+        with pytest.raises(TargetError) as error:
+            refused()
+        text = str(error.value)
+        assert name.format(1) in text and name.format(2) in text and first.identity[:8] not in text
 
 
 def test_verifying_leaves_the_random_state_and_the_transform_alone(store):

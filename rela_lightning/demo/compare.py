@@ -1,4 +1,4 @@
-"""The demo's comparison: label, train and probe, under a progress bar."""
+"""The demo's comparison: label, train and probe, under bars in a terminal, a line for each part elsewhere."""
 
 from __future__ import annotations
 
@@ -24,14 +24,16 @@ PLAIN, RELA, RANDOM = "byol", "byol+rela", "byol+rela (random prior)"
 
 
 def compare(folder: Path, seconds: float, seed: int, console: Console) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Label, train and probe the demo's runs under a progress bar.
+    """Label, train and probe the demo's runs, and say on the console how far they are.
 
     Returns:
         Runs and protocol, as `rela_lightning.runs.report` takes them.
     """
     evaluation = parts.Evaluation()
     columns = TextColumn("{task.description:<25}"), BarColumn(), TimeRemainingColumn(elapsed_when_finished=True)
-    with parts.one_thread(), Progress(*columns, console=console, refresh_per_second=4) as progress:
+    live = console.is_terminal or console.is_jupyter
+    say = _nothing if live else console.print
+    with parts.one_thread(), Progress(*columns, console=console, refresh_per_second=4, disable=not live) as progress:
         bars = {name: progress.add_task(name, total=seconds, start=False) for name in (PLAIN, RELA, RANDOM)}
         probing = progress.add_task("probing", total=None, start=False)
         parts.train(
@@ -40,6 +42,7 @@ def compare(folder: Path, seconds: float, seed: int, console: Console) -> tuple[
         trained = []
         for name, bar in bars.items():
             progress.start_task(bar)
+            say(f"{name}: {seconds:g} s ...")
             store, labelling = _label(name, folder / "targets", seed)
             tick = functools.partial(_show, progress, bar)
             trained.append(parts.train(name, store, labelling=labelling, seconds=seconds, seed=seed, tick=tick))
@@ -47,6 +50,7 @@ def compare(folder: Path, seconds: float, seed: int, console: Console) -> tuple[
             progress.stop_task(bar)
         progress.update(probing, total=2 + sum(len(run.snapshots) for run in trained))
         progress.start_task(probing)
+        say("Probing what was there before ...")
         tick = functools.partial(progress.advance, probing)
         still = {"seconds": 0.0, "labelling_seconds": 0.0, "steps": 0, "history": []}
         untrained = evaluation.probe(parts.build_byol(seed).backbone)
@@ -57,8 +61,14 @@ def compare(folder: Path, seconds: float, seed: int, console: Console) -> tuple[
             {"name": "prior alone", **still, **evaluation.probe(prior, prior.preprocess)},
         ]
         tick()
-        runs += [evaluation.run(run, untrained, tick) for run in trained]
+        for run in trained:
+            say(f"Probing {run.name}, {len(run.snapshots)} times from its start to its end ...")
+            runs.append(evaluation.run(run, untrained, tick))
     return runs, _protocol(seconds, seed)
+
+
+def _nothing(_: str) -> None:
+    """Says nothing: the bars do."""
 
 
 def _show(progress: Progress, bar: TaskID, spent: float) -> None:

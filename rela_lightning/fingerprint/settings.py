@@ -74,13 +74,22 @@ Differences = dict[str, tuple[Any, Any]]
 """What differs, in words, with both values."""
 
 
-def differences(manifest: Mapping[str, Any], wanted: dict[str, Any], prior: str, *unknown: str) -> Differences:
+def both_priors(manifest: Mapping[str, Any], prior: Prior) -> tuple[str, str]:
+    """The prior behind some targets and another in words: names and options, and where these are one their identities."""
+    old = ", ".join(filter(None, (manifest["prior"], manifest.get("prior_options"))))
+    new = ", ".join(filter(None, (prior.name, prior.options)))
+    if old != new:
+        return old, new
+    return f"{old} ({manifest['settings']['prior_identity'][:8]})", f"{new} ({prior.identity[:8]})"
+
+
+def differences(manifest: Mapping[str, Any], wanted: dict[str, Any], prior: Prior, *unknown: str) -> Differences:
     """How targets that exist differ from those that are wanted, their data set's order and content aside.
 
     Args:
         manifest: Of the targets.
         wanted: `fields_of` the prior, the data set and the options.
-        prior: Name of the prior that is wanted.
+        prior: That is wanted.
         unknown: Fields that are not known yet.
     """
     stored = {"lookup": _BY_ROW, **manifest["settings"]}
@@ -89,10 +98,8 @@ def differences(manifest: Mapping[str, Any], wanted: dict[str, Any], prior: str,
     differ: Differences = {_NAMES.get(key, key): (stored.get(key), wanted[key]) for key in plain}
     if other_prior(stored, Observed(**wanted["prior_function"])):
         same = stored["preprocessing"] == wanted["preprocessing"]
-        old, new = (
-            f"{name} ({of['prior_identity'][:8]}){'' if same else ', ' + of['preprocessing']}"
-            for name, of in ((manifest["prior"], stored), (prior, wanted))
-        )
+        named = zip(both_priors(manifest, prior), (stored, wanted), strict=True)
+        old, new = (f"{name}{'' if same else ', ' + of['preprocessing']}" for name, of in named)
         differ["prior"] = (old, new)
     return differ
 

@@ -32,6 +32,7 @@ class Prior(nn.Module):
         preprocess: The callable above.
         feature_dim: Width of the features.
         name: The name above.
+        options: What `load_prior` was given for its network besides, in words (`seed 1, width 0.25`).
 
     Raises:
         PriorError: If preprocessing does not give a tensor `[C, H, W]` or the network does not take
@@ -50,6 +51,7 @@ class Prior(nn.Module):
     preprocess: Callable[[Any], Any]
     feature_dim: int
     name: str
+    options: str = ""
 
     def __init__(
         self,

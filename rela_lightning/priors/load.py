@@ -78,7 +78,9 @@ def load_prior(
     name, network, own = _network(spec, image_size, kwargs)
     if preprocess is None:
         preprocess = customised(own, network, image_size=image_size, mean=mean, std=std)
-    return Prior(network, preprocess, pooling=pooling, name=name)
+    prior = Prior(network, preprocess, pooling=pooling, name=name)
+    prior.options = ", ".join(f"{option} {value}" for option, value in kwargs.items())
+    return prior
 
 
 def _network(spec: object, image_size: int | None, kwargs: dict[str, Any]) -> tuple[str, nn.Module, Preprocess | None]:
@@ -110,7 +112,9 @@ def _changed(prior: Prior, pooling: Pooling, options: dict[str, Any], kwargs: di
     if preprocess is None:
         own = prior.preprocess if isinstance(prior.preprocess, Preprocess) else None
         preprocess = customised(own, prior.network, **options)
-    return Prior(prior.network, preprocess, pooling=pooling, name=prior.name)
+    changed = Prior(prior.network, preprocess, pooling=pooling, name=prior.name)
+    changed.options = prior.options
+    return changed
 
 
 def _refuse_options(kwargs: dict[str, Any]) -> None:

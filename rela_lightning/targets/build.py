@@ -233,6 +233,7 @@ class _Job:
             manifest = {
                 "fingerprint": fingerprint(fields),
                 "prior": self.prior.name,
+                "prior_options": self.prior.options,
                 "length": length,
                 "views": self.shape.views - 1,
                 **made,

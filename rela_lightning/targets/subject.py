@@ -108,7 +108,7 @@ class Numbered:
 
     def refuse_other(self, store: TargetStore, fields: dict[str, Any], prior: Prior) -> None:
         """See `Subject`."""
-        differ = differences(store.manifest, fields, prior.name)
+        differ = differences(store.manifest, fields, prior)
         refuse(store.path, differ | order_differences(store.manifest, fields, self.sample))
 
     def whole(self, folder: Path, shape: Shape) -> Whole:
@@ -153,7 +153,7 @@ class Keyed:
 
     def refuse_other(self, store: TargetStore, fields: dict[str, Any], prior: Prior) -> None:
         """See `Subject`. The keys of the first samples must be known, and the prior see the same in them."""
-        refuse(store.path, differences(store.manifest, fields, prior.name, "dataset_length"))
+        refuse(store.path, differences(store.manifest, fields, prior, "dataset_length"))
         verify_samples(store, self.dataset.first(), prior)
 
     def whole(self, folder: Path, shape: Shape) -> Whole:

@@ -20,7 +20,7 @@ from rela_lightning.data.swap import has_rows
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import changing_rows, compare_samples, read_sample, sampled_rows
 from rela_lightning.fingerprint.order import IN_MEMORY, compare_order, order_of
-from rela_lightning.fingerprint.settings import other_prior
+from rela_lightning.fingerprint.settings import both_priors, other_prior
 from rela_lightning.priors.base import Prior
 from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.label_stream import Sample, Stream
@@ -110,10 +110,11 @@ def verify_prior(store: TargetStore, prior: Prior) -> None:
     observed = prior.observed
     differ = other_prior(store.settings, observed)
     if differ:
+        old, new = both_priors(store.manifest, prior)
         raise TargetError(
             "These targets were made by another prior.",
-            expected=f"{store.manifest['prior']}, {store.prior_identity}",
-            found=f"{prior.name}, {observed.identity()}, with other {' and '.join(differ)}",
+            expected=old,
+            found=f"{new}, with other {' and '.join(differ)}",
             do="load that prior with the same preprocessing, or build the targets again",
         )
 
