@@ -227,6 +227,7 @@ def test_the_whole_demo_compares_like_with_like(tmp_path):
         assert {"linear_top1", "knn_top1", "few_label_top1", "steps", "seconds"} <= set(run)
     for name in ("byol", "byol+rela", "byol+rela (random prior)"):
         run = runs[name]
+        assert f"Probing {name}, " in done.stdout  # no terminal: a line for each part
         assert run["seconds"] >= seconds
         assert run["history"][0]["linear_top1"] == runs["untrained"]["linear_top1"]  # the same initial weights
         assert run["history"][0]["seconds"] == run["labelling_seconds"]
