@@ -47,15 +47,10 @@ def rank(options: argparse.Namespace, journal: Journal, data: str, splits: Split
         alone = now() - begun
         student, _ = build_backbone(BACKBONE["backbone"], **BACKBONE["backbone_kwargs"])
         found = rank_priors(priors, images, num_samples=samples, student=student, steps=options.student_steps)
-        rows = [{**vars(row), "parameters": parameters(priors, row.name)} for row in found.rows]
+        rows = [vars(row) for row in found.rows]
         best = None if found.best is None else found.best.name
         journal.append({**job, "best": best, "rows": rows, "seconds": round(alone, 1)})
         print(data, samples, found, flush=True)
-
-
-def parameters(priors: dict[str, Any], name: str) -> int | None:
-    """Of a prior; None for a control."""
-    return sum(p.numel() for p in priors[name].parameters()) if name in priors else None
 
 
 def run(options: argparse.Namespace, journal: Journal, data: str, splits: Splits) -> None:

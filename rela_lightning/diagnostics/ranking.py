@@ -104,8 +104,16 @@ def rank_priors(
             if backbone is not None and found.images is not None
         }
     rows = [
-        _row(name, found, worths, followed.get(name), control=name in known_nothing, budget=budget_seconds)
-        for name in everything
+        _row(
+            name,
+            found,
+            worths,
+            followed.get(name),
+            parameters=sum(p.numel() for p in prior.parameters()),
+            control=name in known_nothing,
+            budget=budget_seconds,
+        )
+        for name, prior in everything.items()
     ]
     rows.sort(key=lambda row: (row.control, -row.stable_directions))
     return PriorRanking(tuple(rows), len(found.rows), found.length, len(next(iter(found.views.values()))))
@@ -117,6 +125,7 @@ def _row(
     worths: dict[str, Worth],
     followed: Followed | None,
     *,
+    parameters: int,
     control: bool,
     budget: float | None,
 ) -> PriorRow:
@@ -127,6 +136,7 @@ def _row(
     return PriorRow(
         name=name,
         control=control,
+        parameters=parameters,
         feature_dim=found.features[name].shape[1],
         target_dim=columns,
         labelling_seconds=seconds,

@@ -25,6 +25,7 @@ class PriorRow:
     Attributes:
         name: Of the prior.
         control: Whether it is one of the two that know nothing.
+        parameters: Of its network. To take the largest is the plain rule that a ranking has to beat.
         feature_dim: Width of its features.
         target_dim: Columns left after the noise cut (and the student's width).
         labelling_seconds: To embed the whole data set in one process on this machine: reading, preprocessing, forward.
@@ -43,6 +44,7 @@ class PriorRow:
 
     name: str
     control: bool
+    parameters: int
     feature_dim: int
     target_dim: int
     labelling_seconds: float
@@ -170,6 +172,7 @@ _COLUMNS: tuple[tuple[str, Any, Any], ...] = (
     ("richness", lambda row: f"{row.richness:.0f} of {row.feature_dim}", _always),
     ("stability", lambda row: _number(row.stability), _always),
     ("most like", _agrees, _always),
+    ("parameters", lambda row: f"{row.parameters / 1e6:.1f} M", _always),
     ("student,\nbefore", lambda row: _number(row.distance_before), lambda row: row.distance_before is not None),
     ("student,\nafter", lambda row: _number(row.loss_after), lambda row: row.loss_after is not None),
     ("labelling", lambda row: duration(row.labelling_seconds, 1), _always),

@@ -75,7 +75,7 @@ Differences = dict[str, tuple[Any, Any]]
 
 
 def both_priors(manifest: Mapping[str, Any], prior: Prior) -> tuple[str, str]:
-    """The prior behind some targets and another in words: names and options, and where these are one their identities."""
+    """The prior behind some targets and another, in words: names and options; their identities where these are one."""
     old = ", ".join(filter(None, (manifest["prior"], manifest.get("prior_options"))))
     new = ", ".join(filter(None, (prior.name, prior.options)))
     if old != new:
