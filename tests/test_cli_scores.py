@@ -98,6 +98,7 @@ def test_a_run_keeps_its_result_beside_others_and_both_are_compared(plain: Path,
     words = ["probe", "runs/plain", *QUICK]
     assert main(words) == 0
     own = record("runs/plain")
+    assert own["probed_steps"] == own["steps"] == json.loads((plain / "probe.json").read_text())["probed_steps"] == 2
     assert "Result: runs/plain/probe.json" in capsys.readouterr().out
     assert main([*words, DIGITS, "--data.image_size=40"]) == 0
     said = capsys.readouterr()

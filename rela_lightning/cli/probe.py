@@ -117,7 +117,7 @@ def probe(
     no_training = {"seconds": 0.0, "labelling_seconds": 0.0, "steps": 0, "history": []}
     result = {
         "name": subject.name,
-        **(no_training if subject.folder is None or not subject.trained else {}),
+        **(no_training if subject.folder is None or not subject.trained else {"probed_steps": subject.steps}),
         **found,
         "protocol": protocol,
         "checkpoint": str(subject.checkpoint) if subject.checkpoint is not None else None,

@@ -165,7 +165,7 @@ class RunRecord(Callback):
             "steps": trainer.global_step,
             "epochs": trainer.fit_loop.epoch_progress.current.processed,
             "budget": {
-                "max_epochs": trainer.max_epochs,
+                "max_epochs": trainer.max_epochs if trainer.max_epochs != -1 else None,
                 "max_steps": trainer.max_steps if trainer.max_steps >= 0 else None,
                 "max_seconds": min((seconds for _, seconds in timers(trainer.callbacks)), default=None),
                 "data_ratio": float(getattr(data, "data_ratio", 1.0)) * (rela.data_ratio if rela is not None else 1.0),

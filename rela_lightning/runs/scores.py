@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rela_lightning.files import write_whole
-from rela_lightning.runs.measures import MEASURES
+from rela_lightning.runs.measures import OF_PROBES
 from rela_lightning.runs.names import RECORD
 from rela_lightning.runs.read import read_run
 from rela_lightning.runs.record import write_record
@@ -78,7 +78,7 @@ def write_of_run(
         return Written(_write(_beside(own, result), result), own, differences)
     _write(own, result)
     if record:
-        probed = [name for name in (*MEASURES, "spread") if name != "top1"]
+        probed = (*OF_PROBES, "spread", "probed_steps")
         scores = {name: result[name] for name in probed if name in result}
         kept = {name: value for name, value in record.items() if name not in probed}
         write_record(run, {**kept, **scores, "protocol": protocol})
