@@ -84,7 +84,7 @@ def test_an_earlier_checkpoint_is_not_billed_as_the_whole_run(capsys: Any) -> No
     assert found == {"whole": (18, 5.9), "ck (probe-step=6.json)": (6, 2.0), "ck (probe-step=12.json)": (12, None)}
     assert "few labels" not in Path("comparison/report.md").read_text(), "what another probe measured is not its own"
     said = " ".join(capsys.readouterr().out.split())
-    assert "last step: ck (probe-step=6.json) at 6 of 18, ck (probe-step=12.json) at 12 of 18;" in said
+    assert "last step: ck (probe-step=6.json) at 6 of 18, ck (probe-step=12.json) at 12 of 18." in said
 
 
 def test_a_result_from_before_a_run_went_on_and_one_that_tells_no_step() -> None:

@@ -91,7 +91,7 @@ def test_a_run_that_was_probed_at_another_step_stands_as_it_was_then() -> None:
     rows = grouped([whole, then, between])
     assert [row["name"] for row in rows] == ["a", "a", "b"], "these are no seeds of one setting"
     said = notes([{**then, "name": "early"}, run("c", 0.5)])
-    assert said[1].startswith("Not probed at the run's last step: early at 50 of 100;")
+    assert said[1].startswith("Not probed at the run's last step: early at 50 of 100.")
     (mean,) = grouped([then, {**then, "seed": 1, "seconds": None}])
     assert (mean["steps"], mean["seconds"]) == (50, None)
 

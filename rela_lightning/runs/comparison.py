@@ -149,7 +149,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
         found.append(f"The runs made different numbers of steps: {_listed(steps)}.")
     partly = {run["name"]: f"at {run['steps']:,} of {run['steps_of_run']:,}" for run in runs if "steps_of_run" in run}
     if partly:
-        found.append(f"Not probed at the run's last step: {_listed(partly)}; seconds as far as they were noted there.")
+        found.append(f"Not probed at the run's last step: {_listed(partly)}. Seconds are those noted then, if any.")
     data = {run["name"]: (run.get("data") or {}).get("name", "unknown") for run in trained}
     if len(set(data.values())) > 1:
         found.append(f"The runs were trained on different data: {_listed(data)}.")

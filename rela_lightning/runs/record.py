@@ -124,11 +124,12 @@ class RunRecord(Callback):
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Write what there is, with the checkpoint to go on from."""
+        """Write what there is, with the checkpoint to go on from; of a run without any step there is nothing."""
         self._bill.stop_counting()
         if self._since is not None:
             self._pause()
-            self._write(trainer, pl_module)
+            if trainer.global_step > 0:
+                self._write(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
