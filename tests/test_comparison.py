@@ -102,6 +102,7 @@ def test_a_probe_that_did_not_run_is_no_accuracy_that_was_never_reached() -> Non
     linear, knn = reached(runs, 0.2)
     assert linear == "Seconds to 20% linear top-1: a 8.0, b never, c not followed, d not followed."
     assert knn == "Seconds to 20% kNN top-1: a 5.0, b never, c not followed, d 5.0."
+    assert reached(runs[2:3], 0.2) == ["When 20% was reached is not known: no run was probed during training."]
 
 
 def test_limits_that_were_not_set_are_none() -> None:

@@ -198,7 +198,7 @@ def reached(runs: Sequence[Run], level: float) -> list[str]:
             missed = "never" if name in followed([run]) else "not followed"
             said[run["name"]] = missed if seconds is None else f"{seconds:.1f}"
         found.append(f"Seconds to {100 * level:g}% {MEASURES[name]} top-1: {_listed(said)}.")
-    return found
+    return found or [f"When {100 * level:g}% was reached is not known: no run was probed during training."]
 
 
 def followed(runs: Sequence[Run]) -> list[str]:
