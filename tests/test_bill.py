@@ -232,7 +232,7 @@ def test_seconds_to_an_accuracy() -> None:
     assert cost_to(run, "linear_top1", 0.3) == pytest.approx(20)
     assert cost_to(run, "linear_top1", 0.3, "steps") == pytest.approx(200)
     assert cost_to(run, "linear_top1", 0.5) is None and cost_to(run, "knn_top1", 0.1) is None
-    assert reached([run, {"name": "b", "history": []}], 0.3) == ["Seconds to 30% linear top-1: a 20.0, b never."]
+    assert reached([run, {"name": "b", "history": []}], 0.3) == ["Seconds to 30% linear top-1: a 20.0, b not followed."]
 
 
 @pytest.mark.slow

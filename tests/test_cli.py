@@ -129,7 +129,8 @@ def test_the_record_names_the_last_checkpoint_and_an_earlier_one_is_probed_apart
     early = "runs/r/checkpoints/best-epoch=0.ckpt"
     assert main(["probe", early, "--epochs=5", "--device=cpu"]) == 0
     assert "linear_top1" not in record("runs/r")  # its steps and seconds are those of the end
-    assert json.loads(Path("runs/r/probe-best-epoch=0.json").read_text())["checkpoint"].endswith("best-epoch=0.ckpt")
+    found = json.loads(Path("runs/r/probe-best-epoch=0.json").read_text())
+    assert found["checkpoint"].endswith("best-epoch=0.ckpt") and (found["probed_steps"], run["steps"]) == (2, 4)
     assert main(["probe", "runs/r", "--epochs=5", "--device=cpu"]) == 0
     assert json.loads(Path("runs/r/probe.json").read_text())["linear_top1"] == record("runs/r")["linear_top1"]
 

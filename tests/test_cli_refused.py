@@ -110,7 +110,7 @@ def refused(words: list[str], capsys) -> str:
         (["probe", "random:lightly:resnet-9", PRIOR, *DIGITS[:1], "--device=abacus"], ["no such device", "abacus"]),
         (["probe", "random:lightly:resnet-9", PRIOR, *DIGITS[:1], "--k=0"], ["`k` is out of range"]),
         (["probe", "nowhere"], ["no such checkpoint", "nowhere"]),
-        (["compare", "nowhere", "there"], ["neither a run nor a report", "nothing at nowhere"]),
+        (["compare", "nowhere", "there"], ["neither runs nor reports", "nothing at nowhere, nothing at there"]),
         (["demo", "--sedonds=3"], ["no option --sedonds", "perhaps --seconds"]),
     ],
 )  # fmt: skip

@@ -75,4 +75,24 @@ def test_options_beside_it_come_after_the_runs(given: str, tmp_path: Path, monke
     Path("runs/a/config.yaml").touch()
     config, folder = str(Path("runs/a/config.yaml")), str(Path("runs/a"))
     for words in (["--x=1", "--resume", given, "--y=2"], ["--x=1", f"--resume={given}", "--y=2"]):
-        assert resumed(words) == ["--config", config, "--ckpt_path", folder, "--x=1", "--y=2"]
+        assert resumed(words) == ["--config", config, "--x=1", "--y=2", "--ckpt_path", folder]
+
+
+@pytest.mark.slow
+def test_a_config_beside_it_changes_options_but_not_which_run_goes_on(
+    plain: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    """Also that of the run itself, which says `ckpt_path: null`, as every file of `--print_config` does."""
+    monkeypatch.chdir(tmp_path)
+    assert main(["fit", "--resume=runs/plain", "--config=runs/plain/config.yaml", "--trainer.max_epochs=2"]) == 0
+    assert [folder.name for folder in Path("runs").iterdir()] == ["plain"]
+    assert json.loads(Path("runs/plain/run.json").read_text())["epochs"] == 2
+
+
+@pytest.mark.parametrize("words", [["--ckpt_path", "b.ckpt"], ["--ckpt_path=b.ckpt"], ["--ckpt_path=null"]])
+def test_a_checkpoint_beside_it_is_refused(words: list[str], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs/a").mkdir(parents=True)
+    Path("runs/a/config.yaml").touch()
+    with pytest.raises(ConfigError, match=r"`--resume` goes on from a run's last checkpoint(?s:.*)--resume a and --ck"):
+        resumed(["--resume=a", *words])

@@ -104,6 +104,23 @@ def test_a_start_that_fails_takes_no_name(targets, tmp_path, capsys):
     assert [folder.name for folder in Path("runs").iterdir()] == ["wanted"]
 
 
+class Fails(L.Callback):
+    """Fails in the first step."""
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        raise RuntimeError("at the start")
+
+
+@pytest.mark.slow
+def test_without_a_step_there_is_no_run(plain, capsys):
+    with pytest.raises(RuntimeError, match="at the start"):
+        main([*BYOL, "--trainer.max_epochs=1", "--name=none", "--trainer.callbacks+=tests.test_cli_runs.Fails"])
+    assert main([*BYOL, "--trainer.max_epochs=0", "--name=none"]) == 0
+    assert main(["finetune", "runs/plain", "--trainer.max_epochs=0", "--name=none", "--trainer.accelerator=cpu"]) == 0
+    assert capsys.readouterr().out.count("0 steps: there is no run.") == 2
+    assert [folder.name for folder in Path("runs").iterdir()] == ["plain"]
+
+
 class Saves(L.Callback):
     """Keeps a file of its own in the run's folder, then fails, in a process that knows of no step."""
 

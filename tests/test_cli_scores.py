@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rela_lightning.cli import main
-from rela_lightning.runs.scores import named_after, write_of_run
+from rela_lightning.runs.scores import named_after, write_beside, write_of_run
 from tests.test_cli import DIGITS, in_a_folder_of_its_own, record  # noqa: F401
 
 QUICK = ["--epochs=2", "--device=cpu"]
@@ -51,6 +51,41 @@ def test_other_data_are_never_the_runs_own_unasked_and_an_earlier_checkpoint_nev
     assert foreign.file.name.startswith("probe-digits-") and "linear_top1" not in record(run)
     early = write_of_run(result(), run, earlier="epoch=3", other_data=False, overwrite=True)
     assert early.file.name == "probe-epoch=3.json" and "linear_top1" not in record(run)
+    other = write_of_run(result(k=1), run, earlier="epoch=3", other_data=False, overwrite=False)
+    assert other.file.name.startswith("probe-epoch=3-digits-") and other.differences == ["k"]
+
+
+def test_a_run_that_went_on_keeps_its_own_protocol(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"earlier": None, "other_data": False, "overwrite": False}
+    run = started(tmp_path)
+    first = write_of_run(result(), run, **options)
+    started(tmp_path)  # a record without scores, as training writes it
+    assert write_of_run(result(k=1), run, **options).file != first.file
+    assert write_of_run(result(), run, **options).file == first.file and "linear_top1" in record(run)
+
+
+@pytest.mark.parametrize("name", ["probe.json", "probe-untrained.json", named_after("random:lightly:resnet-9")])
+def test_a_result_takes_the_place_of_the_same_alone(name: str, tmp_path: Path) -> None:
+    """Of another run, checkpoint, prior or protocol it lies beside, under a name of its own for each."""
+    first = {"name": "a", "checkpoint": "a/last.ckpt", **result()}
+    others = [
+        {**first, "name": "b"}, {**first, "checkpoint": "a/first.ckpt"}, {**first, "prior_kwargs": {"width": 2}},
+        {**first, **result("CIFAR100Data")}, {**first, **result(k=1)},
+    ]  # fmt: skip
+    again = [write_beside({**each, "linear_top1": 0.1}, tmp_path, name) for each in (first, *others)]
+    written = [write_beside(each, tmp_path, name) for each in (first, *others)]
+    assert written == again and written[0].file == written[1].kept == tmp_path / name
+    assert [each.differences for each in written[1:]] == [["name"], ["checkpoint"], ["prior_kwargs"], ["data"], ["k"]]
+    found = [json.loads(each.file.read_text()) for each in written]
+    assert found == [first, *others], "none took the place of another"
+    asked = write_beside(others[0], tmp_path, name, overwrite=True)
+    assert asked.file == tmp_path / name and json.loads(asked.file.read_text()) == others[0]
+
+
+def test_what_is_no_result_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "probe.json").write_text("mine")
+    assert write_beside(result(), tmp_path).file.name.startswith("probe-digits-")
+    assert (tmp_path / "probe.json").read_text() == "mine"
 
 
 def test_results_of_priors_do_not_replace_each_other() -> None:
@@ -63,10 +98,11 @@ def test_a_run_keeps_its_result_beside_others_and_both_are_compared(plain: Path,
     words = ["probe", "runs/plain", *QUICK]
     assert main(words) == 0
     own = record("runs/plain")
+    assert own["probed_steps"] == own["steps"] == json.loads((plain / "probe.json").read_text())["probed_steps"] == 2
     assert "Result: runs/plain/probe.json" in capsys.readouterr().out
     assert main([*words, DIGITS, "--data.image_size=40"]) == 0
     said = capsys.readouterr()
-    assert "left as it is" in said.err and "image_size" in said.err
+    assert "probe.json is kept for a result that differs in images, image_size" in " ".join(said.err.split())
     (beside,) = (file for file in Path("runs/plain").glob("probe-*.json"))
     assert record("runs/plain") == own and json.loads(beside.read_text())["protocol"]["image_size"] == 40
     assert main([*words, "--out=elsewhere", "--k=3"]) == 0

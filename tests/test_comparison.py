@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rela_lightning.runs.comparison import grouped, in_text, notes, of_mean, wilson
+from rela_lightning.runs.comparison import as_probed, grouped, in_text, limits, notes, of_mean, reached, wilson
 from rela_lightning.runs.plots import draw_curves
 from rela_lightning.runs.read import setting_of
 
@@ -69,6 +69,45 @@ def test_a_reader_hears_of_other_steps_and_other_data() -> None:
     assert said[1] == "The runs were trained on different data: a A, b B."
     assert "500 validation images" in said[2] and len(said) == 3
     assert len(notes(grouped([run("a", 0.5), run("b", 0.6)]))) == 1
+
+
+def test_rows_without_training_differ_from_none_in_steps_and_data() -> None:
+    none = run("prior", 0.5, steps=0, seconds=0.0, labelling_seconds=0.0, data=None)
+    assert len(notes(grouped([run("a", 0.5), none, run("b", 0.6)]))) == 1
+    said = notes(grouped([run("a", 0.5), none, run("b", 0.6, steps=7, data={"name": "B"})]))
+    assert said[:2] == ["The runs made different numbers of steps: a 100, b 7.",
+                        "The runs were trained on different data: a A, b B."]  # fmt: skip
+
+
+def test_a_run_that_was_probed_at_another_step_stands_as_it_was_then() -> None:
+    whole = run("a", 0.5, setting="x", seed=0, switch_seconds=7.0, bill={"phases": {}}, probed_steps=100)
+    whole["top1"] = 0.9
+    assert as_probed(whole) == whole and as_probed(run("old", 0.5)) == run("old", 0.5)
+    then = as_probed({**whole, "probed_steps": 50})
+    assert (then["steps"], then["seconds"], then["history"]) == (50, 5, whole["history"][:1])
+    assert then["top1"] is None and then["bill"] is None and then["switch_seconds"] is None
+    between = as_probed({**whole, "name": "b", "probed_steps": 70, "seed": 1})
+    assert (between["steps"], between["seconds"]) == (70, None)
+    rows = grouped([whole, then, between])
+    assert [row["name"] for row in rows] == ["a", "a", "b"], "these are no seeds of one setting"
+    said = notes([{**then, "name": "early"}, run("c", 0.5)])
+    assert said[1].startswith("Not probed at the run's last step: early at 50 of 100.")
+    (mean,) = grouped([then, {**then, "seed": 1, "seconds": None}])
+    assert (mean["steps"], mean["seconds"]) == (50, None)
+
+
+def test_a_probe_that_did_not_run_is_no_accuracy_that_was_never_reached() -> None:
+    other = [{"seconds": 5.0, "steps": 50, "knn_top1": 0.9}]
+    runs = [run("a", 0.5), run("b", 0.1), run("c", 0.5, history=[]), run("d", 0.5, history=other)]
+    linear, knn = reached(runs, 0.2)
+    assert linear == "Seconds to 20% linear top-1: a 8.0, b never, c not followed, d not followed."
+    assert knn == "Seconds to 20% kNN top-1: a 5.0, b never, c not followed, d 5.0."
+    assert reached(runs[2:3], 0.2) == ["When 20% was reached is not known: no run was probed during training."]
+
+
+def test_limits_that_were_not_set_are_none() -> None:
+    budget = {"max_epochs": -1, "max_steps": 20, "max_seconds": None, "data_ratio": 1.0}
+    assert limits(budget) == {"max_steps": 20, "data_ratio": 1.0} and limits(None) == {}
 
 
 def test_a_config_without_its_seed_and_name_is_the_setting(tmp_path: Path) -> None:

@@ -169,6 +169,17 @@ def test_facts_of_the_whole_run_are_not_those_of_an_earlier_checkpoint():
     assert rows["optimizer steps"] == "100" and rows["linear top-1 (of the whole run, 500 steps)"] == "87.5%"
 
 
+def test_an_accuracy_is_of_the_step_that_was_probed():
+    facts = {**RUN, "steps": 500, "probed_steps": 100}
+    assert dict(facts_table({**facts, "steps_of_weights": 100}))["linear top-1"] == "87.5%"
+    assert dict(facts_table({**facts, "steps_of_weights": 500}))["linear top-1 (at 100 steps)"] == "87.5%"
+
+
+def test_a_card_leaves_out_limits_that_were_not_set():
+    rows = dict(facts_table({"budget": {"max_epochs": -1, "max_steps": 20, "max_seconds": None}}))
+    assert rows["budget"] == "max_steps: 20"
+
+
 def test_a_card_names_no_folder_of_the_authors_machine():
     facts = {"prior": "checkpoint:/home/me/priors/a.ckpt", "data": {"name": "ImageFolderData", "root": "/data/cats"}}
     rows = dict(facts_table(facts))

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.runs.plots import draw_curves, value_at
-from rela_lightning.runs.report import check_runs, to_dict, to_markdown, to_table, write_report
+from rela_lightning.runs.report import check_runs, print_table, to_dict, to_markdown, to_table, units, write_report
 
 
 def point(seconds: float, top1: float) -> dict:
@@ -79,6 +79,30 @@ def test_terminal_table_prints_every_run(runs):
     text = console.export_text()
     for expected in ("untrained", "byol+rela", "70.0 ± 3.1", "1,500", "labelling"):
         assert expected in text
+
+
+@pytest.mark.parametrize("width", [80, 40])
+def test_names_fold_and_figures_are_never_cut(runs, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    long = [run | {"name": f"{run['name']}-{60 * 'x'}", "top1": 0.933, "interval": {"top1": 0.061}} for run in runs]
+    print_table(long)
+    text = capsys.readouterr().out
+    assert "…" not in text and text.count("x") == 180
+    for figure in ("few labels", "70.0 ± 3.1", "classifier", "93.3 ± 6.1", "seconds", "40.0", "steps", "1,500"):
+        assert figure in text
+
+
+def test_seconds_that_are_not_known_are_a_dash_and_no_point_of_a_curve(runs, tmp_path):
+    early = runs[1] | {"name": "early", "seconds": None, "steps": 200, "history": []}
+    page = to_markdown([runs[0], early], {}, title="Digits", curves=None)
+    assert "| early | 70.0 ± 3.1 | 91.2 | 80.0 | - | 0.0 | 200 |" in page
+    assert draw_curves([runs[1], early], tmp_path / "curves.png")
+
+
+def test_a_table_without_accuracies_says_nothing_of_them(runs):
+    free = {name: value for name, value in runs[0].items() if "top1" not in name} | {"effective_rank": 3.0}
+    assert "top-1" not in units([free]) and units(runs).startswith("Accuracies are top-1 in percent. Seconds are")
+    assert "Accuracies" not in to_markdown([free], {}, title="Digits", curves=None)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +197,9 @@ def test_costs_show_seconds_and_steps_until_an_accuracy_was_reached(runs, tmp_pa
     curve = [{"seconds": 3.0 + second, "steps": 10 * second, "linear_top1": second / 100} for second in (0, 20, 40)]
     fast = runs[1] | {"name": "fast", "labelling_seconds": 3.0, "history": curve}
     slow = runs[0] | {"name": "slow", "labelling_seconds": 0.0, "history": curve[:2]}
-    files = write_report([fast, slow], {}, tmp_path, reach=0.3)
+    other = [{"seconds": 3.0, "steps": 1, "knn_top1": 0.1}]
+    apart = [runs[0] | {"name": "prior"}, runs[0] | {"name": "other", "history": other}]
+    files = write_report([fast, slow, *apart], {}, tmp_path, reach=0.3)
     assert (tmp_path / "costs.png") in files and "costs.png" in (tmp_path / "report.md").read_text()
     assert bars == [
         ("training", [pytest.approx(33.0), 0]),

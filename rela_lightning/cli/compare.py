@@ -9,9 +9,9 @@ from typing import Any
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.naming import distinct
-from rela_lightning.runs.comparison import grouped, notes, reached, with_interval
-from rela_lightning.runs.measures import measured
-from rela_lightning.runs.names import RECORD
+from rela_lightning.runs.comparison import as_probed, grouped, in_text, limits, notes, reached, with_interval
+from rela_lightning.runs.measures import OF_PROBES, measured
+from rela_lightning.runs.names import RECORD, RUNS
 from rela_lightning.runs.read import read_run, setting_of
 
 REPORT = "report.json"
@@ -45,22 +45,25 @@ def compare(
     """
     from rich.console import Console
 
-    from rela_lightning.runs.report import check_runs, to_table, write_report
+    from rela_lightning.runs.report import check_runs, print_table, units, write_report
 
-    if (Path(out) / REPORT).exists() and not overwrite:
-        raise ConfigError(
-            "There is a report already.", expected="a new folder", found=Path(out) / REPORT, do="pass --overwrite true"
-        )
     if reach is not None and not 0 < reach < 1:
-        raise ConfigError("`reach` is an accuracy.", expected="a number in (0, 1), such as 0.5", found=reach)
+        raise ConfigError("`--reach` is an accuracy.", expected="a number in (0, 1), such as 0.5", found=reach)
     paths = [Path(given).expanduser() for given in runs]
-    for path in paths:
-        _check_is_run(path)
+    _check_are_runs(paths)
     found = [run for path in paths for run in _read(path)]
     if len(found) < 2:
         raise ConfigError("A comparison needs runs.", expected="two or more", found=f"{len(found)}: {', '.join(runs)}")
+    _check_probed(found)
     check_runs(_distinct(found))
     _check_alike(found)
+    if (Path(out) / REPORT).exists() and not overwrite:
+        raise ConfigError(
+            "There is a report already.",
+            expected="a new folder by --out",
+            found=Path(out) / REPORT,
+            do="pass --overwrite true",
+        )
     named = _distinct(grouped(found))
     if len(named) < 2:
         named = _distinct([with_interval(run) for run in found])  # seeds alone: nothing to set them against
@@ -68,13 +71,12 @@ def compare(
     protocol = {
         "probe": found[0]["protocol"],
         "curves": "online probes during training, where there were any; the table is measured afterwards",
-        "budgets": {run["name"]: run.get("budget") for run in named},
+        "budgets": {run["name"]: limits(run["budget"]) for run in named if run.get("budget")},
     }
     console = Console()
     files = write_report(named, protocol, out, title=title, notes=remarks, reach=reach)
-    console.print(to_table(named, title=title))
-    console.print("Accuracies are top-1 in %. Seconds are training plus labelling; probing is left out.", style="dim")
-    for remark in remarks:
+    print_table(named, title=title)
+    for remark in (units(named), *remarks):
         console.print(remark, style="dim")
     console.print(f"Report: {files[0]}", soft_wrap=True)
 
@@ -83,14 +85,19 @@ def _files(path: Path) -> list[Path]:
     return [path] if path.is_file() else [path / name for name in (RECORD, REPORT) if (path / name).is_file()]
 
 
-def _check_is_run(path: Path) -> None:
-    if not _files(path):
-        raise ConfigError(
-            "This is neither a run nor a report.",
-            expected=f"a folder with {RECORD} or {REPORT}",
-            found=path if path.exists() else f"nothing at {path}",
-            exists=sorted(entry.name for entry in path.iterdir())[:12] if path.is_dir() else None,
-        )
+def _check_are_runs(paths: list[Path]) -> None:
+    """Name all that are none, and the runs and reports around them."""
+    missing = [path for path in paths if not _files(path)]
+    if not missing:
+        return
+    places = {place for path in missing for place in (path, path.parent, Path(RUNS)) if place.is_dir()}
+    near = {str(folder) for place in places for folder in place.iterdir() if folder.is_dir() and _files(folder)}
+    raise ConfigError(
+        "This is neither a run nor a report." if len(missing) == 1 else "These are neither runs nor reports.",
+        expected=f"folders with {RECORD} or {REPORT}, or such files",
+        found=", ".join(str(path) if path.exists() else f"nothing at {path}" for path in missing),
+        exists=sorted(near)[:20],
+    )
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
@@ -106,14 +113,12 @@ def _read(path: Path) -> list[dict[str, Any]]:
         known = content.get("protocol", {})
         return [{"protocol": known.get("probe", known), **_named(run, path)} for run in content["runs"]]
     folder = files[0].parent
-    if "seconds" not in content and "protocol" in content and (folder / RECORD).is_file():  # a probe beside a run's own
-        content = {**read_run(folder), **content}
+    if "seconds" not in content and "protocol" in content and (folder / RECORD).is_file():  # what a probe found
+        record = read_run(folder)
+        content = {**{name: value for name, value in record.items() if name not in OF_PROBES}, **content}
     if content.get("steps") != 0:  # no prior, and no untrained network: what took training has its setting
         content |= setting_of(folder)
-    if not measured(content):
-        raise ConfigError(
-            "The run was not probed.", expected="a measure in its run.json", found=path, do=f"rela probe {path}"
-        )
+    content = as_probed(content)
     return [{"protocol": {}, **_named(content, path)}]
 
 
@@ -121,6 +126,20 @@ def _named(run: Any, path: Path) -> dict[str, Any]:
     if not isinstance(run, dict) or not isinstance(run.get("name"), str):
         raise ConfigError("The run has no name.", expected=f"{RECORD} or {REPORT} as rela writes it", found=path)
     return {**run, "source": str(path)}
+
+
+def _check_probed(runs: list[dict[str, Any]]) -> None:
+    """Refuse runs that were not probed; a classifier that was trained with the backbone counts among its like."""
+    some = any(run["protocol"] for run in runs)
+    unprobed = (run["source"] for run in runs if not measured(run) or (some and not run["protocol"]))
+    missing = list(dict.fromkeys(unprobed))
+    if missing:
+        raise ConfigError(
+            "A run was not probed: there is nothing to compare it by.",
+            expected=f"what `rela probe` writes into {RECORD}",
+            found=", ".join(missing),
+            do="; ".join(f"rela probe {source}" for source in missing),
+        )
 
 
 def _check_alike(runs: list[dict[str, Any]]) -> None:
@@ -131,10 +150,15 @@ def _check_alike(runs: list[dict[str, Any]]) -> None:
         if different:
             raise ConfigError(
                 "The runs were probed in different ways: their accuracies cannot be compared.",
-                expected=f"{runs[0]['source']}: " + ", ".join(f"{key} {first.get(key)}" for key in different[:3]),
-                found=f"{run['source']}: " + ", ".join(f"{key} {protocol.get(key)}" for key in different[:3]),
+                expected=f"{runs[0]['source']}: {_said(first, different[:3])}",
+                found=f"{run['source']}: {_said(protocol, different[:3])}",
                 do="rela probe each with the same options",
             )
+
+
+def _said(protocol: dict[str, Any], keys: list[str]) -> str:
+    """Parts of a protocol in words, `no seeds` where it has none of that name."""
+    return ", ".join(f"no {key}" if protocol.get(key) is None else in_text({key: protocol[key]}) for key in keys)
 
 
 def _distinct(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -82,7 +82,7 @@ class FineTuneCLI(RelaCLI):
     def after_fit(self) -> None:
         """Measure the last weights, and say how good they are, and where."""
         super().after_fit()
-        if self._record is None:
+        if self._record is None or not self.trainer.callback_metrics:  # nothing was trained
             return
         with_images = is_overridden("val_dataloader", self.datamodule) if self.datamodule is not None else False
         if with_images and not self.trainer.interrupted:

@@ -105,9 +105,10 @@ class RelaCLI(LightningCLI):
                 args=[command, *words],
             )
         except BaseException:
-            self._leave_no_name_taken()
             self._say_how_to_go_on()
             raise
+        finally:
+            self._leave_no_name_taken()
 
     def _leave_no_name_taken(self) -> None:
         """Take away the folder that was made for a run that never began."""
@@ -268,6 +269,8 @@ class RelaCLI(LightningCLI):
         if (folder / RECORD).is_file():
             record = read_run(folder)
             sys.stdout.write(f"{record['steps']} steps, {record['seconds']:.1f} s: {folder}\n")
+        else:
+            sys.stdout.write("0 steps: there is no run.\n")
 
 
 def num_classes(data: Any) -> int | None:

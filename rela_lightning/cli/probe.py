@@ -57,6 +57,7 @@ def probe(
     Prints a table and writes the result as JSON. In a run's folder that is `probe.json`, and `run.json` gets
     `linear_top1` and `knn_top1` too. What the run was not first probed by lies beside, and leaves both as they are:
     `probe-<data>-<hash>.json` for other data or another protocol, `probe-<checkpoint>.json` for an earlier checkpoint.
+    No result takes the place of another unasked, only of the same, measured again.
     Classifiers learn from training images under the plain probe view and are measured on validation images. Of images
     without labels the spread of features is measured: effective rank, deviation and uniformity.
 
@@ -91,7 +92,7 @@ def probe(
             the run has gained shows beside it.
         out: Folder for `probe.json`, which then is all that is written; null takes the run's, or for a prior
             `probe-<prior>.json` in the current one.
-        overwrite: Take this protocol for the run's own from now on.
+        overwrite: Take this protocol for the run's own from now on; put this result in the place of another.
 
     Raises:
         ConfigError: If there is no such run, or a value is out of range.
@@ -116,18 +117,19 @@ def probe(
     no_training = {"seconds": 0.0, "labelling_seconds": 0.0, "steps": 0, "history": []}
     result = {
         "name": subject.name,
-        **(no_training if subject.folder is None or not subject.trained else {}),
+        **(no_training if subject.folder is None or not subject.trained else {"probed_steps": subject.steps}),
         **found,
         "protocol": protocol,
         "checkpoint": str(subject.checkpoint) if subject.checkpoint is not None else None,
+        **({"prior_kwargs": prior_kwargs} if prior_kwargs and subject.folder is None else {}),
         "versions": versions(),
     }
     if out is not None:
-        written = write_beside(result, Path(out))
+        written = write_beside(result, Path(out), overwrite=overwrite)
     elif subject.folder is not None and not subject.trained:
-        written = write_beside(result, subject.folder, "probe-untrained.json")
+        written = write_beside(result, subject.folder, "probe-untrained.json", overwrite=overwrite)
     elif subject.folder is None:
-        written = write_beside(result, Path(), named_after(subject.name))
+        written = write_beside(result, Path(), named_after(subject.name), overwrite=overwrite)
     else:
         checkpoint = subject.checkpoint
         last = checkpoint is None or find_checkpoint(subject.folder).samefile(checkpoint)
@@ -246,8 +248,8 @@ def _show(result: dict[str, Any], written: Written) -> None:
     Console().print(table)
     if written.differences:
         Console(stderr=True).print(
-            f"The run's own result, of another protocol ({', '.join(written.differences)}), is left as it is; "
-            "--overwrite true puts this one in its place.",
+            f"{written.kept} is kept for a result that differs in {', '.join(written.differences)}; "
+            "--overwrite true puts this one there.",
             style="dim", soft_wrap=True,
         )  # fmt: skip
     Console().print(f"Result: {written.file}", soft_wrap=True)

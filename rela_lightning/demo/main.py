@@ -42,7 +42,7 @@ def demo(out: str = "rela_demo", seconds: float = 36.0, seed: int = 0) -> None:
         raise ConfigError("`out` is a file.", expected="a folder, or a name that is free", found=out)
     from rich.console import Console
 
-    from rela_lightning.runs.report import to_table, write_report
+    from rela_lightning.runs.report import print_table, units, write_report
 
     console = Console()
     console.print(f"BYOL on handwritten digits, plain and with ReLA, {seconds:g} s each. Loading the libraries ...")
@@ -53,9 +53,9 @@ def demo(out: str = "rela_demo", seconds: float = 36.0, seed: int = 0) -> None:
     with quiet():
         runs, protocol = compare(folder, seconds, seed, console)
         files = write_report(runs, protocol, folder, title=title)
-    console.print(to_table(runs, title=title))
+    print_table(runs, title=title)
     console.print(protocol["few labels"], style="dim")
-    console.print("Top-1 in %. Seconds are training plus labelling; probing is left out.", style="dim")
+    console.print(units(runs), style="dim")
     if not any(file.suffix == ".png" for file in files):
         console.print("No curves.png: matplotlib is not installed (pip install 'rela-lightning[plot]').")
     console.print(f"Report: {files[0]}", soft_wrap=True)

@@ -9,7 +9,7 @@ from typing import Any
 from rela_lightning.export.architecture import Recipe
 from rela_lightning.export.inputs import Inputs
 from rela_lightning.runs.bill import bill_table
-from rela_lightning.runs.comparison import counted_on, in_text, wilson
+from rela_lightning.runs.comparison import counted_on, in_text, limits, wilson
 
 UNKNOWN = "unknown"
 _FOLDERS = re.compile(r"(?<![\w/.])~?/(?!/)(?:[^\s,/]+/)*(?=[^\s,/]+)")
@@ -19,27 +19,30 @@ _PAPER = "https://arxiv.org/abs/2405.14669"
 def facts_table(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a reader asks, with the answer of `run.json` or `unknown`; nothing is guessed.
 
-    Seconds and accuracies are those of the whole run; where the weights are of an earlier step, the row says so.
+    Seconds are those of the whole run, accuracies of the step that was probed; where the weights are of another step,
+    the row says so.
 
     Args:
         facts: Keys of `run.json`, and `steps_of_weights`; None counts as missing.
     """
     steps, whole = facts.get("steps_of_weights"), facts.get("steps")
     end = "" if None in (steps, whole) or steps == whole else f" (of the whole run, {whole} steps)"
+    probed = facts.get("probed_steps")
+    then = end if probed in (None, whole) else "" if probed == steps else f" (at {probed} steps)"
     rows = [
         ("method", facts.get("method")),
         ("prior", facts.get("prior") or ("none" if "prior" in facts else None)),
         ("training data", _data(facts.get("data"))),
         ("training images", facts.get("images")),
-        ("budget", facts.get("budget")),
+        ("budget", limits(facts.get("budget"))),
         ("optimizer steps", whole if steps is None else steps),
         ("epochs" + end, facts.get("epochs")),
         ("seconds, labelling included" + end, _seconds(facts.get("seconds"))),
         ("seconds of labelling", _seconds(facts.get("labelling_seconds"))),
         *((head + end, cell) for head, cell in _bill(facts)),
         ("hardware", facts.get("hardware")),
-        ("linear top-1" + end, _accuracy(facts, "linear_top1")),
-        ("kNN top-1" + end, _accuracy(facts, "knn_top1")),
+        ("linear top-1" + then, _accuracy(facts, "linear_top1")),
+        ("kNN top-1" + then, _accuracy(facts, "knn_top1")),
         ("probe", _protocol(facts.get("protocol"))),
     ]
     if facts.get("top1") is not None:

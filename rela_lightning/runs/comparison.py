@@ -55,6 +55,32 @@ def with_interval(run: Run) -> dict[str, Any]:
     return {**run, "interval": {name: wilson(run[name], count) for name, count in known.items()}}
 
 
+def as_probed(run: Run) -> dict[str, Any]:
+    """The run as far as it had come when it was probed.
+
+    Where `probed_steps` are not its `steps`, as of an earlier checkpoint or before it went on, its steps are those, its
+    seconds those of its curve at that step, None where there was no point, and what took the whole run is left out.
+    """
+    steps, whole = run.get("probed_steps"), run.get("steps")
+    if None in (steps, whole) or steps == whole:
+        return dict(run)
+    history = [point for point in run.get("history", []) if point["steps"] <= steps]
+    seconds = next((point["seconds"] for point in history if point["steps"] == steps), None)
+    switch = run.get("switch_seconds")
+    switched = switch is not None and bool(history) and switch <= history[-1]["seconds"]
+    setting = run.get("setting")
+    return {
+        **run,
+        "steps": steps,
+        "steps_of_run": whole,
+        "seconds": seconds,
+        "switch_seconds": switch if switched else None,
+        "history": history,
+        "setting": None if setting is None else f"{setting} at {steps} steps",
+        **dict.fromkeys(("top1", "bill")),
+    }
+
+
 def grouped(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """Runs of one `setting` and different `seed` as one row of means; the others as they are, with their interval.
 
@@ -83,6 +109,7 @@ def _as_one(group: Sequence[Run]) -> dict[str, Any]:
     switches = [float(run["switch_seconds"]) for run in group if run.get("switch_seconds") is not None]
     return {
         **first,
+        "seconds": None,  # unless all know theirs
         **mean,
         "name": f"{first['name']} ({len(group)} seeds)",
         "steps": round(statistics.fmean(run["steps"] for run in group)),
@@ -111,12 +138,19 @@ def _mean_history(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
-    """What a reader must know before comparing the numbers: other steps, other data; and what the intervals are."""
+    """What a reader must know before comparing the numbers: other steps, other data; and what the intervals are.
+
+    Rows without any training are left out of steps and data.
+    """
     found = []
-    steps = {run["name"]: f"{run['steps']:,}" for run in runs}
+    trained = [run for run in runs if run["steps"] > 0]
+    steps = {run["name"]: f"{run['steps']:,}" for run in trained}
     if len(set(steps.values())) > 1:
         found.append(f"The runs made different numbers of steps: {_listed(steps)}.")
-    data = {run["name"]: (run.get("data") or {}).get("name", "unknown") for run in runs}
+    partly = {run["name"]: f"at {run['steps']:,} of {run['steps_of_run']:,}" for run in runs if "steps_of_run" in run}
+    if partly:
+        found.append(f"Not probed at the run's last step: {_listed(partly)}. Seconds are those noted then, if any.")
+    data = {run["name"]: (run.get("data") or {}).get("name", "unknown") for run in trained}
     if len(set(data.values())) > 1:
         found.append(f"The runs were trained on different data: {_listed(data)}.")
     single = [run for run in runs if "interval" in run and "seeds" not in run]
@@ -158,10 +192,13 @@ def reached(runs: Sequence[Run], level: float) -> list[str]:
     """A line for each probe that ran during training: when each run reached a level."""
     found = []
     for name in followed(runs):
-        when = {run["name"]: cost_to(run, name, level) for run in runs}
-        said = {name: "never" if seconds is None else f"{seconds:.1f}" for name, seconds in when.items()}
+        said = {}
+        for run in runs:
+            seconds = cost_to(run, name, level)
+            missed = "never" if name in followed([run]) else "not followed"
+            said[run["name"]] = missed if seconds is None else f"{seconds:.1f}"
         found.append(f"Seconds to {100 * level:g}% {MEASURES[name]} top-1: {_listed(said)}.")
-    return found
+    return found or [f"When {100 * level:g}% was reached is not known: no run was probed during training."]
 
 
 def followed(runs: Sequence[Run]) -> list[str]:
@@ -171,6 +208,11 @@ def followed(runs: Sequence[Run]) -> list[str]:
 
 def _listed(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def limits(budget: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What a run was limited to, without the limits that were not set (None, and Lightning's -1)."""
+    return {name: value for name, value in (budget or {}).items() if value not in (None, -1)}
 
 
 def in_text(value: Any) -> str:

@@ -20,6 +20,9 @@ LABEL_FREE: dict[str, str] = {
 """Key in `run.json`: heading. See `rela_lightning.diagnostics`."""
 MEASURES: dict[str, str] = {**ACCURACIES, **LABEL_FREE}
 
+OF_PROBES: tuple[str, ...] = tuple(name for name in MEASURES if name != "top1")
+"""Those of a backbone that is frozen."""
+
 
 def measured(run: Mapping[str, Any]) -> list[str]:
     """The measures that a run has."""

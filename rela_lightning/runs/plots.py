@@ -64,7 +64,8 @@ def draw_curves(runs: Sequence[Run], path: str | Path, *, title: str = "ReLA") -
 def draw_costs(runs: Sequence[Run], level: float, path: str | Path, *, title: str = "ReLA") -> bool:
     """Draw what it took each run to reach an accuracy: seconds, those of labelling in front, and steps.
 
-    Of the probe that ran during training, the first of few-label, linear and kNN. Runs that never reached it say so.
+    Of the probe that ran during training, linear or else kNN. Runs that never reached it say so; runs that it did not
+    follow are left out.
 
     Args:
         runs: Runs as described in `rela_lightning.runs.report`.
@@ -76,7 +77,7 @@ def draw_costs(runs: Sequence[Run], level: float, path: str | Path, *, title: st
         False, and nothing is written, without matplotlib or where no run was probed during training.
     """
     name = next(iter(followed(runs)), None)
-    shown = [run for run in runs if run["history"]]
+    shown = [run for run in runs if name in followed([run])]
     figure = _figure(9.6, 1.6 + 0.42 * len(shown)) if name is not None else None
     if figure is None or name is None:
         return False
@@ -117,7 +118,7 @@ def _figure(width: float, height: float) -> Any:
 def _points(run: Run, key: str) -> list[Mapping[str, Any]]:
     """The points of a run's curve; the run's own figure, at what it cost, where there are none."""
     points = [point for point in run["history"] if key in point]
-    return points or ([run] if run.get(key) is not None else [])
+    return points or ([run] if None not in (run.get(key), run["seconds"]) else [])
 
 
 def _panel(axis: Any, runs: Sequence[Run], key: str) -> None:

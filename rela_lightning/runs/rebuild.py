@@ -34,6 +34,8 @@ class Subject(NamedTuple):
     """The run's own data module."""
     trained: bool = True
     """False for the network of a run as it is before training."""
+    steps: int | None = None
+    """Optimizer steps of a run's weights, where the checkpoint tells."""
 
     @property
     def preprocess(self) -> Any:
@@ -77,12 +79,12 @@ def find_subject(
             found=file,
             do=f"rela probe checkpoint:{file} --prior_kwargs.arch torchvision:resnet18 (and prior_kwargs.image_size)",
         )
-    module, data = _fresh(folder / CONFIG) if untrained else _filled(folder / CONFIG, file)[:2]
+    module, data, steps = (*_fresh(folder / CONFIG), 0) if untrained else _filled(folder / CONFIG, file)
     found = find_backbone(module, backbone)
     network = found.network if found.call is found.network else _Called(found.network, found.call)
     if untrained:
         return Subject(network, f"{folder.name}, untrained", folder, None, data, trained=False)
-    return Subject(network, folder.name, folder, file, data)
+    return Subject(network, folder.name, folder, file, data, steps=steps)
 
 
 def rebuilt(path: Path) -> tuple[LightningModule, dict[str, Any]] | None:

@@ -121,11 +121,12 @@ class RunRecord(Callback):
         self._write(trainer, pl_module)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """Write what there is, with the checkpoint to go on from."""
+        """Write what there is, with the checkpoint to go on from; of a run without any step there is nothing."""
         self._bill.stop_counting()
         if self._since is not None:
             self._pause()
-            self._write(trainer, pl_module)
+            if trainer.global_step > 0:
+                self._write(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run goes on from."""
@@ -162,7 +163,7 @@ class RunRecord(Callback):
             "steps": trainer.global_step,
             "epochs": trainer.fit_loop.epoch_progress.current.processed,
             "budget": {
-                "max_epochs": trainer.max_epochs,
+                "max_epochs": trainer.max_epochs if trainer.max_epochs != -1 else None,
                 "max_steps": trainer.max_steps if trainer.max_steps >= 0 else None,
                 "max_seconds": min((seconds for _, seconds in timers(trainer.callbacks)), default=None),
                 "data_ratio": float(getattr(data, "data_ratio", 1.0)) * (rela.data_ratio if rela is not None else 1.0),

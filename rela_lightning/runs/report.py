@@ -6,7 +6,7 @@ curves of an accelerated run start where its labelling ends.
 | key | value |
 |---|---|
 | `name` | unique, non-empty |
-| `seconds` | training + labelling, >= 0 |
+| `seconds` | training + labelling, >= 0; None where it is not known, as of an earlier checkpoint |
 | `labelling_seconds` | time taken to build the targets, 0 to `seconds` |
 | `steps` | optimizer steps, >= 0 |
 | `linear_top1`, `knn_top1` | top-1 accuracies in `[0, 1]` of probes |
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Run = Mapping[str, Any]
+_NAME_WIDTH = 12  # letters of a name that a line of the table has at least
 _REPORTED = ("rela-lightning", "torch", "lightning", "lightly", "torchvision", "numpy")
 
 
@@ -62,15 +63,17 @@ def check_runs(runs: Sequence[Run]) -> None:
             raise ConfigError(f"Run {number} has no `name`.", expected="a non-empty string", found=name)
         if names.count(name) > 1:
             raise ConfigError("Two runs share a name.", expected="unique names", found=name, exists=names)
-        for key in ("seconds", "steps"):
-            _in_range(name, key, run.get(key), math.inf)
+        seconds = run.get("seconds", math.nan)
+        if seconds is not None:
+            _in_range(name, "seconds", seconds, math.inf)
+        _in_range(name, "steps", run.get("steps"), math.inf)
         known = measured(run)
         if not known:
             raise ConfigError(f"Run {name!r} was not measured.", expected="one of the keys below", exists=MEASURES)
         for key in known:
             if key != "few_label_top1":
                 _in_range(name, key, run[key], 1 if key in ACCURACIES else math.inf)
-        _in_range(name, "labelling_seconds", run.get("labelling_seconds"), run["seconds"])
+        _in_range(name, "labelling_seconds", run.get("labelling_seconds"), math.inf if seconds is None else seconds)
         if run.get("switch_seconds") is not None:
             _in_range(name, "switch_seconds", run["switch_seconds"], math.inf)
         _check_spread(name, run.get("few_label_top1"))
@@ -144,22 +147,41 @@ def _cells(runs: Sequence[Run]) -> Iterator[list[str]]:
     """One row of text a run: accuracies in percent, times in seconds."""
     names = of_any(runs)
     for run in runs:
-        cost = [f"{run['seconds']:.1f}", f"{run['labelling_seconds']:.1f}", f"{run['steps']:,}"]
+        seconds = "-" if run["seconds"] is None else f"{run['seconds']:.1f}"
+        cost = [seconds, f"{run['labelling_seconds']:.1f}", f"{run['steps']:,}"]
         yield [run["name"], *(as_text(run, name) for name in names), *cost]
 
 
+def units(runs: Sequence[Run]) -> str:
+    """What the figures of a table are."""
+    accuracies = "Accuracies are top-1 in percent. " if any(name in ACCURACIES for name in of_any(runs)) else ""
+    return f"{accuracies}Seconds are training plus labelling; probing is left out."
+
+
 def to_table(runs: Sequence[Run], *, title: str | None = None) -> Table:
-    """A rich table with one row a run: top-1 in percent, seconds, steps."""
+    """A rich table with one row a run: top-1 in percent, seconds, steps. Names fold where there is no room."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     check_runs(runs)
     table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # fits 80 columns
-    for number, heading in enumerate(_header(runs)):
-        table.add_column(heading, justify="left" if number == 0 else "right", no_wrap=True)
-    for row in _cells(runs):
+    header, rows = _header(runs), list(_cells(runs))
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    table.add_column(header[0], overflow="fold", min_width=min(widths[0], _NAME_WIDTH))
+    for heading, width in zip(header[1:], widths[1:], strict=True):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=width)
+    for row in rows:
         table.add_row(*row)
     return table
+
+
+def print_table(runs: Sequence[Run], *, title: str | None = None) -> None:
+    """Print the table; where the figures alone are wider than the page its lines are too, as none is cut."""
+    from rich.console import Console
+
+    table = to_table(runs, title=title)
+    least = sum((column.min_width or 0) + 2 for column in table.columns)
+    Console(width=max(Console().width, least)).print(table)
 
 
 def to_dict(runs: Sequence[Run], protocol: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,7 +215,7 @@ def to_markdown(
     """
     check_runs(runs)
     lines = [f"# {title}", "", *_markdown([_header(runs), *_cells(runs)])]
-    lines += ["", "Accuracies are top-1 in percent. Seconds are training plus labelling; probing is left out.", ""]
+    lines += ["", units(runs), ""]
     lines += [text for note in notes for text in (note, "")]
     bill = bill_table(runs)
     if bill:

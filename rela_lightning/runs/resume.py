@@ -20,11 +20,12 @@ def resumed(words: Sequence[str], command: str = "fit") -> list[str]:
     """Words of `rela fit` with the config and the checkpoint of a run in place of `--resume RUN`.
 
     Args:
-        words: Words after the command. Options of theirs come later than the run's, and so change them.
+        words: Words after the command. Options and configs of theirs come later than the run's config, and so change
+            it; the checkpoint comes last, as no config may take it away (`ckpt_path: null`).
         command: The command; only `fit` resumes.
 
     Raises:
-        ConfigError: If there is no such run, it has no config, or the command is another.
+        ConfigError: If there is no such run, it has no config, a checkpoint is named too, or the command is another.
     """
     at = next((number for number, word in enumerate(words) if word.partition("=")[0] == "--resume"), None)
     if at is None:
@@ -47,7 +48,15 @@ def resumed(words: Sequence[str], command: str = "fit") -> list[str]:
             found=value or "nothing",
             exists=runs[:20],
         )
-    return ["--config", str(folder / CONFIG), "--ckpt_path", str(folder), *rest]
+    other = next((word for word in rest if word.partition("=")[0] == "--ckpt_path"), None)
+    if other is not None:
+        raise ConfigError(
+            "`--resume` goes on from a run's last checkpoint, `--ckpt_path` from the one it names.",
+            expected="one of them",
+            found=f"--resume {value} and {other}",
+            do=f"for another checkpoint of that run pass --config {folder / CONFIG} in place of --resume",
+        )
+    return ["--config", str(folder / CONFIG), *rest, "--ckpt_path", str(folder)]
 
 
 def checkpoint_file(given: Any) -> Path | None:
