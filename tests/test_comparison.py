@@ -42,7 +42,10 @@ def test_intervals_of_a_mean_are_students(count: int) -> None:
 
 
 def test_seeds_of_one_setting_are_a_row_of_means_and_others_stay() -> None:
-    seeds = [run("byol", top1, setting="x", seed=seed) for seed, top1 in enumerate((0.5, 0.6, 0.7))]
+    seeds = [
+        run("byol", top1, setting="x", seed=seed, few_label_top1={"mean": top1 / 5, "std": 0.3})
+        for seed, top1 in enumerate((0.5, 0.6, 0.7))
+    ]
     alone = run("rela", 0.8, setting="y", seed=0)
     before = copy.deepcopy([*seeds, alone])
     mean, other = grouped([seeds[0], alone, *seeds[1:]])
@@ -50,6 +53,8 @@ def test_seeds_of_one_setting_are_a_row_of_means_and_others_stay() -> None:
     assert (mean["name"], mean["seeds"]) == ("byol (3 seeds)", [0, 1, 2])
     assert mean["linear_top1"] == pytest.approx(0.6) and mean["seconds"] == 10.0 and mean["steps"] == 100
     assert mean["interval"]["linear_top1"] == pytest.approx(4.303 * 0.1 / 3**0.5)
+    few = {"mean": pytest.approx(0.12), "std": pytest.approx(statistics.pstdev([0.1, 0.12, 0.14]))}
+    assert mean["few_label_top1"] == few
     assert mean["history"][1]["linear_top1"]["mean"] == pytest.approx(0.3)
     assert mean["history"][1]["linear_top1"]["std"] == pytest.approx(statistics.pstdev([0.25, 0.3, 0.35]))
     assert other["name"] == "rela" and other["interval"]["linear_top1"] == wilson(0.8, 500)

@@ -101,11 +101,14 @@ def grouped(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _as_one(group: Sequence[Run]) -> dict[str, Any]:
     first = group[0]
-    mean = {
+    mean: dict[str, Any] = {
         name: statistics.fmean(run[name] for run in group)
         for name in (*MEASURES, "seconds", "labelling_seconds")
         if all(isinstance(run.get(name), (int, float)) for run in group)
     }
+    few = [run["few_label_top1"]["mean"] for run in group if run.get("few_label_top1")]
+    if len(few) == len(group):
+        mean["few_label_top1"] = {"mean": statistics.fmean(few), "std": statistics.pstdev(few)}
     switches = [float(run["switch_seconds"]) for run in group if run.get("switch_seconds") is not None]
     return {
         **first,
