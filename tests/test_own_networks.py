@@ -51,7 +51,7 @@ def test_a_class_and_a_function_make_backbones(mynet: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("mynet.MyNett", {}, "no attribute 'MyNett'"),
+        ("mynet.MyNett", {}, r"(?s)module mynet has no MyNett.*available: MyNet"),
         ("nonet.MyNet", {}, "No module named 'nonet'"),
         ("mynet.MyNet", {"depth": 3}, "unexpected keyword argument 'depth'"),
         ("mynet.broken", {}, "OSError: no file"),
