@@ -271,9 +271,15 @@ class RelaCLI(LightningCLI):
 
 
 def num_classes(data: Any) -> int | None:
-    """Number of classes of a data module, where it is known before `setup`."""
+    """Number of classes of a data module, where it is known before `setup`.
+
+    Raises:
+        ReLAError: What is wrong with the data, as far as this package sees it.
+    """
     try:
         found = getattr(data, "num_classes", None)
+    except ReLAError:
+        raise
     except Exception:  # a property of the user's that needs `setup`
         return None
     return found if isinstance(found, int) else None

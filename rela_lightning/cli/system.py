@@ -20,7 +20,6 @@ _GO_ON = (
     "the same command"
 )
 _TYPED = {
-    "overwrite=True (--overwrite true)": "--overwrite true",
     "overwrite=True": "--overwrite true",
     "build_targets(prior, dataset, path)": "rela targets --prior PRIOR --data DATA --path FOLDER",
     "call build_targets with the same arguments": "call rela targets with the same options",
@@ -28,6 +27,7 @@ _TYPED = {
     "build_targets(..., views=": "rela targets ... (--views ",
 }
 """How messages of the library are typed in a shell."""
+_BOTH = re.compile(r"\w+(?:=\w+)? \((--[\w. ]+)\)")  # `overwrite=True (--overwrite true)`
 _ELSEWHERE = "name a place that you may write to"
 _HINTS = {
     errno.ENOSPC: f"free some space; {_GO_ON}",
@@ -52,6 +52,7 @@ def message_of(error: Exception) -> str:
     text = str(error)
     if _WRAPPED in text:
         text = re.split(r"(?m)^(?:\w+\.)*\w*Error: ", text)[-1].rstrip()
+    text = _BOTH.sub(r"\1", text)
     for said, typed in _TYPED.items():
         text = text.replace(said, typed)
     return text
