@@ -195,7 +195,12 @@ def _run(command: str | None, words: list[str]) -> None:
         return
     parser = build_parser(command)
     config = parser.parse_args([*before, *with_names(after, function)])
-    with own_errors():
-        parsed = parser.instantiate_classes(config)
-    options = {name: value for name, value in vars(parsed[command]).items() if name != "config"}
-    function(**options)
+    from rela_lightning.cli.noise import without_noise  # brings torch: not for `--help`
+
+    if trainer := config[command].get("trainer"):
+        trainer.init_args.logger = trainer.init_args.get("logger") or False  # there is nothing to log
+    with without_noise():
+        with own_errors():
+            parsed = parser.instantiate_classes(config)
+        options = {name: value for name, value in vars(parsed[command]).items() if name != "config"}
+        function(**options)
