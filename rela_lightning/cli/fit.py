@@ -269,6 +269,15 @@ class RelaCLI(LightningCLI):
             record = read_run(folder)
             sys.stdout.write(f"{record['steps']} steps, {record['seconds']:.1f} s: {folder}\n")
 
+    def after_validate(self) -> None:
+        """Say so where nothing was measured; what was is in Lightning's table."""
+        if self.trainer.is_global_zero and not self.trainer.callback_metrics:
+            name = type(uncompiled(self.model)).__name__
+            sys.stdout.write(
+                f"Nothing was measured: {name} logs nothing in its validation. `rela probe RUN` measures its features; "
+                "--trainer.callbacks+ KNNProbe does so in a validation.\n"
+            )
+
 
 def num_classes(data: Any) -> int | None:
     """Number of classes of a data module, where it is known before `setup`.
