@@ -6,7 +6,7 @@ import inspect
 import pydoc
 import re
 from argparse import SUPPRESS
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from textwrap import fill
 from typing import Any
 
@@ -22,21 +22,20 @@ _MORE = {
 _ALL = "`{} all` has their whole text."
 _TEXT = 150
 """Letters of an option's text, two lines."""
+_BARE = {"str": "{}", "list[str]": "{} ..."}
+"""Kinds of options that may go without their names, and how they are typed then."""
 
 
 def forms(function: Callable[..., Any]) -> dict[str, str]:
     """The options that a command cannot do without, as they are typed: the first strings bare, others by name."""
-    needed = [each for each in inspect.signature(function).parameters.values() if _is_required(each)]
-    bare = next((at for at, each in enumerate(needed) if str(each.annotation) not in _BARE), len(needed))
-    return {
-        each.name: _BARE[each.annotation].format(each.name.upper())
-        if at < bare
-        else f"--{each.name} {each.name.upper()}"
-        for at, each in enumerate(needed)
-    }
-
-
-_BARE = {"str": "{}", "list[str]": "{} ..."}
+    found: dict[str, str] = {}
+    bare = True
+    for name, option in inspect.signature(function).parameters.items():
+        if option.default is option.empty and option.kind is not option.VAR_KEYWORD:
+            kind = str(option.annotation)
+            bare = bare and kind in _BARE
+            found[name] = (_BARE[kind] if bare else f"--{name} {{}}").format(name.upper())
+    return found
 
 
 def command_page(command: str, function: Callable[..., Any]) -> str:
@@ -64,7 +63,7 @@ def _class_page(option: str, name: str | None) -> str | None:
     register_names()
     known = classes(option)
     if name is None:
-        lines: Mapping[str, str] = {each: _intro(owner).partition("\n")[0] for each, owner in known.items()}
+        lines = {each: _intro(owner) for each, owner in known.items()}
         return rows(f"--{option} NAME", lines) + "\n" if known else None
     owner = known.get(name) or pydoc.locate(name)
     if not callable(owner):
@@ -118,7 +117,3 @@ def _short(text: str, letters: int) -> str:
 def _intro(owner: Any) -> str:
     """The first paragraph of a docstring."""
     return " ".join((inspect.getdoc(owner) or "").partition("\n\n")[0].split())
-
-
-def _is_required(option: inspect.Parameter) -> bool:
-    return option.default is option.empty and option.kind is not option.VAR_KEYWORD

@@ -108,8 +108,8 @@ def rows(title: str, options: Group) -> str:
     """A title, and options with their texts in two columns."""
     from textwrap import wrap
 
-    width = min(max(_NARROW, *(len(name) + 4 for name in options)), _WIDE)
-    lines = [f"{title}:"]
+    width = min(max([_NARROW, *(len(name) + 4 for name in options)]), _WIDE)
+    lines = [f"{title}:" if options else f"{title}: none"]
     for name, text in options.items():
         first, *rest = wrap(text, PAGE - width) or [""]
         lines += [f"  {name:{width - 2}}{first}".rstrip(), *(" " * width + more for more in rest)]
