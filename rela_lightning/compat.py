@@ -35,7 +35,6 @@ __all__ = [
     "keep_module_versions",
     "lerp_together",
     "module_versions",
-    "option_strings",
     "picklable_default",
     "private",
     "remove_forward_hooks",
@@ -153,11 +152,6 @@ def remove_forward_hooks(module: nn.Module, kind: type) -> None:
 def lerp_together(tensors: list[Tensor], ends: list[Tensor], weight: float) -> None:
     """Move each tensor by a share `weight` of the way to its end, in place, in one call on the device."""
     private(torch, "_foreach_lerp_")(tensors, ends, weight)
-
-
-def option_strings(parser: Any) -> list[str]:
-    """The options that an argparse parser knows."""
-    return list(private(parser, "_option_string_actions"))
 
 
 def eager() -> AbstractContextManager[Any]:

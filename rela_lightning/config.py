@@ -49,6 +49,15 @@ def classes(option: str) -> dict[str, Any]:
     }
 
 
+def defined_in(module: str) -> list[str]:
+    """Names of the classes and functions that a module of the user's defines; empty if it cannot be imported."""
+    try:
+        found = vars(importlib.import_module(module))
+    except Exception:  # whatever the user's code raises
+        return []
+    return [name for name, each in found.items() if callable(each) and getattr(each, "__module__", None) == module]
+
+
 def options_of(owner: Any) -> list[str]:
     """Names of the options of a class or function; empty if they are not known."""
     parser = ArgumentParser(exit_on_error=False)

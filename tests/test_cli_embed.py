@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,16 @@ def test_the_backbone_of_a_run_on_its_own_data(plain: Path) -> None:
     np.testing.assert_allclose(np.load("f.npy"), expected.numpy(), rtol=1e-4, atol=1e-5)
     rows = table_of("f.csv")
     assert [int(row["label"]) for row in rows] == labels.tolist() and {row["file"] for row in rows} == {""}
+
+
+def test_another_size_than_the_run_s_is_said(plain: Path) -> None:
+    pictures(Path("photos"), ("cat", "dog"))
+    words = ["--data=ImageFolderData", "--data.root=photos", "--device=cpu"]
+    with pytest.warns(UserWarning, match=r"trained at 32 px, and is embedded at 64 px; --data.image_size 32 keeps"):
+        assert main(["embed", str(plain), "f.npy", *words, "--data.image_size=64"]) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert main(["embed", str(plain), "g.npy", *words, "--data.image_size=32"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file
 
 from rela_lightning import load_prior
@@ -36,7 +37,7 @@ def config(run: str) -> dict[str, Any]:
 
 
 def test_a_run_goes_on_with_its_own_data_and_a_few_labels(plain: Path, capsys: Any) -> None:
-    few = ["--data.labels_per_class=7", "--data.batch_size=32", "--model.backbone_rate=0.5"]
+    few = ["--data.labels_per_class=7", "--data.batch_size=256", "--model.backbone_rate=0.5"]
     assert main(["finetune", "runs/plain", "--name=tuned", *few, *QUICK]) == 0
     said = capsys.readouterr().out
     known, options = record("runs/tuned"), config("runs/tuned")
@@ -78,6 +79,28 @@ def test_the_head_alone_leaves_the_backbone_as_it_was_and_runs_compare(plain: Pa
     assert "450 validation images" in report and "linear" not in report.partition("##")[0]
     assert main(["finetune", str(find_checkpoint(Path("runs/plain"))), "--name=file", *head]) == 0
     assert all(torch.equal(value, weights("runs/file")[name]) for name, value in before.items())
+
+
+def test_another_size_than_the_run_s_is_said(plain: Path) -> None:
+    few = ["--data=DigitsData", "--data.labels_per_class=1", "--data.image_size=16", "--trainer.fast_dev_run=1"]
+    with pytest.warns(UserWarning, match=r"trained at 32 px, and is fine-tuned at 16 px; --data.image_size 32 keeps"):
+        assert main(["finetune", "runs/plain", *few, "--trainer.accelerator=cpu"]) == 0
+
+
+def test_images_without_labels_are_said_to_have_none(plain: Path, capsys: Any) -> None:
+    for place in ("all", "sorted/one", "sorted/two"):
+        Path(place).mkdir(parents=True)
+        for row in range(3):
+            Image.new("RGB", (32, 32), (80 * row, 90, 30)).save(Path(place, f"{row}.png"))
+    unlabelled = ["--data=ImageFolderData", "--data.root=all", "--data.image_size=32", "--data.batch_size=3"]
+    assert main(["finetune", "runs/plain", *unlabelled, *QUICK]) == 2
+    assert "The images have no labels" in capsys.readouterr().err
+    supervised = ["--model=Supervised", "--model.backbone=lightly:resnet-9", "--model.num_classes=2"]
+    assert main(["fit", *supervised, *unlabelled, *QUICK]) == 2
+    assert "The images have no labels" in capsys.readouterr().err
+    few = ["--data=ImageFolderData", "--data.root=sorted", "--data.labels_per_class=4"]
+    assert main(["finetune", "runs/plain", *few, *QUICK]) == 2
+    assert "labels_per_class <= 3, the images of class 0" in capsys.readouterr().err
 
 
 def test_what_there_is_to_start_from_is_told(plain: Path, capsys: Any) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -23,6 +25,59 @@ def test_help_is_a_screen(command: str, capsys: Any) -> None:
     assert page.startswith(f"usage: rela {command} {first} [options]")
     assert all(name in page for name in (*(METHODS if command != "finetune" else ()), *DATA))
     assert ("--resume" in page) is (command in ("fit", "finetune"))
+
+
+@pytest.mark.parametrize(
+    ("command", "usage"),
+    [
+        ("probe", "RUN [options]"),
+        ("embed", "RUN PATH [options]"),
+        ("compare", "RUNS ... [options]"),
+        ("rank", "PRIORS ... --data DATA [options]"),
+        ("targets", "--prior PRIOR --data DATA --path PATH [options]"),
+    ],
+)
+def test_help_of_the_others_is_a_screen_and_says_what_goes_without_a_name(
+    command: str, usage: str, capsys: Any
+) -> None:
+    assert main([command, "-h"]) == 0
+    page = capsys.readouterr().out
+    assert page.splitlines()[0] == f"usage: rela {command} {usage}"
+    assert len(page.splitlines()) < 60 and max(map(len, page.splitlines())) <= 120
+    function = importlib.import_module(f"rela_lightning.cli.{command}")
+    options = list(inspect.signature(getattr(function, command)).parameters)
+    named = re.findall(r"^  (?:--)?(\w+)", page, re.MULTILINE)
+    assert not {name.lower() for name in options if name != "options"} - {name.lower() for name in named}
+    with pytest.raises(SystemExit) as stop:
+        main([command])
+    assert stop.value.code == 2 and usage in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "first", "said"),
+    [
+        (
+            ["fit", "--trainer.callbacks.help", "ReLACallback"],
+            "ReLACallback: Pulls",
+            ".callbacks.head_warmup ",
+        ),
+        (["fit", "--model.help=BYOL"], "BYOL: A student", "--model.lr_scheduler "),
+        (["probe", "--data.help", "CIFAR10Data"], "CIFAR10Data: ", "(default 256)"),
+        (["fit", "--model.help"], "--model NAME:", "  VICReg  "),
+    ],
+)
+def test_help_of_a_class_is_a_screen(words: list[str], first: str, said: str, capsys: Any) -> None:
+    assert main(words) == 0
+    page = capsys.readouterr().out
+    assert page.startswith(first) and said in page
+    assert len(page.splitlines()) < 60 and max(map(len, page.splitlines())) <= 120
+
+
+def test_the_whole_text_of_a_class_is_there_on_demand(capsys: Any) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["probe", "--data.help", "DigitsData", "all"])
+    page = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0 and "at most its `max_bank` images, evenly spaced" in page
 
 
 def test_every_option_named_exists(capsys: Any) -> None:

@@ -75,7 +75,7 @@ def test_a_run_of_accelerate_is_exported(targets):
 
 
 @pytest.mark.slow
-def test_the_config_of_a_resumed_run_starts_runs_of_its_own(plain, capsys):
+def test_the_config_of_a_resumed_run_starts_runs_of_its_own(plain, capsys, recwarn):
     assert main(["fit", "--config=runs/plain/config.yaml", "--ckpt_path=runs/plain", "--trainer.max_epochs=2"]) == 0
     assert record("runs/plain")["epochs"] == 2
     assert yaml.safe_load(Path("runs/plain/config.yaml").read_text())["ckpt_path"] is None
@@ -83,7 +83,10 @@ def test_the_config_of_a_resumed_run_starts_runs_of_its_own(plain, capsys):
     assert (record("runs/second")["name"], record("runs/second")["epochs"]) == ("second", 1)
     assert record("runs/plain")["name"] == "plain"
     there = sorted(Path().rglob("*"))
+    capsys.readouterr()
     assert main(["validate", "--config=runs/plain/config.yaml", "--ckpt_path=runs/plain"]) == 0
+    assert "Nothing was measured: BYOL logs nothing" in capsys.readouterr().out
+    assert not [each for each in recwarn if "callbacks used to create" in str(each.message)]
     assert sorted(Path().rglob("*")) == there
     said = message([*BYOL, "--ckpt_path=runs/plain", "--name=third", "--trainer.max_epochs=3"], capsys)
     assert "keeps its name" in said and "--name plain" in said

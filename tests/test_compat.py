@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ast
 import re
 from collections import OrderedDict
@@ -159,12 +158,6 @@ def test_tensors_move_together() -> None:
     tensors, ends = [torch.zeros(2), torch.ones(3)], [torch.ones(2), torch.zeros(3)]
     compat.lerp_together(tensors, ends, 0.25)
     assert [t.tolist() for t in tensors] == [[0.25] * 2, [0.75] * 3]
-
-
-def test_a_parser_tells_its_options() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--size")
-    assert compat.option_strings(parser) == ["-h", "--help", "--size"]
 
 
 @both

@@ -291,6 +291,19 @@ def test_too_few_images_for_a_batch() -> None:
 
 
 @pytest.mark.parametrize(
+    ("batch_size", "sizes"), [(256, [100]), (64, [64, 36]), (33, [33, 33, 33]), (99, [99]), (100, [100])]
+)
+def test_fine_tuning_keeps_the_last_batch(batch_size: int, sizes: list[int]) -> None:
+    data = DigitsData(labels_per_class=10, batch_size=batch_size)
+    tuned, other = (method("lightly:resnet-9", num_classes=10) for method in (methods.FineTune, methods.Supervised))
+    data.trainer = SimpleNamespace(world_size=1, global_rank=0, lightning_module=tuned)
+    assert [len(labels) for _, labels in data.train_dataloader()] == sizes
+    if batch_size <= 100:
+        data.trainer.lightning_module = other
+        assert {len(labels) for _, labels in data.train_dataloader()} == {batch_size}
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"views": "simcrl"}, "(?s)Unknown views.*simcrl.*simclr"),

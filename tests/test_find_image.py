@@ -148,9 +148,8 @@ class Swapped(Pairs):
 
 
 def test_the_command_has_the_option(tmp_path: Any, capsys: Any) -> None:
-    with pytest.raises(SystemExit):
-        main(["targets", "--help"])
-    assert "--image IMAGE" in capsys.readouterr().out
+    assert main(["targets", "--help"]) == 0
+    assert "--image " in capsys.readouterr().out
 
 
 def test_a_part_of_each_sample() -> None:

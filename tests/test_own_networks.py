@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from rela_lightning.cli import main
 from rela_lightning.errors import NetworkError
 from rela_lightning.methods import build_backbone
 from rela_lightning.networks.own import is_path
@@ -51,7 +52,7 @@ def test_a_class_and_a_function_make_backbones(mynet: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("mynet.MyNett", {}, "no attribute 'MyNett'"),
+        ("mynet.MyNett", {}, r"(?s)module mynet has no MyNett.*available: MyNet"),
         ("nonet.MyNet", {}, "No module named 'nonet'"),
         ("mynet.MyNet", {"depth": 3}, "unexpected keyword argument 'depth'"),
         ("mynet.broken", {}, "OSError: no file"),
@@ -91,3 +92,13 @@ def test_the_command_finds_it_in_the_current_folder_and_exports_it(mynet: Path) 
     network = nn.Sequential(nn.Conv2d(3, 10, 3, 2, 1))
     network.load_state_dict(load_file("own.safetensors"), strict=True)
     assert torch.equal(network[0].weight, state["backbone.0.weight"])
+
+
+def test_a_misspelt_module_of_one_s_own_is_answered_with_the_names_of_its_file(
+    mynet: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(mynet))
+    with pytest.raises(SystemExit):
+        main(["fit", "--model=mynet.MyNett", "--data=DigitsData"])
+    told = capsys.readouterr().err
+    assert "expected: perhaps MyNet\n" in told and "BYOL" not in told

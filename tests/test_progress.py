@@ -1,5 +1,6 @@
 import io
 import itertools
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from rela_lightning import build_targets, load_prior
 from rela_lightning.data import Digits
 from rela_lightning.probe import extract_features
 from rela_lightning.progress import Progress
+from tests.modules import NAMESPACES
 
 
 class Terminal(io.StringIO):
@@ -61,6 +63,21 @@ def test_labelling_says_how_far_it_is(tmp_path, monkeypatch, capsys, views):
     build_targets(prior, Digits("test"), tmp_path / "t", batch_size=300, views=views)
     first = capsys.readouterr().err.splitlines()[0]
     assert first.startswith(f"labelling: {300 // (1 + views)} of 450 images, ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bar", [True, False])
+def test_so_does_labelling_by_a_trainer_that_has_a_bar(tmp_path, monkeypatch, capsys, bar):
+    monkeypatch.setattr(rela_lightning.progress, "FIRST", 0.0)
+    prior = load_prior(nn.Flatten(), image_size=8, mean=0.0, std=1.0)
+    options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": bar}
+    for number, namespace in enumerate(NAMESPACES):
+        trainer = import_module(namespace).Trainer(**options)
+        kept = list(trainer.callbacks)
+        build_targets(prior, Digits("test"), tmp_path / str(number), batch_size=300, trainer=trainer)
+        told = capsys.readouterr()
+        assert ("labelling: 300 of 450 images, " in told.err) is bar and "Predicting" not in told.out + told.err
+        assert trainer.callbacks == kept
 
 
 def test_a_probe_says_how_far_it_is_if_asked(monkeypatch, capsys):

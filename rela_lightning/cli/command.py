@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ def build_parser(command: str | None = None) -> ReadableParser:
         default_env=command is not None,
         env_prefix="RELA",
     )
+    if command is not None and command not in TRAINER:
+        from rela_lightning.cli.pages import forms
+
+        parser.forms = forms(_function(command))
     commands = parser.add_subcommands(required=True, dest="command")
     for name, (_, line) in COMMANDS.items():
         options = ReadableParser(description=line)
@@ -73,20 +78,40 @@ def build_parser(command: str | None = None) -> ReadableParser:
 
 
 def with_names(words: Sequence[str], function: Callable[..., Any]) -> list[str]:
-    """The leading bare words of a command as options: `compare A B` is `compare --runs '["A", "B"]'`.
+    """The bare words of a command as options: `compare A B` and `compare --runs A B` are `--runs '["A", "B"]'`.
 
-    They go to the options in order; all of them to the first, where that is a list.
+    Those that lead go to the options in order; all of them to the first, where that is a list. Those behind the name
+    of a list are its parts.
 
     Args:
         words: Words after the command.
         function: The function behind it.
     """
-    bare = next((number for number, word in enumerate(words) if word.startswith("-")), len(words))
-    options = list(inspect.signature(function).parameters.values())
-    if bare and str(options[0].annotation).startswith("list"):
-        return [f"--{options[0].name}={json.dumps(list(words[:bare]))}", *words[bare:]]
-    named = [f"--{option.name}={word}" for option, word in zip(options, words[:bare], strict=False)]
-    return [*named, *words[len(named) :]]
+    options = inspect.signature(function).parameters
+    lists = [f"--{name}" for name, option in options.items() if str(option.annotation).startswith("list")]
+    first, bare = f"--{next(iter(options), '')}", _bare(words)
+    if bare and first in lists:
+        left = [first, *words]
+    else:
+        named = [f"--{name}={word}" for name, word in zip(options, bare, strict=False)]
+        left = [*named, *words[len(named) :]]
+    found = []
+    while left:
+        word = left.pop(0)
+        name, _, value = word.partition("=")
+        if name in lists:
+            more = _bare(left)
+            del left[: len(more)]
+            parts = [value, *more] if value else more
+            in_yaml = parts[:1] and parts[0].startswith("[")
+            word = f"{name}={' '.join(parts) if in_yaml else json.dumps(parts)}"
+        found.append(word)
+    return found
+
+
+def _bare(words: Sequence[str]) -> list[str]:
+    """The words before the first that begins with a dash."""
+    return list(takewhile(lambda word: not word.startswith("-"), words))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,23 +167,40 @@ def _stopped(command: str | None, code: int = 130) -> int:
     return code
 
 
+def _help(command: str, words: list[str]) -> str | None:
+    """The page that the words ask for; None where they ask for none, or for all that the parser knows."""
+    if wants_short_help(words) and command in TRAINER:
+        return short_help(command, COMMANDS[command][1])
+    if not any(word == "-h" or "help" in word for word in words):
+        return None
+    from rela_lightning.cli.pages import class_page, command_page
+
+    return command_page(command, _function(command)) if wants_short_help(words) else class_page(words)
+
+
 def _run(command: str | None, words: list[str]) -> None:
     """Parse the options of a command and call its function."""
-    if command in TRAINER:
-        after = words[words.index(command) + 1 :]
-        if wants_short_help(after):
-            sys.stdout.write(short_help(command, COMMANDS[command][1]))
-            return
-        wait_at_exit()
-        _function(command)(command, full_help(after))
-        return
-    if command not in COMMANDS:
+    if command is None or command not in COMMANDS:
         build_parser().parse_args(words or ["--help"])  # ends with help, version or a message
         return
-    function, at = _function(command), words.index(command) + 1
+    at = words.index(command) + 1
+    before, after = words[:at], words[at:]
+    if page := _help(command, after):
+        sys.stdout.write(page)
+        return
+    function, after = _function(command), full_help(after)
+    if command in TRAINER:
+        wait_at_exit()
+        function(command, after)
+        return
     parser = build_parser(command)
-    config = parser.parse_args([*words[:at], *with_names(words[at:], function)])
-    with own_errors():
-        parsed = parser.instantiate_classes(config)
-    options = {name: value for name, value in vars(parsed[command]).items() if name != "config"}
-    function(**options)
+    config = parser.parse_args([*before, *with_names(after, function)])
+    from rela_lightning.cli.noise import without_noise  # brings torch: not for `--help`
+
+    if trainer := config[command].get("trainer"):
+        trainer.init_args.logger = trainer.init_args.get("logger") or False  # there is nothing to log
+    with without_noise():
+        with own_errors():
+            parsed = parser.instantiate_classes(config)
+        options = {name: value for name, value in vars(parsed[command]).items() if name != "config"}
+        function(**options)

@@ -6,11 +6,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rela_lightning.cli.fit import RelaCLI, num_classes, run_cli
-from rela_lightning.errors import ConfigError
+from rela_lightning.cli.probe import say_other_size
+from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.networks.build import LIBRARIES, SOURCES, UNTRAINED
 from rela_lightning.runs.comparison import wilson
 from rela_lightning.runs.measures import in_percent
@@ -42,25 +44,28 @@ def run(command: str, words: Sequence[str]) -> None:
         own += ['--model.backbone_kwargs={"pretrained": true}'] if source in {*LIBRARIES} - {*UNTRAINED} else []
     else:
         path = Path(start).expanduser()
-        checkpoint = find_checkpoint(path)  # refuses what is not there
+        data = _data_of(path)  # refuses what is not there
         own.append(f"--model.backbone=run:{path.absolute()}")
-        if not any(word.partition("=")[0] in ("--data", "--config", "-c") for word in rest):
-            own += _data_of(path, checkpoint)
+        if data is not None and not any(word.partition("=")[0] in ("--data", "--config", "-c") for word in rest):
+            own.append(_as_option(data))
     if not any(word.startswith("--trainer.max_") for word in rest):
         own.append(f"--trainer.max_epochs={EPOCHS}")
     run_cli(FineTuneCLI, "fit", [*own, *rest])
 
 
-def _data_of(path: Path, checkpoint: Path) -> list[str]:
-    """The data of a run, under the views of fine-tuning."""
-    folder = folder_of(path, checkpoint)
+def _data_of(path: Path) -> dict[str, Any] | None:
+    """What a run's config says of its data; None where there is none."""
+    folder = folder_of(path, find_checkpoint(path))
     data = read_config(folder / CONFIG).get("data") if folder is not None else None
-    if not isinstance(data, dict):
-        return []
+    return data if isinstance(data, dict) else None
+
+
+def _as_option(data: dict[str, Any]) -> str:
+    """The data of a run as an option, under the views of fine-tuning."""
     options = data.get("init_args") or {}
-    usual = {"views": "auto", "views_kwargs": None, "data_ratio": 1.0}
+    usual = {"views": "auto", "views_kwargs": None, "data_ratio": 1.0, "drop_last": "auto"}
     changed = {name: value for name, value in usual.items() if name in options}
-    return [f"--data={json.dumps({**data, 'init_args': {**options, **changed}})}"]
+    return f"--data={json.dumps({**data, 'init_args': {**options, **changed}})}"
 
 
 class FineTuneCLI(RelaCLI):
@@ -75,9 +80,23 @@ class FineTuneCLI(RelaCLI):
         module = options.model.get("init_args")
         if module is None or "num_classes" not in module or module.num_classes is not None or options.data is None:
             return
-        found = num_classes(build_data(options.data.as_dict()))
-        if found is not None:
-            module.num_classes = found
+        data = build_data(options.data.as_dict())
+        module.num_classes = num_classes(data)
+        if module.num_classes is None:
+            raise DataError(
+                "The images have no labels, or the data do not say how many classes there are.",
+                expected="labelled images, as a folder of images for each class",
+                found=type(data).__name__,
+                do="name data with labels by --data, or the number of classes by --model.num_classes",
+            )
+
+    def instantiate_classes(self) -> None:
+        """Build everything; say so where the images are of another size than the run's."""
+        super().instantiate_classes()
+        start = str(self._get(self.config, "model.init_args.backbone"))
+        if start.startswith("run:"):
+            own = _data_of(Path(start.removeprefix("run:")))
+            say_other_size(self.datamodule, build_data(own) if own is not None else None, "fine-tuned")
 
     def after_fit(self) -> None:
         """Measure the last weights, and say how good they are, and where."""

@@ -272,11 +272,26 @@ class RelaCLI(LightningCLI):
         else:
             sys.stdout.write("0 steps: there is no run.\n")
 
+    def after_validate(self) -> None:
+        """Say so where nothing was measured; what was is in Lightning's table."""
+        if self.trainer.is_global_zero and not self.trainer.callback_metrics:
+            name = type(uncompiled(self.model)).__name__
+            sys.stdout.write(
+                f"Nothing was measured: {name} logs nothing in its validation. `rela probe RUN` measures its features; "
+                "--trainer.callbacks+ KNNProbe does so in a validation.\n"
+            )
+
 
 def num_classes(data: Any) -> int | None:
-    """Number of classes of a data module, where it is known before `setup`."""
+    """Number of classes of a data module, where it is known before `setup`.
+
+    Raises:
+        ReLAError: What is wrong with the data, as far as this package sees it.
+    """
     try:
         found = getattr(data, "num_classes", None)
+    except ReLAError:
+        raise
     except Exception:  # a property of the user's that needs `setup`
         return None
     return found if isinstance(found, int) else None

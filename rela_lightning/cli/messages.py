@@ -6,12 +6,13 @@ import difflib
 import pydoc
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 
-from rela_lightning.config import classes, options_of
+from rela_lightning.config import classes, defined_in, options_of
 from rela_lightning.errors import ConfigError
 
 _OTHER = "a module of pytorch_lightning is trained by that package's own LightningCLI, with ReLACallback as here"
@@ -23,16 +24,21 @@ class Readable:
     exit_on_error: bool
     _option_string_actions: dict[str, Any]
     _subcommands_action: Any
+    forms: Mapping[str, str] = {}
+    """Options that cannot be left out, as they are typed, in order: `{"run": "RUN"}`."""
+
+    @property
+    def actions(self) -> dict[str, Any]:
+        """The options that the parser knows, with what argparse keeps of each."""
+        return self._option_string_actions
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Say what is wrong and leave; parsers inside parsers raise instead."""
         if not self.exit_on_error:
             super().error(message, ex)  # type: ignore[misc]
-        from rela_lightning.compat import option_strings  # brings torch: not for `--help`
-
         below = self._subcommands_action.choices.values() if self._subcommands_action is not None else ()
-        options = [option for parser in (self, *below) for option in option_strings(parser)]
-        sys.stderr.write(f"rela: {explain(message, ex, options)}\n")
+        options = [option for parser in (self, *below) for option in parser.actions]
+        sys.stderr.write(f"rela: {explain(message, ex, options, self.forms)}\n")
         sys.exit(2)
 
 
@@ -40,13 +46,19 @@ class ReadableParser(Readable, ArgumentParser):
     """jsonargparse's parser with such messages."""
 
 
-def explain(message: str, error: BaseException | None = None, options: Iterable[str] = ()) -> ConfigError:
+def explain(
+    message: str,
+    error: BaseException | None = None,
+    options: Iterable[str] = (),
+    forms: Mapping[str, str] = MappingProxyType({}),
+) -> ConfigError:
     """The error a user can act on, from what the parser said.
 
     Args:
         message: The parser's message.
         error: What made the parser say so; its innermost cause counts.
         options: Options that do exist, such as `--trainer.max_epochs`.
+        forms: Options that cannot be left out, as they are typed.
     """
     said = list(dict.fromkeys(_causes(error))) or [message]
     cause = said[-1]
@@ -66,7 +78,16 @@ def explain(message: str, error: BaseException | None = None, options: Iterable[
         hint = f"`{found[1]}` is an option of {', '.join(others)}" if others else None
         return _unknown(f"{owner} has no option `{found[1]}`.", found[1], options_of(pydoc.locate(path)), do=hint)
     if found := re.fullmatch(r"the following arguments are required: (.+)", cause):
-        names = [f"{option}.{name}" if keys else f"--{name.partition('.')[2]}" for name in found[1].split(", ")]
+        missing = found[1].split(", ")
+        short = [name.partition(".")[2] for name in missing]
+        if not keys and forms.keys() >= set(short):
+            command = found[1].partition(".")[0]
+            return ConfigError(
+                "An option is missing.",
+                expected=", ".join(forms[name] for name in short),
+                do=f"rela {command} {' '.join(forms.values())} [options], or in a file by --config FILE",
+            )
+        names = [f"{option}.{name}" for name in missing] if keys else [f"--{name}" for name in short]
         return ConfigError(
             f"{owner} needs {found[1]}." if owner else "An option is missing.",
             expected=", ".join(names),
@@ -75,6 +96,8 @@ def explain(message: str, error: BaseException | None = None, options: Iterable[
         )
     value = next(iter(re.findall(r"(?:path string: |Import path |Got value: )(.+?)(?: does|$)", cause)), path)
     if known := list(classes(option)):
+        if own := re.fullmatch(r"module '([\w.]+)' has no attribute '\w+'", cause):
+            known = defined_in(own[1]) or known
         reason = None if cause.startswith("Expected") else cause
         do = _OTHER if "LightningModule" in cause else None
         return _unknown(f"There is no class {value} for `{option}`.", value.rpartition(".")[2], known, reason, do)

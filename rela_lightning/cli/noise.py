@@ -15,6 +15,7 @@ _WARNINGS = (
     *OWN_WARNINGS,
     "LightningCLI's args parameter",  # words are always given
     ".*smaller than the logging interval.*",  # the record sees to it
+    r"(?s).*callbacks used to create the checkpoint need to be provided",  # the record of a run, which only `fit` keeps
     r"Found \d+ module\(s\) in eval mode",  # a backbone that stays as it is; the summary shows the modes
 )
 _TIP = "💡"

@@ -107,8 +107,7 @@ def probe(
     check_options({"batch_size": batch_size}, device)
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs, untrained=untrained)
     other_data = data is not None and subject.data is not None and data_facts(data) != data_facts(subject.data)
-    if data is not None:
-        _say_other_size(data, subject)
+    say_other_size(data, subject.data, "probed")
     data = data if data is not None else subject.data
     options: dict[str, Any] = {
         "batch_size": batch_size, "num_workers": num_workers, "device": device, "precision": precision,
@@ -221,12 +220,12 @@ def _fingerprint(*datasets: Any) -> str | None:
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
 
 
-def _say_other_size(data: Any, subject: Subject) -> None:
-    """Say so where the images are of another size than those the run was trained on."""
-    given, own = (getattr(one, "image_size", None) for one in (data, subject.data))
-    if None not in (given, own) and given != own:
+def say_other_size(data: Any, own: Any, done: str) -> None:
+    """Say so where images are of another size than those a run was trained on, and is now probed or embedded by."""
+    given, size = (getattr(one, "image_size", None) for one in (data, own))
+    if None not in (given, size) and given != size:
         rank_zero_warn(
-            f"The run was trained at {own} px, and is probed at {given} px; --data.image_size {own} keeps its size."
+            f"The run was trained at {size} px, and is {done} at {given} px; --data.image_size {size} keeps its size."
         )
 
 

@@ -66,7 +66,8 @@ GROUPS: Mapping[str, Group] = {
     "The run": _RUN,
     "More": _MORE,
 }
-_WIDTH = 36
+_NARROW, _WIDE, PAGE = 36, 46, 118
+"""Least and most letters of the first column, and of a page."""
 
 
 def short_help(command: str, line: str) -> str:
@@ -86,7 +87,7 @@ def short_help(command: str, line: str) -> str:
     for title, group in GROUPS.items():
         shown = TUNED if tunes and group is _WHAT else group
         options = [(name, text) for name, text in shown.items() if resumes or not name.startswith("--resume")]
-        pages.append("\n".join([f"{title}:", *(_row(name, text.format(**names)) for name, text in options)]))
+        pages.append(rows(title, {name: text.format(**names) for name, text in options}))
     return "\n\n".join(pages) + "\n"
 
 
@@ -97,13 +98,19 @@ def wants_short_help(words: Sequence[str]) -> bool:
 
 
 def full_help(words: Sequence[str]) -> list[str]:
-    """The words with `--help` for `--help all`: the parser's own help."""
-    asked = any(pair in (("-h", "all"), ("--help", "all")) for pair in pairwise(words))
-    return [word for word in words if not (asked and word == "all")]
+    """The words with `--help` for `--help all`, and likewise of a class: the parser's own help."""
+    before = pairwise(["", "", *words])
+    asked = [one in ("-h", "--help") or ".help=" in one or two.endswith(".help") for two, one in before]
+    return [word for word, ask in zip(words, asked, strict=False) if not (ask and word == "all")]
 
 
-def _row(name: str, text: str) -> str:
+def rows(title: str, options: Group) -> str:
+    """A title, and options with their texts in two columns."""
     from textwrap import wrap
 
-    first, *rest = wrap(text, 118 - _WIDTH)
-    return "\n".join([f"  {name:{_WIDTH - 2}}{first}", *(" " * _WIDTH + more for more in rest)])
+    width = min(max([_NARROW, *(len(name) + 4 for name in options)]), _WIDE)
+    lines = [f"{title}:" if options else f"{title}: none"]
+    for name, text in options.items():
+        first, *rest = wrap(text, PAGE - width) or [""]
+        lines += [f"  {name:{width - 2}}{first}".rstrip(), *(" " * width + more for more in rest)]
+    return "\n".join(lines)

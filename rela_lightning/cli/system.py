@@ -20,14 +20,21 @@ _GO_ON = (
     "the same command"
 )
 _TYPED = {
-    "overwrite=True (--overwrite true)": "--overwrite true",
-    "overwrite=True": "--overwrite true",
-    "build_targets(prior, dataset, path)": "rela targets --prior PRIOR --data DATA --path FOLDER",
-    "call build_targets with the same arguments": "call rela targets with the same options",
-    "written by build_targets": "written by rela targets",
-    "build_targets(..., views=": "rela targets ... (--views ",
+    r"(?:\w+=\S+, )*\w+(?:=\S+)? \((--[^()]+)\)": r"\1",  # said in both ways: `overwrite=True (--overwrite true)`
+    r"overwrite=True": "--overwrite true",
+    r"build_targets\(prior, \w+, (?:path|URL)\)": "rela targets --prior PRIOR --data DATA --path FOLDER",
+    r"call build_targets with the same arguments": "call rela targets with the same options",
+    r"build_targets\(\.\.\., views=": "rela targets ... (--views ",
+    r'build_targets\(\.\.\., image="([^"]+)"\), rela targets --image': r"--image \1",
+    r"\bbuild_targets\b(?!\()": "rela targets",
+    r'ReLACallback\("([^"]+)"\)': r"--trainer.callbacks.targets \1",
+    r'ReLACallback\(prior="([^"]+)"\)': r"--trainer.callbacks.prior \1",
+    r"write for example load_prior\('[^']+', arch='([^']+)'\)": r"for example --prior_kwargs '{arch: \1}'",
+    r"`arch=`, a string with one of the sources below or an nn\.Module": "`arch` in --prior_kwargs, of a source below",
+    r"`preprocess=`, or `image_size=`, `mean=` and `std=`": "`image_size`, `mean` and `std` in --prior_kwargs",
+    r", an nn\.Module, or a list of these": ", or a list of these",
 }
-"""How messages of the library are typed in a shell."""
+"""How messages of the library are typed in a shell: patterns, and what takes their place."""
 _ELSEWHERE = "name a place that you may write to"
 _HINTS = {
     errno.ENOSPC: f"free some space; {_GO_ON}",
@@ -53,7 +60,7 @@ def message_of(error: Exception) -> str:
     if _WRAPPED in text:
         text = re.split(r"(?m)^(?:\w+\.)*\w*Error: ", text)[-1].rstrip()
     for said, typed in _TYPED.items():
-        text = text.replace(said, typed)
+        text = re.sub(said, typed, text)
     return text
 
 

@@ -82,7 +82,7 @@ def targets(
         images = f"{len(store)} images" + (f" and {store.views} crops of each" if store.views else "")
         sys.stdout.write(
             f"targets of {images}, {store.dim} columns by {store.manifest['prior']}, {seconds:.1f} s of labelling: "
-            f"{store.path}\n"
+            f"{path if is_url(path) else store.path}\n"
         )
 
 
@@ -97,7 +97,7 @@ def images_of(data: Any) -> Any:
             f"{type(data).__name__} does not say which images it trains on.",
             expected='a data module with `dataset("train", None)`, as those of rela_lightning.data',
             found=type(data).__name__,
-            do="subclass rela_lightning.data.ImageData, or call build_targets(prior, dataset, path) in Python",
+            do="subclass rela_lightning.data.ImageData, or label the images in Python",
         )
     data.prepare_data()
     return data.dataset("train", None)

@@ -153,7 +153,7 @@ def format_of(path: str | Path) -> Format:
             "The file's ending names no format.",
             expected=", ".join(ending for endings in FORMATS.values() for ending in endings),
             found=Path(path).name,
-            do="end the name so, or say which format it is: format=hub writes a folder",
+            do="end the name so, or say which format it is: format=hub (--format hub) writes a folder",
         )
     return named[suffix]
 
@@ -179,7 +179,7 @@ def _check_output(out: Path, format: str, overwrite: bool) -> None:
             "The file's ending is that of another format.",
             expected=" or ".join(FORMATS[format]) or "the name of a folder",
             found=out.name,
-            do=f"rename it, or choose format={other[0]}",
+            do=f"rename it, or choose format={other[0]} (--format {other[0]})",
         )
     if format == "hub" and out.is_file():
         raise ConfigError("The output is a file.", expected="a folder, or a free name", found=out)

@@ -54,6 +54,8 @@ class Method(LightningModule):
 
     views: str = "two"
     """Name of the views it trains on, in `rela_lightning.data.views`; the data modules ask for it."""
+    drop_last: bool = True
+    """Whether the last batch of an epoch is left out where it is not full; the data modules ask for it."""
     min_rows = 2
     """Fewest images a batch may have: batch norm in the heads, and contrast, need two."""
 

@@ -38,6 +38,8 @@ class FineTune(Supervised):
         2
     """
 
+    drop_last = False  # of a few labels each counts
+
     def __init__(
         self,
         backbone: str | nn.Module = "resnet18",

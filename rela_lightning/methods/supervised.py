@@ -90,6 +90,13 @@ class Supervised(Method):
             return find_labels(batch, rows, self._labels_at)[1]
         path, labels = find_labels(batch, rows, self.labels, self.num_classes)
         low, high = torch.stack([labels.min(), labels.max()]).tolist()
+        if high < 0:
+            raise DataError(
+                "The images have no labels.",
+                expected=f"labels from 0 to {self.num_classes - 1}",
+                found=f"{low} alone in the first batch, at {path!r}",
+                do="train on images with labels, as a folder for each class; or say where they are by `labels`",
+            )
         if low < 0 or high >= self.num_classes:
             raise DataError(
                 "A label is out of range.",

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from rela_lightning.errors import NetworkError
+from rela_lightning.config import defined_in
+from rela_lightning.errors import NetworkError, nearest_names
 from rela_lightning.networks.build import Built
 
 
@@ -31,8 +32,17 @@ def build(name: str, *, pretrained: bool = False, image_size: int | None = None,
     """
     module, _, called = name.rpartition(".")
     try:
-        make = getattr(importlib.import_module(module), called)
-        network = make(**kwargs)
+        owner = importlib.import_module(module)
+        if not hasattr(owner, called):
+            raise NetworkError(
+                f"The module {module} has no {called}.",
+                expected="a class or function that gives an nn.Module",
+                found=name,
+                exists=nearest_names(called, defined_in(module)),
+            )
+        network = getattr(owner, called)(**kwargs)
+    except NetworkError:
+        raise
     except Exception as error:  # whatever the user's code raises
         raise NetworkError(
             f"The network {name} could not be built.",

@@ -166,12 +166,14 @@ def customised(
         raise PriorError("`image_size` is a number of pixels.", expected="an int above 0", found=image_size)
     channels = first_channels(network) or (len(own.mean) if own else None)
     if own is None:
-        if image_size is None or mean is None or std is None:
+        missing = [name for name, value in (("image_size", image_size), ("mean", mean), ("std", std)) if value is None]
+        if image_size is None or missing:
             raise PriorError(
                 "This prior carries no preprocessing of its own.",
                 expected="`preprocess=`, or `image_size=`, `mean=` and `std=`",
-                found=f"image_size={image_size}, mean={mean}, std={std}",
-                do="say what it was trained on, e.g. image_size=32, mean=(0.5,) * 3, std=(0.5,) * 3",
+                found=f"no {', no '.join(missing)}",
+                do="say what it was trained on, for example "
+                "image_size=32, mean=0.5, std=0.5 (--prior_kwargs '{image_size: 32, mean: 0.5, std: 0.5}')",
             )
         own = Preprocess((image_size, image_size), (), ())
     elif image_size is not None:

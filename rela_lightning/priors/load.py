@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -95,10 +96,18 @@ def _network(spec: object, image_size: int | None, kwargs: dict[str, Any]) -> tu
             expected="a string of one of the forms below, an nn.Module, or a list of these",
             found=spec,
             exists=SCHEMES,
-            do="for example load_prior('open_clip:ViT-B-16/openai')",
+            do=_meant(spec),
         )
     built = build_network(str(spec), pretrained=True, image_size=image_size, **kwargs)
     return str(spec), built.network, built.preprocess
+
+
+def _meant(spec: object) -> str:
+    """What a name without its source may stand for."""
+    path = Path(spec).expanduser() if isinstance(spec, str) else Path()
+    if spec and isinstance(spec, str) and path.exists():
+        return f"run:{spec} is what that run has trained" if path.is_dir() else f"checkpoint:{spec} holds its weights"
+    return "for example open_clip:ViT-B-16/openai"
 
 
 def _changed(prior: Prior, pooling: Pooling, options: dict[str, Any], kwargs: dict[str, Any]) -> Prior:

@@ -95,8 +95,8 @@ def build_targets(
             `manifest["storage_cosine"]` says what it loses.
         batch_size: Images (each view is one) in one forward of the prior, on each device.
         num_workers: Worker processes that read images, on each device.
-        trainer: A Lightning trainer of either package, with any strategy; its callbacks other than
-            the progress bar are left out meanwhile. `None` makes a quiet one for one device.
+        trainer: A Lightning trainer of either package, with any strategy; its callbacks are left out meanwhile,
+            and its progress bar gives way to one that counts images. `None` makes a quiet one for one device.
         check_images: Before the pass, look at so many images for what makes targets worthless, as
             `rela_lightning.fitness` does; a warning says what was found, and training repeats it. 0 looks at none; at
             least 32. Streams are not looked at.

@@ -28,17 +28,17 @@ def label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[tor
     Args:
         prior: Network that embeds.
         plan: What to embed, and where to.
-        trainer: Of either Lightning tree; its callbacks other than the progress bar are left out. None makes one
-            for one device, which says how far it is.
+        trainer: Of either Lightning tree; its callbacks are left out, and its progress bar, where it has one, gives
+            way to ours. None makes one for one device.
         finish: Called with the device of the pass, and the time at which it ended.
     """
     with _quiet(own=trainer is None):
-        bar = LabellingProgress() if trainer is None else trainer.progress_bar_callback
+        told = trainer is None or trainer.progress_bar_callback is not None
         trainer = _own_trainer() if trainer is None else trainer
         module_class, writer_class = steps_for(trainer)
         module, writer = module_class(prior, plan), writer_class(plan)
         callbacks, home = trainer.callbacks, next((p.device for p in prior.parameters()), None)
-        trainer.callbacks = [writer] if bar is None else [bar, writer]
+        trainer.callbacks = [LabellingProgress(), writer] if told and trainer.is_global_zero else [writer]
         try:
             trainer.predict(module, return_predictions=False)
             ended = time.time()
@@ -49,7 +49,7 @@ def label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[tor
 
 
 class LabellingProgress(L.Callback):
-    """How far the pass of a trainer of ours is, in images."""
+    """How far the pass is, in images of all devices."""
 
     _progress: Progress | None = None
 
@@ -63,7 +63,7 @@ class LabellingProgress(L.Callback):
     ) -> None:
         """Count a batch."""
         if self._progress is not None:
-            self._progress.add(len(batch.row))
+            self._progress.add(len(batch.row) * trainer.world_size)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the terminal in order, also after an error."""

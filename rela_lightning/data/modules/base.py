@@ -54,7 +54,9 @@ class ImageData(DualDataModule):
             draw, split, on all devices.
         labels_per_class: Train on so few labelled images of each class, the same in each epoch; None for all images.
         seed: Seed of these draws, and of the views that `device_views` makes.
-        drop_last: Leave out the last training batch where it is not full: most methods need full ones.
+        drop_last: Leave out the last training batch where it is not full: most methods need full ones. `auto` goes by
+            the attribute `drop_last` of the module being trained, else true: `FineTune` keeps it, but for a last batch
+            of one image, which batch norm cannot take.
         bank: Whether validation starts with a loader of training images under the probe view, which `KNNProbe` takes
             as its bank. `auto`: where the trainer has a `KNNProbe`, and then at most its `max_bank` images, evenly
             spaced.
@@ -103,7 +105,7 @@ class ImageData(DualDataModule):
         data_ratio: float = 1.0,
         labels_per_class: int | None = None,
         seed: int = 0,
-        drop_last: bool = True,
+        drop_last: bool | Literal["auto"] = "auto",
         bank: bool | Literal["auto"] = "auto",
         persistent_workers: bool = True,
         pin_memory: bool | None = None,
@@ -223,14 +225,15 @@ class ImageData(DualDataModule):
             sampler = RankedBudget(dataset, self.data_ratio, seed=self.seed, num_replicas=replicas, rank=rank)
             sampler.set_epoch(getattr(self.trainer, "current_epoch", 0))  # workers prefetch before Lightning sets it
         rows = len(sampler) if sampler is not None else -(-len(dataset) // replicas)
-        if self.drop_last and rows < self.batch_size:
+        drop_last = self._drops_last(rows)
+        if drop_last and rows < self.batch_size:
             raise DataError(
                 "The training images do not fill one batch.",
                 expected=f"at least batch_size={self.batch_size} images on each device in an epoch",
                 found=f"{rows} of {len(dataset)}, with data_ratio={self.data_ratio} on {replicas} device(s)",
-                do="set a smaller batch_size, or drop_last=False",
+                do="set a smaller batch_size (--data.batch_size), or drop_last=False (--data.drop_last false)",
             )
-        return self._loader(dataset, shuffle=sampler is None, sampler=sampler, drop_last=self.drop_last)
+        return self._loader(dataset, shuffle=sampler is None, sampler=sampler, drop_last=drop_last)
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """Validation images under the probe view, after the bank where there is one; empty without labels."""
@@ -289,8 +292,17 @@ class ImageData(DualDataModule):
     def _views_name(self) -> str:
         if self.views != "auto":
             return str(self.views)
-        wanted = getattr(getattr(self.trainer, "lightning_module", None), "views", None)
+        wanted = self._asked("views")
         return wanted if isinstance(wanted, str) and wanted in VIEWS else "two"
+
+    def _drops_last(self, rows: int) -> bool:
+        if self.drop_last != "auto":
+            return self.drop_last
+        return self._asked("drop_last") is not False or (rows > self.batch_size and rows % self.batch_size == 1)
+
+    def _asked(self, name: str) -> Any:
+        """What the module being trained says of its batches; None where it says nothing."""
+        return getattr(getattr(self.trainer, "lightning_module", None), name, None)
 
     def _build(self, name: str) -> Callable[[Any], Any]:
         return build_views(
