@@ -118,7 +118,9 @@ def _as_one(group: Sequence[Run]) -> dict[str, Any]:
         "steps": round(statistics.fmean(run["steps"] for run in group)),
         "switch_seconds": statistics.fmean(switches) if len(switches) == len(group) else None,
         "seeds": [run.get("seed") for run in group],
-        "interval": {name: of_mean([run[name] for run in group]) for name in ACCURACIES if name in mean},
+        "interval": {
+            name: of_mean([run[name] for run in group]) for name in ACCURACIES if isinstance(mean.get(name), float)
+        },
         "bill": mean_bill([run.get("bill") or {} for run in group]),
         "history": _mean_history([run.get("history", []) for run in group]),
     }
