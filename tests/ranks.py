@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import multiprocessing
 import os
@@ -38,8 +39,11 @@ def two_ranks(run: Callable[..., None], *arguments: Any, timeout: float = 600.0)
         files = [Path(folder) / str(rank) for rank in (0, 1)]
         fork = multiprocessing.get_context("fork")
         ranks = [fork.Process(target=_rank, args=(rank, port, files[rank], run, arguments)) for rank in (0, 1)]
+        gc.collect()
+        gc.freeze()  # what ends threads when it is collected, such as a session of ONNX Runtime, would wait for ever there
         for process in ranks:
             process.start()
+        gc.unfreeze()
         end = time.monotonic() + timeout
         while any(process.is_alive() for process in ranks) and time.monotonic() < end:
             ranks[0].join(0.05)

@@ -186,6 +186,5 @@ def test_bad_input_is_refused_readably(script, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="needs the marks"):
         call(methods, monkeypatch, "table", "--results", tmp_path / "rows.jsonl", "--page", tmp_path / "page.md")
     assert "there is no part stepps" in refused(gpu, monkeypatch, capsys, "stepps", "--device", "cpu", "--tiny")
-    assert "goes with --tiny" in refused(gpu, monkeypatch, capsys, "--device", "cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no GPU here" in refused(gpu, monkeypatch, capsys)
