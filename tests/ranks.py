@@ -40,7 +40,7 @@ def two_ranks(run: Callable[..., None], *arguments: Any, timeout: float = 600.0)
         fork = multiprocessing.get_context("fork")
         ranks = [fork.Process(target=_rank, args=(rank, port, files[rank], run, arguments)) for rank in (0, 1)]
         gc.collect()
-        gc.freeze()  # what ends threads when it is collected, such as a session of ONNX Runtime, would wait for ever there
+        gc.freeze()  # what ends threads when it is collected, as a session of ONNX Runtime, would wait there for ever
         for process in ranks:
             process.start()
         gc.unfreeze()
