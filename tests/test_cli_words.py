@@ -21,7 +21,7 @@ def test_another_prior_is_named_and_how_to_replace_it(targets: Path, capsys: Any
     other = [PRIOR[0].replace("resnet-9", "resnet-18"), *PRIOR[1:]]
     text = said(["targets", *other, DIGITS, "--path=t"], capsys)
     assert "built with another prior" in text and "--overwrite true" in text and "overwrite=True" not in text
-    assert "random:lightly:resnet-9 (" in text and "random:lightly:resnet-18 (" in text
+    assert "random:lightly:resnet-9, width" in text and "random:lightly:resnet-18, width" in text
     assert "Preprocess(" not in text, "it is the same"
     text = said(["targets", *other[:1], PRIOR[1].replace("32", "40"), DIGITS, "--path=t"], capsys)
     assert "image_size=(40, 40)" in text and "image_size=(32, 32)" in text
