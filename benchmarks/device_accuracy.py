@@ -55,6 +55,8 @@ def report() -> None:
         for measure in ("linear_top1", "knn_top1"):
             kinds = [{r["seed"]: 100 * r[measure] for r in own if r["device_views"] is kind} for kind in (False, True)]
             seeds = sorted(kinds[0].keys() & kinds[1].keys())
+            if not seeds:
+                continue
             each = " -> ".join(shown([kind[seed] for seed in seeds]) for kind in kinds)
             apart = shown([kinds[1][seed] - kinds[0][seed] for seed in seeds], "+.2f")
             print(f"{step}, {steps:,} steps, {measure}: {each}, difference {apart}, {len(seeds)} seeds")
