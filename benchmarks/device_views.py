@@ -25,9 +25,9 @@ import torch
 from common import header, quiet_lightning, write_result
 from journal import without_paths
 from PIL import Image
-from speed import MODES, Meter, Mode, Seconds, Window, build, free_memory, trainer_of
+from speed import MODES, Meter, Mode, Seconds, Window, build, free_memory, small_prior, trainer_of
 
-from rela_lightning import ReLACallback, build_targets, load_prior
+from rela_lightning import ReLACallback, build_targets
 from rela_lightning.data import ImageData
 from rela_lightning.schedules import Mix, TransportOnly
 
@@ -99,7 +99,7 @@ def labelling_seconds(options: argparse.Namespace, pieces: Pieces, *, on_device:
     with tempfile.TemporaryDirectory() as folder:
         meter.start()
         build_targets(
-            _prior(), data.dataset("train"), Path(folder) / "t", trainer=trainer_of(options, "32-true"),
+            small_prior(), data.dataset("train"), Path(folder) / "t", trainer=trainer_of(options, "32-true"),
             num_workers=options.workers,
         )  # fmt: skip
         meter.stop()
@@ -112,7 +112,7 @@ def compare(options: argparse.Namespace, mode: Mode) -> dict[str, Any]:
     found: dict[str, dict[str, list[Seconds]]] = {v: {kind: [] for kind in KINDS} for v in (*STEPS, "labelling")}
     with tempfile.TemporaryDirectory() as folder:
         targets = Path(folder) / "targets"
-        build_targets(_prior(), PieceData(pieces).dataset("train"), targets, views=2)
+        build_targets(small_prior(), PieceData(pieces).dataset("train"), targets, views=2)
         for turn, variant in itertools.product(range(options.rounds), found):
             for kind in sorted(KINDS, reverse=bool(turn % 2)):
                 if variant == "labelling":
@@ -134,10 +134,6 @@ def summary(seconds: dict[str, list[Seconds]]) -> dict[str, Any]:
         "processor_time_ratio": statistics.median(ratios["processor"]),
         "of_each_round": ratios,
     }
-
-
-def _prior() -> Any:
-    return load_prior("random:lightly:resnet-9", image_size=32, mean=0.5, std=0.5, seed=0)
 
 
 def lines(table: dict[str, Any]) -> list[str]:

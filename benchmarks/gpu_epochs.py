@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from device_views import PieceData, Pieces, step_seconds
-from gpu_steps import BARE, small_prior
-from speed import MODES, Seconds, bare, summary
+from gpu_steps import BARE
+from speed import MODES, Seconds, bare, small_prior, summary
 
 from rela_lightning import build_targets
 

@@ -10,11 +10,11 @@ from typing import Any
 import lightning.pytorch as L
 import torch
 from overhead import VARIANTS
-from speed import MODES, Meter, Mode, Seconds, Window, bare, build, free_memory, summary, trainer_of
+from speed import MODES, Meter, Mode, Seconds, Window, bare, build, free_memory, small_prior, summary, trainer_of
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from rela_lightning import ReLACallback, build_targets, load_prior
+from rela_lightning import ReLACallback, build_targets
 
 BARE = {
     "bare, two views and teacher": {"views": 2, "teacher": True},  # the backbone's part of `alone`
@@ -49,11 +49,6 @@ def random_images(count: int, size: int) -> list[Tensor]:
     """Uint8 images `[3, size, size]`, the same at every call."""
     generator = torch.Generator().manual_seed(0)
     return list(torch.randint(256, (count, 3, size, size), dtype=torch.uint8, generator=generator))
-
-
-def small_prior() -> Any:
-    """Untrained, and 512 wide, as CLIP's."""
-    return load_prior("random:lightly:resnet-9", image_size=32, mean=0.5, std=0.5, seed=0)
 
 
 def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:

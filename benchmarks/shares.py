@@ -21,10 +21,9 @@ from typing import Any, NamedTuple
 import torch
 from common import header, quiet_lightning
 from device_views import PieceData, Pieces
-from gpu_steps import small_prior
 from journal import without_paths
 from overhead import SKIP, VARIANTS, Clock
-from speed import MODES, build, trainer_of
+from speed import MODES, build, small_prior, trainer_of
 
 from rela_lightning import ReLACallback, build_targets
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import lightning.pytorch as L
 import torch
 
-from rela_lightning import methods
+from rela_lightning import load_prior, methods
+from rela_lightning.priors import Prior
 
 
 class Mode(NamedTuple):
@@ -124,6 +125,11 @@ def build(options: argparse.Namespace, mode: Mode) -> methods.BYOL:
         for network in (module.backbone, module.teacher_backbone):
             network.compile(backend=options.compiler)
     return module
+
+
+def small_prior() -> Prior:
+    """Untrained, and 512 wide, as CLIP's."""
+    return load_prior("random:lightly:resnet-9", image_size=32, mean=0.5, std=0.5, seed=0)
 
 
 def autocast(device: str, precision: str) -> Any:

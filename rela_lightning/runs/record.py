@@ -102,12 +102,12 @@ class RunRecord(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A batch is there: what was waited for is put down."""
-        self._bill.begin(_phase_number(trainer), countable=self._alone and not self._compiled)
+        self._bill.begin(_number(_phase(trainer)), countable=self._alone and not self._compiled)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Put the step down; note when transport ended."""
-        self._bill.end(_phase_number(trainer))
-        phase = getattr(_rela(trainer), "phase", None)
+        phase = _phase(trainer)
+        self._bill.end(_number(phase))
         if self._switched is None and phase is not None and phase.weights == SSL_ONLY:
             self._switched = round(self.seconds, 3)
 
@@ -217,9 +217,13 @@ def _steps_ahead(trainer: Any) -> int:
     return int(min(ends))
 
 
-def _phase_number(trainer: Any) -> int:
+def _phase(trainer: Any) -> Any:
+    """The phase of the batch at hand; None without ReLA."""
+    return getattr(_rela(trainer), "phase", None)
+
+
+def _number(phase: Any) -> int:
     """As logged: 0 transport, 1 both, 2 the module's own objective, also without ReLA."""
-    phase = getattr(_rela(trainer), "phase", None)
     return 2 if phase is None else int(phase.number)
 
 
