@@ -60,11 +60,12 @@ class Decoded(ImageData):
 
     Args:
         images: For training.
+        colour: Strengths of the colour jitter that differ from SimCLR's, such as `cj_sat`.
         options: Of `ImageData`.
     """
 
-    def __init__(self, images: Images, **options: Any) -> None:
-        views = {"min_scale": 0.2, "cj_strength": 0.5, "gaussian_blur": 0.0}
+    def __init__(self, images: Images, *, colour: dict[str, float] | None = None, **options: Any) -> None:
+        views = {"min_scale": 0.2, "cj_strength": 0.5, "gaussian_blur": 0.0, **(colour or {})}
         normalised: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.25] * 3}
         super().__init__(image_size=SIZE, views="simclr", views_kwargs=views, drop_last=True, **normalised, **options)
         self.images = images

@@ -24,10 +24,11 @@ from typing import Any
 
 import lightning.pytorch as L
 import torch
+from candidates import Decoded
 from common import header, quiet_lightning
 from images import Images, SSLViews, load_splits, plain_view
 from journal import Journal, without_paths
-from networks import METHODS, build, fit, prior_of
+from networks import METHODS, bare_trainer, build, fit, prior_of
 from variants import KINDS, STORES, VARIANTS, callback_of, in_words, kinds_of
 from virtual_clock import VirtualClock
 
@@ -205,7 +206,12 @@ def one_run(
     if options.channels_last:
         module.to(memory_format=torch.channels_last)
     begun = time.perf_counter()
-    fit(module, train.rows(range(len(train)), views_of(method)), settings, seed, clock, *callbacks)
+    if options.views == "batch":
+        data = Decoded(train, colour=LIKE_SSL_VIEWS, batch_size=settings["batch_size"], device_views=True, seed=seed)
+        torch.manual_seed(seed)
+        bare_trainer(clock, *callbacks).fit(module, datamodule=data)
+    else:
+        fit(module, train.rows(range(len(train)), views_of(method)), settings, seed, clock, *callbacks)
     wall = time.perf_counter() - begun
     return {
         "method": method,
@@ -219,8 +225,10 @@ def one_run(
     }
 
 
+LIKE_SSL_VIEWS = {"cj_sat": 0.4}
+"""With this, views made in batches are drawn as `SSLViews` draws them."""
 SHOWN = ("method", "variant", "budget", "seed", "steps", "linear_top1", "knn_top1")
-KEY = ("asked", "variant", "prior", "data", "images", "budget", "seconds_full", "seed", "settings")
+KEY = ("asked", "variant", "prior", "data", "images", "budget", "seconds_full", "seed", "settings", "views")
 """What makes a run the same run."""
 
 
@@ -255,6 +263,7 @@ def work(options: argparse.Namespace) -> None:
         prior = options.prior if VARIANTS[job["variant"]] is not None else None
         row = {**job, "asked": options.method, "prior": prior, "data": options.data, "images": len(splits.train)}
         row |= {"seconds_full": options.seconds, "callback": in_words(job["variant"])}
+        row |= {"views": "batch"} if options.views == "batch" else {}
         if journal.has(row):
             continue
         if options.action == "run":  # choices are made on validation images, whose accuracies stand beside
@@ -307,6 +316,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--shard", default="0/1")
     parser.add_argument("--channels-last", action="store_true", help="run so: quicker on a CPU, equal up to rounding")
+    parser.add_argument("--views", choices=("image", "batch"), default="image", help="made for an image, or a batch")
     parser.add_argument("--choose", action="store_true", help="after tuning, keep the best settings")
     parser.add_argument("--steps", type=int, default=8, help="steps of a calibration run, 3 of them warm-up")
     parser.add_argument("--rounds", type=int, default=6)
