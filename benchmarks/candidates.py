@@ -20,6 +20,8 @@ from rela_lightning.demo.prior import PRIOR_FILE, PRIOR_SETTINGS
 from rela_lightning.files import write_whole
 
 SIZE = 32
+COLOURS = {"min_scale": 0.2, "cj_strength": 0.5, "gaussian_blur": 0.0}
+"""Of SimCLR's views at this size: without blur, as is usual."""
 TEXTURES = (
     "brick.png", "cell.png", "chelsea.png", "coffee.png", "coins.png", "grass.png", "gravel.png",
     "hubble_deep_field.jpg", "ihc.png", "moon.png", "page.png", "retina.jpg", "rocket.jpg", "text.png",
@@ -65,7 +67,7 @@ class Decoded(ImageData):
     """
 
     def __init__(self, images: Images, *, colour: dict[str, float] | None = None, **options: Any) -> None:
-        views = {"min_scale": 0.2, "cj_strength": 0.5, "gaussian_blur": 0.0, **(colour or {})}
+        views = {**COLOURS, **(colour or {})}
         normalised: dict[str, Any] = {"mean": [0.5] * 3, "std": [0.25] * 3}
         super().__init__(image_size=SIZE, views="simclr", views_kwargs=views, drop_last=True, **normalised, **options)
         self.images = images
