@@ -228,8 +228,8 @@ def one_run(
 LIKE_SSL_VIEWS = {"cj_sat": 0.4}
 """With this, views made in batches are drawn as `SSLViews` draws them."""
 SHOWN = ("method", "variant", "budget", "seed", "steps", "linear_top1", "knn_top1")
-KEY = ("asked", "variant", "prior", "data", "images", "budget", "seconds_full", "seed", "settings", "views")
-"""What makes a run the same run."""
+KEY = ("asked", "variant", "prior", "data", "images", "budget", "seconds_full", "seed", "settings")
+"""What makes a run the same run; views of both kinds are the same in distribution (view_agreement.py)."""
 
 
 def private_paths(options: argparse.Namespace) -> dict[str, Path]:

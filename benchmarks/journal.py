@@ -16,7 +16,7 @@ class Journal:
 
     Args:
         path: The file; made with the first run.
-        key: Names of the values that make a run the same run; a run from before a name has none there.
+        key: Names of the values that make a run the same run.
         private: Name to write instead of a path, for the paths that may be in the command line.
     """
 
@@ -41,7 +41,7 @@ class Journal:
             file.write(json.dumps({**run, **head}) + "\n")
 
     def _key(self, run: dict[str, Any]) -> str:
-        return json.dumps([run.get(name) for name in self.key], sort_keys=True)
+        return json.dumps([run[name] for name in self.key], sort_keys=True)
 
 
 def without_paths(command: str, private: dict[str, Path]) -> str:
