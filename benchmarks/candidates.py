@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from images import Images, Splits, SSLViews, load_splits
+from images import Images, Rows, Splits, SSLViews, load_splits
 from networks import bare_trainer, build, fit, prior_of
 from PIL import Image
 from torch import Tensor, nn
@@ -74,27 +74,7 @@ class Decoded(ImageData):
 
     def source(self, split: str) -> Any:
         """The images as torchvision's data sets in memory hand them out."""
-        return Rows(self.images) if split == "train" else None
-
-
-class Rows:
-    """`dataset[i] -> (PIL image, label)`, with the pixels in `data`.
-
-    Args:
-        images: The images.
-    """
-
-    def __init__(self, images: Images) -> None:
-        self.data: Any = images.images.permute(0, 2, 3, 1).numpy()
-        self.targets = images.labels.tolist()
-
-    def __len__(self) -> int:
-        """Number of images."""
-        return len(self.data)
-
-    def __getitem__(self, row: int) -> tuple[Image.Image, int]:
-        """An image, and its label."""
-        return Image.fromarray(self.data[row]), self.targets[row]
+        return Rows.of(self.images) if split == "train" else None
 
 
 def train(data: Decoded, settings: dict[str, Any], seed: int, steps: int, *callbacks: Any) -> Any:

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 from common import header, quiet_lightning, write_result
+from images import Rows
 from journal import without_paths
-from PIL import Image
 from speed import MODES, Meter, Mode, Seconds, Window, build, free_memory, small_prior, trainer_of
 
 from rela_lightning import ReLACallback, build_targets
@@ -42,33 +42,23 @@ STEPS: dict[str, dict[str, Any] | None] = {
 KINDS = {"one at a time": False, "on the device": True}
 
 
-class Pieces:
-    """Pieces of photographs, uint8 in memory, handed out as PIL images; labels are 0."""
+def pieces_of_photographs(count: int, size: int) -> Rows:
+    """Pieces of scikit-learn's photographs, all of one class."""
+    from sklearn.datasets import load_sample_images
 
-    def __init__(self, count: int, size: int) -> None:
-        from sklearn.datasets import load_sample_images
-
-        generator, photos = np.random.default_rng(0), load_sample_images().images
-        self.data = np.empty((count, size, size, 3), np.uint8)
-        for row in range(count):
-            photo = photos[row % 2]
-            top, left = (int(generator.integers(0, side - size)) for side in photo.shape[:2])
-            self.data[row] = photo[top : top + size, left : left + size]
-        self.targets = [0] * count
-
-    def __len__(self) -> int:
-        """Number of pieces."""
-        return len(self.data)
-
-    def __getitem__(self, row: int) -> tuple[Image.Image, int]:
-        """A piece, and its label."""
-        return Image.fromarray(self.data[row]), 0
+    generator, photos = np.random.default_rng(0), load_sample_images().images
+    data = np.empty((count, size, size, 3), np.uint8)
+    for row in range(count):
+        photo = photos[row % 2]
+        top, left = (int(generator.integers(0, side - size)) for side in photo.shape[:2])
+        data[row] = photo[top : top + size, left : left + size]
+    return Rows(data, [0] * count)
 
 
 class PieceData(ImageData):
     """The pieces as a data module, without validation."""
 
-    def __init__(self, pieces: Pieces, **options: Any) -> None:
+    def __init__(self, pieces: Rows, **options: Any) -> None:
         super().__init__(image_size=pieces.data.shape[1], views="byol", **options)
         self.pieces = pieces
 
@@ -78,7 +68,7 @@ class PieceData(ImageData):
 
 
 def step_seconds(
-    options: argparse.Namespace, mode: Mode, pieces: Pieces, targets: Path, variant: str, *, on_device: bool
+    options: argparse.Namespace, mode: Mode, pieces: Rows, targets: Path, variant: str, *, on_device: bool
 ) -> Seconds:
     """Of a training step, for an image; after `warmup` steps, and after decoding."""
     held, meter = free_memory(options), Meter(options.device)
@@ -93,7 +83,7 @@ def step_seconds(
     return meter.each(options.steps * options.batch_size, held)
 
 
-def labelling_seconds(options: argparse.Namespace, pieces: Pieces, *, on_device: bool) -> Seconds:
+def labelling_seconds(options: argparse.Namespace, pieces: Rows, *, on_device: bool) -> Seconds:
     """Of `build_targets`, for an image."""
     meter, data = Meter(options.device), PieceData(pieces, device_views=on_device)
     with tempfile.TemporaryDirectory() as folder:
@@ -108,7 +98,7 @@ def labelling_seconds(options: argparse.Namespace, pieces: Pieces, *, on_device:
 
 def compare(options: argparse.Namespace, mode: Mode) -> dict[str, Any]:
     """Both kinds of every step, and of labelling, round after round."""
-    pieces = Pieces(options.batch_size * (options.warmup + options.steps), options.size)
+    pieces = pieces_of_photographs(options.batch_size * (options.warmup + options.steps), options.size)
     found: dict[str, dict[str, list[Seconds]]] = {v: {kind: [] for kind in KINDS} for v in (*STEPS, "labelling")}
     with tempfile.TemporaryDirectory() as folder:
         targets = Path(folder) / "targets"

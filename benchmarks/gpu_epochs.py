@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from device_views import PieceData, Pieces, step_seconds
+from device_views import PieceData, pieces_of_photographs, step_seconds
 from gpu_steps import BARE
 from speed import MODES, Seconds, bare, small_prior, summary
 
@@ -25,7 +25,7 @@ CIFAR10 = 50_000
 def measure(options: argparse.Namespace, name: str) -> dict[str, Any]:
     """Rates in a mode; the ratio is to the bare step of the same round."""
     own = argparse.Namespace(**{**vars(options), "size": 32, **options.epochs})
-    pieces, targets = Pieces(own.epoch_images, own.size), Path(options.folder) / "targets-of-epochs"
+    pieces, targets = pieces_of_photographs(own.epoch_images, own.size), Path(options.folder) / "targets-of-epochs"
     if not targets.exists():
         build_targets(small_prior(), PieceData(pieces).dataset("train"), targets, num_workers=own.workers)
     found: dict[str, list[tuple[Seconds, Seconds]]] = {kind: [] for kind in KINDS}

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.datasets import FashionMNIST, ImageFolder
@@ -37,6 +39,31 @@ class Images(Dataset):
         """Some of the images, under another transform."""
         index = torch.as_tensor(np.asarray(rows))
         return Images(self.images[index], self.labels[index], transform)
+
+
+class Rows:
+    """Images as torchvision's data sets in memory hand them out: `dataset[i] -> (PIL image, label)`.
+
+    Args:
+        data: Pixels, uint8 `[N, H, W, 3]`.
+        targets: Labels.
+    """
+
+    def __init__(self, data: NDArray[np.uint8], targets: list[int]) -> None:
+        self.data, self.targets = data, targets
+
+    @classmethod
+    def of(cls, images: Images) -> Rows:
+        """The same images without a transform."""
+        return cls(images.images.permute(0, 2, 3, 1).numpy(), images.labels.tolist())
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> tuple[Image.Image, int]:
+        """An image, and its label."""
+        return Image.fromarray(self.data[row]), self.targets[row]
 
 
 class Splits(NamedTuple):

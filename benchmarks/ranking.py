@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from candidates import Decoded, Rows, candidates, splits_of, train
+from candidates import Decoded, candidates, splits_of, train
 from common import quiet_lightning
 from convergence import accuracy, now, settings_of
-from images import Splits
+from images import Rows, Splits
 from journal import Journal
 from networks import BACKBONE
 from ranking_report import report
@@ -41,7 +41,7 @@ def rank(options: argparse.Namespace, journal: Journal, data: str, splits: Split
         job = {"data": data, "images": len(splits.train), "samples": samples, "student_steps": options.student_steps}
         if journal.has(job):
             continue
-        priors, images = candidates(options.data_root), Rows(splits.train)
+        priors, images = candidates(options.data_root), Rows.of(splits.train)
         begun = now()
         rank_priors(priors, images, num_samples=samples)
         alone = now() - begun

@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 
 import torch
 from common import header, quiet_lightning
-from device_views import PieceData, Pieces
+from device_views import PieceData, pieces_of_photographs
+from images import Rows
 from journal import without_paths
 from overhead import SKIP, VARIANTS, Clock
 from speed import MODES, build, small_prior, trainer_of
@@ -55,7 +56,7 @@ PARTS = {
 """What is added up of each part."""
 
 
-def profile(options: argparse.Namespace, variant: str, targets: Path, pieces: Pieces) -> pstats.Stats:
+def profile(options: argparse.Namespace, variant: str, targets: Path, pieces: Rows) -> pstats.Stats:
     """A profile of the steps of one kind, after the first ones."""
     torch.manual_seed(0)
     profiler = cProfile.Profile()
@@ -108,7 +109,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     options.device, options.compiler, options.cifar_stem = "cpu", "", False
     options.backbone, options.backbone_kwargs = "lightly:resnet-9", {"width": 0.25}
-    pieces, head = Pieces(options.batch_size * (options.steps + SKIP), 32), header(seeds=[0])
+    pieces, head = pieces_of_photographs(options.batch_size * (options.steps + SKIP), 32), header(seeds=[0])
     head["command"] = without_paths(head["command"], {"OUT": options.out})
     text = [f"{name}: {value}" for name, value in head.items()]
     with tempfile.TemporaryDirectory() as folder:
