@@ -78,6 +78,7 @@ def test_other_names_are_no_paths() -> None:
 def test_the_command_finds_it_in_the_current_folder_and_exports_it(mynet: Path) -> None:
     words = ["--model=BYOL", "--model.backbone=mynet.MyNet", "--model.backbone_kwargs={width: 10}", "--data=DigitsData"]
     quick = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu", "--name=own"]
+    quick.append("--data.batch_size=32")
 
     def command(*words: str) -> int:  # as the console script: Python looks where that lies, not where we are
         sys.argv, sys.path = ["rela", *words], [place for place in sys.path if Path(place).resolve() != mynet]
