@@ -9,17 +9,15 @@ import re
 import runpy
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import sklearn.datasets
-from sklearn.utils import Bunch
 
 from rela_lightning import TargetStore
 from tests.ranks import succeeded
 
+pytestmark = pytest.mark.usefixtures("few_images")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -41,16 +39,6 @@ def load(name: str) -> Any:
 def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_images() -> Iterator[None]:
-    """A third of the digits: 450 to train on, 150 to test."""
-    whole = sklearn.datasets.load_digits()
-    few = Bunch(images=whole.images[:600], target=whole.target[:600], target_names=whole.target_names)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
-        yield
 
 
 @pytest.fixture(scope="module")
