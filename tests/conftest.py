@@ -53,6 +53,19 @@ def own_modules(tmp_path: Path) -> Iterator[None]:
             del sys.modules[name]
 
 
+@pytest.fixture(scope="module")
+def few_images() -> Iterator[None]:
+    """A third of the digits: 450 to train on, 150 to test."""
+    import sklearn.datasets
+    from sklearn.utils import Bunch
+
+    whole = sklearn.datasets.load_digits()
+    few = Bunch(images=whole.images[:600], target=whole.target[:600], target_names=whole.target_names)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", lambda: few)
+        yield
+
+
 @pytest.fixture(scope="session")
 def digits64():
     """The first 64 training digits, no transform, as `(image, label)`."""

@@ -1,8 +1,10 @@
-"""Two processes of one job, forked from this one: nothing is imported anew, as an interpreter of its own would."""
+"""Processes forked from this one: nothing is imported anew, as an interpreter of its own would."""
 
 from __future__ import annotations
 
+import functools
 import gc
+import importlib
 import logging
 import multiprocessing
 import os
@@ -10,9 +12,12 @@ import socket
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 
 _GRACE = 30.0  # seconds that a rank has to end once another has failed
 
@@ -24,35 +29,50 @@ class Rank(NamedTuple):
     output: str
 
 
-def two_ranks(run: Callable[..., None], *arguments: Any, timeout: float = 600.0) -> list[Rank]:
+def two_ranks(run: Callable[..., Any], *arguments: Any, timeout: float = 600.0) -> list[Rank]:
     """Call a function on ranks 0 and 1, where a Trainer of two devices under plain `ddp` takes them for its own.
 
     Args:
-        run: What each rank does; what it raises is printed, and its exit code is 1.
+        run: What each rank does; what it raises is printed, and its exit code is 1. A number that it returns is the
+            exit code.
         arguments: Of `run`.
         timeout: Seconds after which ranks are killed.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    return forks(*(functools.partial(_rank, rank, port, run, arguments) for rank in (0, 1)), timeout=timeout)
+
+
+def spawned() -> Strategy:
+    """`ddp_spawn` on two processes: whatever they are given is pickled, and our package is imported anew in each.
+
+    They begin as copies of a process that has imported what takes seconds and is not ours.
+    """
+    multiprocessing.set_forkserver_preload(["lightning.pytorch", "torchvision.transforms.v2", "sklearn.datasets"])
+    return DDPStrategy(start_method="forkserver")
+
+
+def forks(*runs: Callable[[], Any], timeout: float = 600.0) -> list[Rank]:
+    """Call functions side by side, each in a process of its own that begins as a copy of this one."""
     with tempfile.TemporaryDirectory() as folder:
-        files = [Path(folder) / str(rank) for rank in (0, 1)]
+        files = [Path(folder) / str(number) for number in range(len(runs))]
         fork = multiprocessing.get_context("fork")
-        ranks = [fork.Process(target=_rank, args=(rank, port, files[rank], run, arguments)) for rank in (0, 1)]
+        processes = [fork.Process(target=_process, args=each) for each in zip(files, runs, strict=True)]
         gc.collect()
         gc.freeze()  # what ends threads when it is collected, as a session of ONNX Runtime, would wait there for ever
-        for process in ranks:
+        for process in processes:
             process.start()
         gc.unfreeze()
         end = time.monotonic() + timeout
-        while any(process.is_alive() for process in ranks) and time.monotonic() < end:
-            ranks[0].join(0.05)
-            if any(process.exitcode for process in ranks):
+        while any(process.is_alive() for process in processes) and time.monotonic() < end:
+            processes[0].join(0.05)
+            if any(process.exitcode for process in processes):
                 end = min(end, time.monotonic() + _GRACE)
-        for process in ranks:
+        for process in processes:
             process.kill()
             process.join()
-        return [Rank(process.exitcode, file.read_text()) for process, file in zip(ranks, files, strict=True)]
+        return [Rank(process.exitcode, file.read_text()) for process, file in zip(processes, files, strict=True)]
 
 
 def succeeded(run: Callable[..., None], *arguments: Any) -> list[str]:
@@ -62,17 +82,21 @@ def succeeded(run: Callable[..., None], *arguments: Any) -> list[str]:
     return [rank.output for rank in ranks]
 
 
-def _rank(number: int, port: int, file: Path, run: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+def _rank(number: int, port: int, run: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+    os.environ |= {"LOCAL_RANK": str(number), "OMP_NUM_THREADS": "1"}
+    return run(*arguments)
+
+
+def _process(file: Path, run: Callable[[], Any]) -> None:
     written = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(written, 1)
     os.dup2(written, 2)
-    sys.stdout, sys.stderr = (os.fdopen(os.dup(written), "w", buffering=1) for _ in range(2))
+    sys.stdout = sys.__stdout__ = os.fdopen(os.dup(written), "w", buffering=1)
+    sys.stderr = sys.__stderr__ = os.fdopen(os.dup(written), "w", buffering=1)
     for name in (None, "lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "rela_lightning"):
-        for handler in logging.getLogger(
-            name
-        ).handlers:  # those of pytest collect, and those of Lightning hold its stderr
+        for handler in logging.getLogger(name).handlers:  # those of pytest collect, those of Lightning hold its stderr
             if isinstance(handler, logging.StreamHandler):
                 handler.stream = sys.stderr
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "NODE_RANK": "0"}
-    os.environ |= {"LOCAL_RANK": str(number), "OMP_NUM_THREADS": "1"}
-    run(*arguments)
+    importlib.reload(warnings)  # those are written too, not collected
+    sys.exit(run())

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import ast
+import contextlib
+import functools
+import io
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.ranks import forks
 
 ROOT = Path(__file__).parents[1]
 NAME = "squares"
@@ -84,29 +87,38 @@ STEPS: dict[
     "A loss": [("losses.py", LOSS)],
     "A command": [("cli/NAME.py", COMMAND), ("cli/command.py+COMMANDS", '"squares": ("PLACE:squares", "a square"), ')],
 }
-FOLLOWED = """
-import contextlib, io, json
-import torch
-from rela_lightning.cli import main
 
-def said(*words):
-    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
-        main(list(words))
-    return out.getvalue()
 
-from rela_lightning import load_prior
-from rela_lightning.methods import build_backbone
-from rela_lightning.losses import resolve_loss
-prior = load_prior("squares:2")
-fit = ["fit", "--model=Squares", "--model.power=4", "--data=DigitsData", "--print_config",
-       "--trainer.callbacks+=ReLACallback", "--trainer.callbacks.targets=t", "--trainer.callbacks.loss=squares",
-       "--trainer.callbacks.schedule=rela_lightning.schedules.Squares", "--trainer.callbacks.schedule.share=0.25"]
-print(json.dumps({
-    "prior": [prior.feature_dim, prior(torch.ones(1, 3, 16, 16)).tolist()], "backbone": build_backbone("squares:3")[1],
-    "loss": float(resolve_loss("squares")(torch.ones(2, 2), torch.zeros(2, 2))), "fit": said(*fit),
-    "help": said("squares", "--help"), "command": said("squares", "7"),
-}))
-"""
+def follow(root: Path) -> None:
+    """In a process of its own: what the copy of the package says."""
+    for name in [name for name in sys.modules if name.partition(".")[0] == "rela_lightning"]:
+        del sys.modules[name]
+    sys.path.insert(0, str(root))
+    import torch
+
+    from rela_lightning import load_prior
+    from rela_lightning.cli import main
+    from rela_lightning.losses import resolve_loss
+    from rela_lightning.methods import build_backbone
+
+    def said(*words: str) -> str:
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
+            main(list(words))
+        return out.getvalue()
+
+    prior = load_prior("squares:2")
+    fit = ["fit", "--model=Squares", "--model.power=4", "--data=DigitsData", "--print_config"]
+    fit += ["--trainer.callbacks+=ReLACallback", "--trainer.callbacks.targets=t", "--trainer.callbacks.loss=squares"]
+    fit += ["--trainer.callbacks.schedule=rela_lightning.schedules.Squares", "--trainer.callbacks.schedule.share=0.25"]
+    found = {
+        "prior": [prior.feature_dim, prior(torch.ones(1, 3, 16, 16)).tolist()],
+        "backbone": build_backbone("squares:3")[1],
+        "loss": float(resolve_loss("squares")(torch.ones(2, 2), torch.zeros(2, 2))),
+        "fit": said(*fit),
+        "help": said("squares", "--help"),
+        "command": said("squares", "7"),
+    }
+    print(json.dumps(found))
 
 
 def section(what: str) -> str:
@@ -142,13 +154,9 @@ def followed(tmp_path_factory: Any) -> dict[str, Any]:
             else:
                 with file.open("a", encoding="utf-8") as source:
                     source.write(text)
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", FOLLOWED], cwd=root, env=environment, capture_output=True, text=True, timeout=300,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    [done] = forks(functools.partial(follow, root))
+    assert done.code == 0, done.output[-3000:]
+    return json.loads(done.output.splitlines()[-1])
 
 
 @pytest.mark.parametrize("what", STEPS)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
+from torch.utils.data import DataLoader
 
-from rela_lightning import build_targets
+from rela_lightning import ReLACallback, accelerate, build_targets
+from rela_lightning.schedules import Switch
 from tests.ddp_cases import CASES, run_all
-from tests.ranks import succeeded
+from tests.modules import PlainBYOL, byol
+from tests.parts import TwoViews, make_digits
+from tests.ranks import forks, spawned, succeeded
+from tests.test_callback import Log, fit, seeded
 from tests.test_crops import prior
 
 pytestmark = pytest.mark.slow
@@ -72,42 +74,28 @@ def test_contrast_is_with_the_targets_of_all_ranks(results: dict[str, Any]) -> N
     assert own == ours and others == theirs and own != theirs and len(own) == 8
 
 
-def test_spawned_processes_and_a_single_one(targets64: Any) -> None:
-    """`ddp_spawn` pickles module and callback, once with the callback and once through `accelerate`.
+@pytest.mark.parametrize("attach", ["callback", "accelerate"])
+def test_spawned_processes(attach: str, targets64: Any) -> None:
+    """`ddp_spawn` pickles module and callback, with the callback and through `accelerate`."""
+    module, options = PlainBYOL(), {"schedule": Switch(0.5)}
+    callbacks = [ReLACallback(targets64, **options)] if attach == "callback" else []
+    if attach == "accelerate":
+        accelerate(module, targets64, **options)
+    trainer = L.Trainer(
+        accelerator="cpu", devices=2, strategy=spawned(), max_epochs=2, callbacks=callbacks, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(make_digits(64, TwoViews()), batch_size=16))
+    assert float(trainer.callback_metrics["rela/phase"]) == 2.0
 
-    Then `ddp` with one process, which Lightning wraps too. In a process of its own: a process group outlives its fit.
-    """
-    code = """
-import sys, logging, warnings
-warnings.filterwarnings("ignore")
-from torch.utils.data import DataLoader
-import lightning.pytorch as L
-from rela_lightning import ReLACallback, accelerate
-from rela_lightning.schedules import Switch
-from tests.modules import PlainBYOL
-from tests.parts import TwoViews, make_digits
 
-if __name__ == "__main__":
-    for attach in ("callback", "accelerate"):
-        module, options = PlainBYOL(), {"schedule": Switch(0.5)}
-        callbacks = [ReLACallback(sys.argv[1], **options)] if attach == "callback" else []
-        if attach == "accelerate":
-            accelerate(module, sys.argv[1], **options)
-        trainer = L.Trainer(accelerator="cpu", devices=2, strategy="ddp_spawn", max_epochs=2, callbacks=callbacks,
-                            logger=False, enable_checkpointing=False, enable_progress_bar=False)
-        trainer.fit(module, DataLoader(make_digits(64, TwoViews()), batch_size=16))
-        assert float(trainer.callback_metrics["rela/phase"]) == 2.0
-    from tests.modules import byol
-    from tests.test_callback import Log, fit, seeded
-    log = Log()
-    fit(seeded(byol), ReLACallback(sys.argv[1], schedule=Switch(0.5)), log, strategy="ddp", devices=1)
-    print([entry["rela/phase"] for entry in log.seen])
-"""
-    root = Path(__file__).parent.parent
-    env = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    script = Path(str(targets64)).parent / "spawn.py"
-    script.write_text(code)
-    done = subprocess.run(
-        [sys.executable, str(script), str(targets64)], env=env, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.stdout.strip().endswith(str([0.0] * 4 + [2.0] * 4)), done.stderr[-3000:]
+def test_a_single_process(targets64: Any) -> None:
+    """`ddp` with one process, which Lightning wraps too; in one of its own, as a process group outlives its fit."""
+
+    def alone() -> None:
+        log = Log()
+        fit(seeded(byol), ReLACallback(targets64, schedule=Switch(0.5)), log, strategy="ddp", devices=1)
+        print([entry["rela/phase"] for entry in log.seen])
+
+    [ended] = forks(alone)
+    assert ended.output.strip().endswith(str([0.0] * 4 + [2.0] * 4)), ended.output

@@ -17,6 +17,7 @@ from sklearn.preprocessing import normalize
 import rela_lightning as rela
 from rela_lightning.diagnostics.linear_map import RIDGES
 from rela_lightning.errors import ConfigError, DataError
+from tests.ranks import forks
 
 PIXELS = load_digits().data[:120]  # 64 wide, some columns constant
 RANDOM = np.random.default_rng(0)
@@ -206,19 +207,19 @@ def test_every_dtype_is_computed_precisely(name: str, dtype: torch.dtype) -> Non
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_rows() -> None:
     """20,000 rows: 3 GB for a matrix of all pairs in float64. Peak memory is read in a process of its own."""
-    import subprocess
+    import resource
     import sys
 
-    code = (
-        "import resource, torch, rela_lightning as rela\n"
-        "x, y = torch.randn(20000, 8), torch.randn(20000, 6)\n"
-        "rela.linear_cka(x[:99], y[:99])\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "rela.transport_distance(x, y), rela.linear_cka(x, y, debiased=True), rela.effective_rank(x)\n"
-        "rela.mutual_knn(x[:12000], y[:12000]), rela.uniformity(x[:12000])\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
-    )
-    grown = int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+    def measure() -> None:
+        x, y = torch.randn(20000, 8), torch.randn(20000, 6)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        rela.transport_distance(x, y), rela.linear_cka(x, y, debiased=True), rela.effective_rank(x)
+        rela.mutual_knn(x[:12000], y[:12000]), rela.uniformity(x[:12000])
+        print("grown", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    [done] = forks(measure)
+    assert done.code == 0, done.output
+    grown = int(done.output.split()[-1])
     assert grown < 600_000 * (1024 if sys.platform == "darwin" else 1)
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from rela_lightning import TargetStore
 from tests.ranks import succeeded
 
+pytestmark = pytest.mark.usefixtures("few_images")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -39,9 +41,21 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory, few_images) -> Path:
+    """The targets of several examples, made once."""
+    from rela_lightning import build_targets, load_prior
+    from rela_lightning.data import Digits
+    from rela_lightning.demo import PRIOR_FILE, PRIOR_SETTINGS
+
+    folder = tmp_path_factory.mktemp("labelled")
+    build_targets(load_prior(f"checkpoint:{PRIOR_FILE}", **PRIOR_SETTINGS), Digits("train"), folder / "targets/digits")
+    return folder
+
+
 @pytest.fixture
 def few_steps(monkeypatch):
-    """Two batches an epoch, in both packages, without a progress bar; what the script says otherwise holds."""
+    """Two batches an epoch and of a probe, in both packages, without a bar; what the script says otherwise holds."""
     import importlib
 
     for package in ("lightning.pytorch", "pytorch_lightning"):
@@ -49,7 +63,8 @@ def few_steps(monkeypatch):
         plain = trainer.__init__
 
         def short(self: Any, *args: Any, _plain: Any = plain, **options: Any) -> None:
-            _plain(self, *args, **{"limit_train_batches": 2, "enable_progress_bar": False, **options})
+            few = {"limit_train_batches": 2, "limit_val_batches": 2, "enable_progress_bar": False}
+            _plain(self, *args, **{**few, **options})
 
         monkeypatch.setattr(trainer, "__init__", short)
 
@@ -65,9 +80,9 @@ def test_every_example_is_run_here_and_short():
 
 @pytest.mark.slow
 def test_add_callback_builds_targets_trains_and_probes(place, capsys):
-    results = load("add_callback.py").main(["--epochs", "1", "--probe-epochs", "3"])
+    results = load("add_callback.py").main(["--epochs", "2", "--probe-epochs", "9"])
     assert str({name: round(value, 4) for name, value in results.items()}) in capsys.readouterr().out
-    assert len(TargetStore("targets/digits")) == 1347
+    assert len(TargetStore("targets/digits")) == 450
     assert [path.name for path in place.iterdir()] == ["targets"]  # no logs, no checkpoints
     assert set(results) == {"knn/top1", "probe/top1"}
     assert 0.3 < min(results.values()) <= max(results.values()) <= 1  # chance is 0.1
@@ -88,7 +103,7 @@ def test_lightly_byol_in_both_packages(package, place, few_steps):
     assert 0 < results["rela/loss"] < 2
     assert -1 <= results["train_loss"] <= 1
     assert 0.2 < results["knn/top1"] <= 1
-    assert len(TargetStore("targets/digits-random")) == 1347
+    assert len(TargetStore("targets/digits-random")) == 450
     alone = main(["--epochs", "1", "--namespace", package, "--no-rela"])
     assert {"train_loss", "knn/top1"} == set(alone)
 
@@ -114,21 +129,22 @@ def test_custom_prior_is_fused_and_its_edges_are_edges(place, few_steps):
 
 
 @pytest.mark.slow
-def test_supervised_with_and_without_rela(place, few_steps):
+def test_supervised_with_and_without_rela(place, labelled, few_steps):
+    shutil.copytree(labelled, place, dirs_exist_ok=True)
     main = load("supervised.py").main
     alone, results = main(["--epochs", "1", "--no-rela"]), main(["--epochs", "1", "--switch-at", "0.5"])
     assert "rela/loss" in results and "rela/loss" not in alone
     assert {"train_loss", "val_loss", "val_top1"} <= set(results) & set(alone)
     assert results["train_loss"] != alone["train_loss"]  # one step of transport came first
-    assert len(TargetStore("targets/digits")) == 1347
+    assert len(TargetStore("targets/digits")) == 450
 
 
 @pytest.mark.slow
 def test_multi_gpu_trains_one_model_on_two_processes(place):
-    words = ["--devices", "2", "--accelerator", "cpu", "--precision", "32-true", "--epochs", "1", "--batch-size", "256"]
+    words = ["--devices", "2", "--accelerator", "cpu", "--precision", "32-true", "--epochs", "1", "--batch-size", "112"]
     output = "".join(succeeded(run, "multi_gpu.py", *words))
     results = [ast.literal_eval(line) for line in output.splitlines() if line.startswith("{")]
-    assert results == [{"devices": 2, "targets": 1347, "steps": 2, "equal": True}]
+    assert results == [{"devices": 2, "targets": 450, "steps": 2, "equal": True}]
 
 
 @pytest.mark.slow
@@ -168,8 +184,10 @@ def test_the_notebook_is_what_its_script_says(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_cells_of_the_notebook_run_in_order(place, few_steps, monkeypatch):
+def test_the_cells_of_the_notebook_run_in_order(place, labelled, few_steps, monkeypatch):
     import matplotlib
+
+    shutil.copytree(labelled, place, dirs_exist_ok=True)
 
     matplotlib.use("agg")
     import matplotlib.pyplot as plt

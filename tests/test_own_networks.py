@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import functools
 import sys
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from rela_lightning.cli import main
 from rela_lightning.errors import NetworkError
 from rela_lightning.methods import build_backbone
 from rela_lightning.networks.own import is_path
+from tests.ranks import forks
 
 CODE = """
 from torch import nn
@@ -77,14 +78,15 @@ def test_other_names_are_no_paths() -> None:
 def test_the_command_finds_it_in_the_current_folder_and_exports_it(mynet: Path) -> None:
     words = ["--model=BYOL", "--model.backbone=mynet.MyNet", "--model.backbone_kwargs={width: 10}", "--data=DigitsData"]
     quick = ["--trainer.max_steps=1", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu", "--name=own"]
+    quick.append("--data.batch_size=32")
 
-    script = mynet / "bin" / "command.py"  # as the console script: Python looks where that lies, not where we are
-    script.parent.mkdir()
-    script.write_text("import sys\nfrom rela_lightning.cli import main\nsys.exit(main())\n")
+    def command(*words: str) -> int:  # as the console script: Python looks where that lies, not where we are
+        sys.argv, sys.path = ["rela", *words], [place for place in sys.path if Path(place).resolve() != mynet]
+        return main()
 
     def rela(*words: str) -> None:
-        done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
+        [done] = forks(functools.partial(command, *words))
+        assert done.code == 0, done.output
 
     rela("fit", *words, *quick)
     rela("export", "runs/own", "own.safetensors")

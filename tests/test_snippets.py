@@ -24,6 +24,7 @@ from rela_lightning.priors import load_prior
 from rela_lightning.schedules import Switch
 from tests.image_files import write_cifar10, write_classes
 
+pytestmark = pytest.mark.usefixtures("few_images")
 ROOT = Path(__file__).parents[1]
 PAGES = {str(page.relative_to(ROOT)): page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 SMALL = {"width": 0.125}
@@ -136,7 +137,7 @@ def step() -> Any:
     """A module and its loader, as a reader has them."""
     module = BYOL("lightly:resnet-9", backbone_kwargs=SMALL)
     images = RGBImages(Digits("train"), build_views("two", 32, mean=[0.5] * 3, std=[0.5] * 3))
-    return module, DataLoader(images, batch_size=512, drop_last=True)
+    return module, DataLoader(images, batch_size=225, drop_last=True)
 
 
 class OwnBYOL(BYOL):

@@ -11,7 +11,7 @@ import pytest
 from rela_lightning import build_targets
 from rela_lightning.errors import ReLAError
 from rela_lightning.targets.partial import partial_folder
-from tests.ranks import two_ranks
+from tests.ranks import spawned, two_ranks
 from tests.test_targets import Digits, pixel_prior
 
 
@@ -41,7 +41,7 @@ def load(path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "strategy, tree", [("ddp", "lightning.pytorch"), ("ddp", "pytorch_lightning"), ("ddp_spawn", "lightning.pytorch")]
+    "strategy, tree", [("ddp", "lightning.pytorch"), ("ddp", "pytorch_lightning"), ("spawned", "lightning.pytorch")]
 )
 def test_two_processes_write_what_one_does(tmp_path, strategy, tree):
     if strategy == "ddp":
@@ -51,7 +51,7 @@ def test_two_processes_write_what_one_does(tmp_path, strategy, tree):
         # each embedded its own half, rank 0 another 32 for `rounding`, and rank 1 returned a store too
         assert lines == ["rows 41 forwards 20", "rows 41 forwards 53"]
     else:
-        label(tmp_path / "two", strategy=strategy, tree=tree, count=41)
+        label(tmp_path / "two", strategy=spawned(), tree=tree, count=41)
     alone = build_targets(pixel_prior(), Digits(41), tmp_path / "one")
     np.testing.assert_allclose(load(tmp_path / "two"), load(alone.path), atol=2e-3)
     assert not partial_folder(tmp_path / "two").exists()

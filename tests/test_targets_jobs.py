@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import functools
+import multiprocessing
 import pickle
-import subprocess
-import sys
-import textwrap
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +15,7 @@ from rela_lightning import build_targets
 from rela_lightning.errors import TargetError
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.claim import LOCK, Claim
+from tests.ranks import forks
 from tests.test_targets import Digits, pixel_prior
 from tests.test_targets_folders import names
 
@@ -81,65 +79,35 @@ def test_a_claim_is_taken_once_and_travels_unheld(tmp_path):
     other.release()
 
 
-SCRIPT = """
-    import sys
-    import torch
-    torch.set_num_threads(1)
-    from rela_lightning import build_targets
-    from rela_lightning.errors import TargetError
-    from tests.test_targets import Digits, pixel_prior
-    sys.stdout.write("ready\\n"); sys.stdout.flush()
-    for line in sys.stdin:
-        path, dim, overwrite = line.rstrip("\\n").split("\\t")
+def together(path, *options):
+    """Build in processes that begin at the same moment, by dimensions and whether to overwrite; what each says."""
+    begin = multiprocessing.get_context("fork").Barrier(len(options))
+
+    def job(dim, overwrite):
         prior = pixel_prior()
+        begin.wait(60)
         try:
-            store = build_targets(
-                prior, Digits(400), path, batch_size=4, target_dim=int(dim), overwrite=overwrite == "1"
-            )
-            sys.stdout.write(f"built {store.dim} {prior.network.calls}\\n")
+            store = build_targets(prior, Digits(400), path, batch_size=4, target_dim=dim, overwrite=overwrite)
+            print(f"built {store.dim} {prior.network.calls}")
         except TargetError as error:
-            sys.stdout.write(f"refused {str(error).splitlines()[0]}\\n")
-        sys.stdout.flush()
-"""
+            print(f"refused {str(error).splitlines()[0]}")
 
-
-@pytest.fixture(scope="module")
-def jobs():
-    """Three processes that build what they are told to."""
-    root = Path(__file__).parents[1]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(SCRIPT)], cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True, env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-        )
-        for _ in range(3)
-    ]  # fmt: skip
-    assert [job.stdout.readline() for job in started] == ["ready\n"] * 3
-    yield started
-    for job in started:
-        job.communicate(timeout=60)
-
-
-def together(jobs, path, *options):
-    """Build in several processes that begin at the same moment; what each says."""
-    asked = [(job, "\t".join((str(path), *words)) + "\n") for job, words in zip(jobs, options, strict=False)]
-    for job, words in asked:
-        job.stdin.write(words)
-        job.stdin.flush()
-    return sorted(job.stdout.readline().strip() for job, _ in asked)
+    ended = forks(*(functools.partial(job, *each) for each in options))
+    assert [one.code for one in ended] == [0] * len(options), ended
+    return sorted(one.output.splitlines()[-1] for one in ended)
 
 
 @pytest.mark.slow
-def test_processes_with_the_same_settings_label_once(jobs, tmp_path):
-    said = together(jobs, tmp_path / "t", *[("3", "0")] * 3)
+def test_processes_with_the_same_settings_label_once(tmp_path):
+    said = together(tmp_path / "t", *[(3, False)] * 3)
     assert said == ["built 3 0", "built 3 0", "built 3 450"] and names(tmp_path) == ["t"]
 
 
 @pytest.mark.slow
-def test_processes_with_other_settings_refuse_or_replace_and_leave_a_whole_store(jobs, tmp_path):
-    said = together(jobs, tmp_path / "t", ("3", "0"), ("4", "0"))
+def test_processes_with_other_settings_refuse_or_replace_and_leave_a_whole_store(tmp_path):
+    said = together(tmp_path / "t", (3, False), (4, False))
     assert said[0].startswith("built") and "another target_dim" in said[1] and names(tmp_path) == ["t"]
-    said = together(jobs, tmp_path / "t", ("5", "1"), ("6", "1"))
+    said = together(tmp_path / "t", (5, True), (6, True))
     assert said == ["built 5 450", "built 6 450"] and names(tmp_path) == ["t"]
     dim = TargetStore(tmp_path / "t").dim
     alone = build_targets(pixel_prior(), Digits(400), tmp_path / "alone", target_dim=dim, batch_size=4)

@@ -10,18 +10,19 @@ from torch import Tensor
 def fit_logistic(
     features: Tensor, labels: Tensor, num_classes: int, *, l2: float = 1.0, max_iter: int = 1000
 ) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression, solved by full-batch L-BFGS in float64.
+    """Multinomial logistic regression, solved by full-batch L-BFGS and a few Newton steps in float64.
 
     Minimises `sum_i CE(W x_i + b, y_i) + l2 / 2 ||W||²`: scikit-learn's `LogisticRegression(C=1 / l2)`, the
     bias free of penalty. No learning rate, no randomness. It is solved on centred features, which moves no optimum
-    and is far better conditioned, until no slope is above 1e-8 (scikit-learn: 1e-4). Takes about `N * F * 16` bytes.
+    and is far better conditioned, until no slope is above 1e-9 (scikit-learn: 1e-4). L-BFGS alone would take most of
+    its time below 1e-6, where rounding hides from its line search what a step gains. Takes about `N * F * 16` bytes.
 
     Args:
         features: `[N, F]`.
         labels: Integer `[N]` in `[0, num_classes)`.
         num_classes: Number of classes C.
         l2: Strength of the penalty, above 0.
-        max_iter: Most iterations.
+        max_iter: Most iterations of L-BFGS.
 
     Returns:
         Weight `[C, F]` and bias `[C]`, float64, on the features' device (the CPU for `mps`).
@@ -36,7 +37,7 @@ def fit_logistic(
         [weight, bias],
         max_iter=max_iter,
         max_eval=2 * max_iter,
-        tolerance_grad=1e-8,
+        tolerance_grad=1e-6,
         tolerance_change=1e-15,
         history_size=20,
         line_search_fn="strong_wolfe",
@@ -50,8 +51,48 @@ def fit_logistic(
         return float(loss.detach())
 
     solver.step(objective)  # type: ignore[no-untyped-call]
-    weight, bias = weight.detach(), bias.detach()
+    weight, bias = _newton(z, y, weight.detach(), bias.detach(), l2 / len(x))
     return weight, bias - weight @ mean
+
+
+def _newton(z: Tensor, y: Tensor, weight: Tensor, bias: Tensor, l2: float) -> tuple[Tensor, Tensor]:
+    """From near the optimum of the mean loss to it; a step that does not lower the largest slope is not taken."""
+    labels = F.one_hot(y, len(weight)).to(z.dtype)
+    solution = torch.cat([weight, bias[:, None]], dim=1)
+    decay = torch.full_like(solution, l2)
+    decay[:, -1] = 0.0
+
+    def slopes(at: Tensor) -> tuple[Tensor, Tensor]:
+        shares = F.linear(z, at[:, :-1], at[:, -1]).softmax(dim=1)
+        return across(shares - labels) + decay * at, shares
+
+    def across(rows: Tensor) -> Tensor:
+        return torch.cat([rows.T @ z, rows.sum(dim=0)[:, None]], dim=1) / len(z)
+
+    def curvature(along: Tensor, shares: Tensor) -> Tensor:
+        rows = shares * F.linear(z, along[:, :-1], along[:, -1])
+        return across(rows - shares * rows.sum(dim=1, keepdim=True)) + decay * along
+
+    slope, shares = slopes(solution)
+    for _ in range(20):
+        if float(slope.abs().max()) <= 1e-9:
+            break
+        step, left = torch.zeros_like(slope), -slope
+        direction, size = left, float(left.square().sum())
+        enough = 1e-6 * size
+        for _ in range(1000):  # conjugate gradients
+            bent = curvature(direction, shares)
+            length = size / float((direction * bent).sum())
+            step, left = step + length * direction, left - length * bent
+            before, size = size, float(left.square().sum())
+            if size <= enough:
+                break
+            direction = left + size / before * direction
+        new_slope, new_shares = slopes(solution + step)
+        if not float(new_slope.abs().max()) < float(slope.abs().max()):
+            break
+        solution, slope, shares = solution + step, new_slope, new_shares
+    return solution[:, :-1], solution[:, -1]
 
 
 def fit_adam(

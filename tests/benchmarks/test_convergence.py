@@ -145,9 +145,9 @@ def test_a_budget_of_seconds_is_spent_at_the_calibrated_cost(convergence, data_r
 
 @pytest.mark.slow
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine_of_the_seconds(convergence, data_root):
-    clock, rates = train_for(convergence, data_root, "switch", 40.2)
+    clock, rates = train_for(convergence, data_root, "switch", 20.2)
     begun = np.cumsum([0.0] + [COSTS["transport1"] if phase == 0 else COSTS["ssl"] for phase in rates.phases[:-1]])
-    share = begun / 40.2
+    share = begun / 20.2
     falling = 0.5 * (1 + np.cos(np.pi * (share - 0.1) / 0.9))
     expected = SETTINGS["lr"] * np.where(share < 0.1, np.maximum(share / 0.1, 0.02), falling)
     np.testing.assert_allclose(rates.rates, expected, rtol=1e-9)

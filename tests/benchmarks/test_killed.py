@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 
 import pytest
 
+from rela_lightning.cli import main
 from tests.benchmarks.calls import call
+from tests.ranks import forks
+from tests.test_cli import PRIOR
 
 
 @pytest.fixture
@@ -54,8 +58,31 @@ def test_a_result_that_is_not_the_undisturbed_one_is_told(known, tmp_path, monke
     assert (calls, len(wrong)) == (called, complaints) and kills == min(2, len(calls))
 
 
+def forked(words, folder, until=None):
+    """The command in a copy of this process, so that it is killed while it labels and not while it is imported."""
+
+    def command():
+        os.chdir(folder)
+        return main(words)
+
+    [done] = forks(command, timeout=until or 600.0)
+    with (folder / "log.txt").open("a") as log:
+        log.write(done.output)
+    return done.code
+
+
+def test_a_command_is_run_and_killed_in_a_process_of_its_own(script, tmp_path):
+    rela = script("killed").rela
+    assert rela(["--help"], tmp_path) == 0 and "targets" in (tmp_path / "log.txt").read_text()
+    assert rela(["demo"], tmp_path, until=0.0) == -signal.SIGKILL
+
+
 @pytest.mark.slow
 def test_labelling_that_is_killed_ends_as_if_nothing_had_been(script, monkeypatch, tmp_path):
+    killed = script("killed")
+    words = [*PRIOR, killed.DIGITS, "--views=1", "--batch_size=32", "--path=targets"]
+    monkeypatch.setitem(killed.JOBS, "targets", killed.JOBS["targets"]._replace(command=["targets", *words]))
+    monkeypatch.setattr(killed, "rela", forked)
     call(script("killed"), monkeypatch, "--kills", 1, "--jobs", "targets", "--out", tmp_path / "killed.json")
     found = json.loads((tmp_path / "killed.json").read_text())["result"]
     assert found["kills"] == {"targets": 1} and found["wrong"] == []
