@@ -48,6 +48,13 @@ def test_each_cell_is_the_measure_of_its_pair(measure: Any, pair: Any) -> None:
         assert found[0, 1] > 0.99 > found[1, 0] + 0.1 and abs(found[2, 0]) < 0.3
 
 
+def test_few_images_have_few_neighbours() -> None:
+    few = {name: rows[:6] for name, rows in features().items()}
+    first, second, *_ = few.values()
+    found = similarity_map(few, measure="mutual_knn")
+    assert found[0, 1] == found[1, 0] == mutual_knn(first, second, k=4)
+
+
 def test_one_model_and_an_unknown_measure_are_refused() -> None:
     with pytest.raises(ConfigError, match="nothing to compare"):
         similarity_map({"a": torch.randn(9, 2)})

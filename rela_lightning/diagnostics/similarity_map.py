@@ -18,7 +18,7 @@ Measure = Literal["transport", "cka", "mutual_knn"]
 _MEASURES: dict[str, Any] = {
     "transport": representation_similarity,
     "cka": lambda x, y: linear_cka(x, y, debiased=True),
-    "mutual_knn": mutual_knn,
+    "mutual_knn": lambda x, y: mutual_knn(x, y, k=min(10, max(1, len(x) - 2))),
 }
 _TITLES = {
     "transport": "how well a linear map takes row to column",
@@ -33,7 +33,7 @@ def similarity_map(features: Mapping[str, Any], *, measure: Measure = "transport
     Args:
         features: By name, `[N, F_i]` of the same images in the same order; two or more.
         measure: `transport` (`representation_similarity` from row to column, which is directed), `cka` (`linear_cka`,
-            debiased) or `mutual_knn`; the last two are symmetric.
+            debiased) or `mutual_knn` (of 10 neighbours, or all but one); the last two are symmetric.
 
     Returns:
         Float64 `[M, M]`; the diagonal is 1 but for rounding (and, of `transport`, what a map cannot learn from N rows).
