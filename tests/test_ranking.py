@@ -241,6 +241,9 @@ class Words(Dataset[str]):
         ("blind", {"steps": -1}, ConfigError),
         ("blind", {"budget_seconds": 0}, ConfigError),
         ("blind", {"student": "no_such_network"}, ConfigError),
+        ("blind", {"image_size": 0}, ConfigError),
+        ("blind", {"device": "gpu"}, ConfigError),
+        ("blind", {"device": "meta"}, ConfigError),
     ],
 )
 def test_bad_options_are_refused(priors: Any, options: Any, error: type[Exception]) -> None:
@@ -257,10 +260,19 @@ def test_what_holds_no_images_or_no_features_is_refused() -> None:
         rank_priors([constant], make_digits(40), **SMALL)
 
 
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(DataError, match="too few images") as refused:
+        rank_priors([blind()], make_digits(31), **SMALL)
+    assert "31 in" in str(refused.value)
+
+
 @pytest.mark.slow
 def test_two_priors_of_one_name_are_told_apart() -> None:
     names = {row.name for row in rank_priors([blind(), blind()], make_digits(40), **SMALL).rows}
     assert {"Sequential", "Sequential (2)"} <= names
+    named = rank_priors({PIXELS: blind(), 18: blind()}, make_digits(40), **SMALL)  # the name of a control, no text
+    assert [row.name for row in named.rows if not row.control] == [f"{PIXELS} (2)", "18"]
+    assert [row.name for row in named.rows if row.control] and "18" in str(named)
 
 
 @pytest.mark.slow
@@ -270,10 +282,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.chdir(tmp_path)
     options = {"width": 0.125, "image_size": 32, "mean": 0.5, "std": 0.5}
-    rank(["random:lightly:resnet-9"], DigitsData(), prior_kwargs=options, num_samples=40, device="cpu", out="rank.json")  # type: ignore[arg-type]
+    where: dict[str, Any] = {"num_samples": 40, "device": "cpu"}
+    rank(["random:lightly:resnet-9"], DigitsData(), prior_kwargs=options, out="new/rank.json", **where)  # type: ignore[arg-type]
     said = capsys.readouterr().out
     assert RANDOM in said and "hint:" not in said
     loud = {**options, "mean": 0.0, "std": 1 / 255}
-    rank(["random:lightly:resnet-9"], DigitsData(), prior_kwargs=loud, num_samples=40, device="cpu", steps=0)  # type: ignore[arg-type]
+    rank(["random:lightly:resnet-9"], DigitsData(), prior_kwargs=loud, steps=0, **where)  # type: ignore[arg-type]
     assert "random:lightly:resnet-9, not rescaled: black and white differ by 255" in capsys.readouterr().out
-    assert len(json.loads(Path("rank.json").read_text())["rows"]) == 3
+    assert len(json.loads(Path("new/rank.json").read_text())["rows"]) == 3
+    with pytest.raises(ConfigError, match="there already"):  # before any work
+        rank(["nothing:x"], DigitsData(), out="new/rank.json")  # type: ignore[arg-type]

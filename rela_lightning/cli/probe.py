@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
+from rela_lightning.devices import device_of
 from rela_lightning.errors import ConfigError, DataError, check_positive
 from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
 from rela_lightning.probe import extract_features
@@ -172,12 +172,7 @@ def has_no_labels(data: Any) -> bool:
 def check_options(positive: dict[str, float], device: str) -> None:
     """Refuse what cannot work before features are computed."""
     check_positive(**positive)
-    try:
-        _ = device == "auto" or torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            "There is no such device.", expected="auto, cpu, cuda, cuda:1, mps, ...", found=f"{device} ({error})"[:200]
-        ) from error
+    device_of(device)
 
 
 def images_of(data: Any, split: Literal["train", "val"], subject: Subject) -> Any:

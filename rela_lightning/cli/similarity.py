@@ -20,6 +20,7 @@ from rela_lightning.networks.run import probe_preprocess
 from rela_lightning.probe import extract_features
 from rela_lightning.runs.rebuild import Subject, find_subject
 
+LEAST_IMAGES = 4  # as debiased CKA needs
 FILES = ("similarity.json", "similarity.png")
 
 
@@ -48,7 +49,7 @@ def similarity(
             (`timm:<model>`, ...). A run's folder is code: classes that its `config.yaml` names are imported and built.
         data: Data module whose images are compared by: those of validation, or of training where there are none; null
             takes the data of the first run.
-        num_samples: Images, evenly spaced, at least 3; many more than features make good maps.
+        num_samples: Images, evenly spaced, at least 4; many more than features make good maps.
         measure: `transport`, which is directed, or `cka` or `mutual_knn`, which are not.
         backbone: Dotted path of the network in a run's module; `auto` tries the usual names.
         prior_kwargs: Options of `load_prior`, for each of the priors.
@@ -64,6 +65,8 @@ def similarity(
         PriorError: If there is no such prior.
     """
     check_options({"batch_size": batch_size, "num_samples": num_samples}, device)
+    if num_samples < LEAST_IMAGES:
+        raise ConfigError("`num_samples` is out of range.", expected=f"at least {LEAST_IMAGES}", found=num_samples)
     files = [Path(out).expanduser() / name for name in FILES]
     check_free(files, overwrite=overwrite)
     if len(models) < 2:

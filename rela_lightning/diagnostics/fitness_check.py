@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rela_lightning.data.find_image import image_at
+from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.image_faults import (
+    LEAST_SAMPLES,
     NO_BETTER,
     TOO_MANY,
     Finding,
@@ -42,7 +44,6 @@ if TYPE_CHECKING:
 
     from rela_lightning.targets.store import TargetStore
 
-LEAST_SAMPLES = 32
 LEAST_SPREAD = 1e-3
 """Features whose deviation is less than this share of their mean are nearly constant."""
 LEAST_DIRECTIONS = 3.0
@@ -102,16 +103,18 @@ def fitness(
         dataset: Map-style, as `build_targets` takes it; its own transform is set aside.
         prior: The prior, or what `load_prior` takes.
         targets: A store, or its folder.
-        num_samples: Images, at least 32, spread evenly over the data set.
+        num_samples: Images, at least 32, spread evenly over the data set. Of a data set that has fewer, directions,
+            views and neighbours are not judged.
         image: Where the image is in a sample that holds several, as in `build_targets`.
-        device: Where the prior runs.
+        device: Where the prior runs; `auto` takes the accelerator if there is one.
         seed: Seed of the views; the random state is left as it was.
 
     Returns:
         The faults, if any: `print` it, or test it as a bool.
 
     Raises:
-        ConfigError: If there are neither targets nor a prior, or too few samples are asked for.
+        ConfigError: If there are neither targets nor a prior, too few samples are asked for, or there is no such
+            device.
         DataError: If the data set has no length or indices, or rows that are not images.
         PriorError: If there is no such prior.
         TargetError: If there is no such store, or the prior gives all images the same features.
@@ -122,14 +125,15 @@ def fitness(
         >>> prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=0.5, std=0.5)
         >>> print(fitness(Digits("train"), prior=prior, num_samples=32))  # doctest: +SKIP
     """
-    if (prior is None and targets is None) or num_samples < LEAST_SAMPLES:
+    if prior is None and targets is None:
+        raise ConfigError("There is nothing to compare the images with.", expected="a prior, targets or both")
+    if num_samples < LEAST_SAMPLES:
         raise ConfigError(
-            "There is nothing to compare the images with."
-            if num_samples >= LEAST_SAMPLES
-            else "Too few images to judge by.",
-            expected=f"a prior, targets or both; num_samples >= {LEAST_SAMPLES}",
-            found=f"prior={prior}, targets={targets}, num_samples={num_samples}",
+            "Too few images to judge by.",
+            expected=f"num_samples >= {LEAST_SAMPLES}",
+            found=num_samples,
         )
+    device = device_of(device)
     store = _opened(targets)
     loaded = None if prior is None else load_prior(prior)
     with preserved_rng():
@@ -191,6 +195,8 @@ def _features(
     if spread < LEAST_SPREAD:
         told = f"features vary by {spread:.1g} of their mean from image to image: mostly rounding."
         return features, [Finding("nearly constant targets", told, "check the prior's weights and preprocessing")]
+    if len(images) < LEAST_SAMPLES:  # they fill few directions whatever the prior is
+        return features, []
     directions = effective_rank(features, centre=True)
     if directions < LEAST_DIRECTIONS:
         told = f"features fill {directions:.1f} directions of {features.shape[1]}."
@@ -241,9 +247,9 @@ def _targets(
     elif features is not None:
         told = f"the prior gives {features.shape[1]} features, the targets were made from {len(store.projection.mean)}."
         found.append(Finding("other prior", told, do))
-    else:
+    elif len(rows) >= LEAST_SAMPLES:
         small = torch.stack([_thumbnail(array) for array in arrays])
-        shared = mutual_knn(small, targets, k=min(10, len(rows) - 2))
+        shared = mutual_knn(small, targets, k=10)
         if shared < LEAST_SHARED:
             told = f"images that look alike have targets like any others' ({shared:.1%} of neighbours beyond chance)."
             found.append(Finding("other images", told, f"{do}; fitness(prior=...) compares row by row"))

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+LEAST_SAMPLES = 32
+"""Images below which nothing is said of what a prior makes of them."""
 TOO_MANY = 0.02
 """Share of blank or repeated images that is remarked on."""
 NO_BETTER = "no better than a random network"

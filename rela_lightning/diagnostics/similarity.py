@@ -125,7 +125,7 @@ def mutual_knn(X: Any, Y: Any, *, k: int = 10, calibrated: bool = True, chunk_si
 
 
 def _neighbours(unit: Tensor, start: int, count: int, k: int) -> Tensor:
-    """How much each row counts among the k nearest to rows `start` and following, `[n, N]` in `[0, 1]`; rows sum to k."""
+    """How much each row counts among the k nearest to rows `start` and on, `[n, N]` in `[0, 1]`; rows sum to k."""
     part = unit[start : start + count]
     similarity = part @ unit.T
     similarity[torch.arange(len(part)), torch.arange(start, start + len(part))] = -torch.inf
