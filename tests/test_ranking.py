@@ -177,6 +177,7 @@ def made(**directions: tuple[float, float]) -> PriorRanking:
     [
         ({"a": (80.0, 30.0), "b": (40.0, 5.0)}, "a", ["Take a: 80 directions", "20 for random network", "30.0 s"]),
         ({"a": (80.0, 9000.0), "b": (76.0, 5.0)}, "b", ["Take b: 76 directions", "a has 80, but takes 2.5 h"]),
+        ({"a": (0.0, 30.0), "b": (-1.0, 3.0)}, None, ["None is better"]),
         ({"a": (21.0, 30.0)}, None, ["None is better than random network", "21 directions", "20 of its own"]),
     ],
 )
@@ -201,6 +202,10 @@ def test_it_prints_as_a_table_and_as_json(ranking: PriorRanking) -> None:
     for text in (stream.getvalue(), str(ranking)):
         assert all(word in text for word in ("fashion", "blind", RANDOM, PIXELS, "labelling", "disk", "budget"))
         assert ranking.advice.split(":")[0] in text
+    named = dataclasses.replace(
+        ranking, rows=tuple(dataclasses.replace(row, name="weights[1].pth") for row in ranking.rows)
+    )
+    assert str(named).count("weights[1].pth") > len(named.rows), "names are no markup"
     read = json.loads(ranking.to_json())
     assert [entry["name"] for entry in read["rows"]] == [row.name for row in ranking.rows]
     assert read["advice"] == ranking.advice

@@ -73,7 +73,7 @@ def compare(
         "curves": "online probes during training, where there were any; the table is measured afterwards",
         "budgets": {run["name"]: limits(run["budget"]) for run in named if run.get("budget")},
     }
-    console = Console()
+    console = Console(markup=False)
     files = write_report(named, protocol, out, title=title, notes=remarks, reach=reach)
     print_table(named, title=title)
     for remark in (units(named), *remarks):

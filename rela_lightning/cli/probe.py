@@ -228,6 +228,7 @@ def _show(result: dict[str, Any], written: Written) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     names = [name for name in result if "_top" in name or name in LABEL_FREE]
@@ -236,14 +237,14 @@ def _show(result: dict[str, Any], written: Written) -> None:
     spread = result.get("spread", {})
     shown = {name: {"mean": result[name], "std": spread[name]} if name in spread else result[name] for name in names}
     table.add_row(
-        result["name"],
+        Text(result["name"]),
         *(f"{value:.4g}" if name in LABEL_FREE else in_percent(value) for name, value in shown.items()),
     )
     Console().print(table)
     if written.differences:
-        Console(stderr=True).print(
+        Console(stderr=True, markup=False).print(
             f"{written.kept} is kept for a result that differs in {', '.join(written.differences)}; "
             "--overwrite true puts this one there.",
             style="dim", soft_wrap=True,
         )  # fmt: skip
-    Console().print(f"Result: {written.file}", soft_wrap=True)
+    Console(markup=False).print(f"Result: {written.file}", soft_wrap=True)

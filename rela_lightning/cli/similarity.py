@@ -113,11 +113,12 @@ def _show(names: list[str], found: Any) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("from, down; to, across")
     for number in range(1, len(names) + 1):
         table.add_column(str(number), justify="right")
     for number, (name, row) in enumerate(zip(names, found, strict=True), 1):
-        table.add_row(f"{number} {name}", *(f"{value:.2f}" for value in row))
+        table.add_row(Text(f"{number} {name}"), *(f"{value:.2f}" for value in row))
     Console().print(table)
