@@ -187,6 +187,11 @@ def test_advice(rows: Any, best: str | None, words: list[str]) -> None:
     assert all(word in ranking.advice for word in words)
 
 
+def test_controls_below_zero_make_nobody_better() -> None:
+    rows = [dataclasses.replace(row, stable_directions=-1.0) for row in made(a=(80.0, 30.0)).rows]
+    assert PriorRanking(tuple(rows), 48, 100, 48).best is None
+
+
 def test_dear_labelling_is_remarked_on() -> None:
     ranking = made(a=(80.0, 30.0))
     dear = dataclasses.replace(ranking.rows[0], budget_share=0.5)

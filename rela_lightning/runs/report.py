@@ -165,8 +165,8 @@ def to_table(runs: Sequence[Run], *, title: str | None = None) -> Table:
     from rich.text import Text
 
     check_runs(runs)
-    heading = None if title is None else Text(title)  # names are no markup
-    table = Table(title=heading, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # fits 80 columns
+    above = None if title is None else Text(title)  # names are no markup
+    table = Table(title=above, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # fits 80 columns
     header, rows = _header(runs), list(_cells(runs))
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     table.add_column(header[0], overflow="fold", min_width=min(widths[0], _NAME_WIDTH))
