@@ -18,10 +18,10 @@ from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.naming import distinct
 from rela_lightning.networks.run import probe_preprocess
 from rela_lightning.probe import extract_features
+from rela_lightning.runs.names import SIMILARITY
 from rela_lightning.runs.rebuild import Subject, find_subject
 
 LEAST_IMAGES = 4  # as debiased CKA needs
-FILES = ("similarity.json", "similarity.png")
 
 
 def similarity(
@@ -67,7 +67,7 @@ def similarity(
     check_options({"batch_size": batch_size, "num_samples": num_samples}, device)
     if num_samples < LEAST_IMAGES:
         raise ConfigError("`num_samples` is out of range.", expected=f"at least {LEAST_IMAGES}", found=num_samples)
-    files = [Path(out).expanduser() / name for name in FILES]
+    files = [Path(out).expanduser() / name for name in SIMILARITY]
     check_free(files, overwrite=overwrite)
     if len(models) < 2:
         raise ConfigError("A comparison needs models.", expected="two or more", found=", ".join(models) or "none")
