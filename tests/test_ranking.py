@@ -252,6 +252,7 @@ class Words(Dataset[str]):
         ("blind", {"budget_seconds": 0}, ConfigError),
         ("blind", {"student": "no_such_network"}, ConfigError),
         ("blind", {"image_size": 0}, ConfigError),
+        ("blind", {"student": nn.Conv2d(1, 4, 3), "steps": 1}, ConfigError),
         ("blind", {"device": "gpu"}, ConfigError),
         ("blind", {"device": "meta"}, ConfigError),
     ],

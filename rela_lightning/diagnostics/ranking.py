@@ -87,6 +87,7 @@ def rank_priors(
         dataset = image_at(dataset, image)
         _check_enough(dataset)
         size = None if backbone is None else _image_size(dataset, image_size)
+        width = None if backbone is None or size is None else _width(backbone, size)  # before the work
         everything = {**named, **(known_nothing := controls(seed))}
         found = survey(
             everything,
@@ -97,9 +98,6 @@ def rank_priors(
             seed=seed,
             progress="ranking priors",
         )
-        width = None
-        if backbone is not None and found.images is not None:
-            width = encode(backbone, found.images[:2].to(_home(backbone)) / 255.0).shape[1]
         worths = {
             name: worth_of(found.features[name], found.views[name], length=found.length, target_dim=width)
             for name in everything
@@ -202,9 +200,19 @@ def _backbone(student: nn.Module | str) -> nn.Module:
     return find_backbone(student).network if hasattr(student, "training_step") else student
 
 
+def _width(backbone: nn.Module, size: int) -> int:
+    """Width of a student's features."""
+    home = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
+    try:
+        return encode(backbone, torch.zeros(2, 3, size, size, device=home)).shape[1]
+    except Exception as error:  # whatever a network raises for images it was not made for
+        raise ConfigError(
+            "The student does not take the images.",
+            expected=f"a network for [B, 3, {size}, {size}] that gives features",
+            found=f"{type(backbone).__name__}: {type(error).__name__}: {str(error)[:300]}",
+            do="set image_size to what it was made for; images have three channels here, grey ones too",
+        ) from error
+
+
 def _image_size(dataset: Any, asked: int | None) -> int:
     return min(*size_of(raw_image(dataset, 0)), LARGEST_IMAGE) if asked is None else asked
-
-
-def _home(network: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))
