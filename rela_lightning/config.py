@@ -33,7 +33,7 @@ def register_names() -> None:
         package = importlib.import_module(f"rela_lightning.{module}")
         for name in package.__all__:
             getattr(package, name)
-    for module in ("callback", "probe.online", "probe.knn_online", "schedules"):
+    for module in ("callback", "diagnostics.collapse", "probe.online", "probe.knn_online", "schedules"):
         importlib.import_module(f"rela_lightning.{module}")
 
 

@@ -20,3 +20,13 @@ def distinct(names: Iterable[str]) -> list[str]:
             numbered = f"{name} ({number})"
         found.append(numbered)
     return found
+
+
+def in_picture(name: str) -> str:
+    r"""A name as matplotlib draws it letter by letter: `$` begins no formula, and `_` leaves none out of a legend.
+
+    Example:
+        >>> print(in_picture("_a $5"))
+         _a \$5
+    """
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as L
@@ -189,6 +191,19 @@ def test_energy_is_that_of_all_fits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def entry(steps: int, seconds: float, data: float, flops: int | None = 1000) -> dict[str, Any]:
     return {"steps": steps, "seconds": seconds, "data_seconds": data, "flops": flops}
+
+
+def test_memory_is_the_most_of_all_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = Bill(), Bill()
+    monkeypatch.setattr("resource.getrusage", lambda _: SimpleNamespace(ru_maxrss=5000))
+    cpu, unit = torch.device("cpu"), 1 if sys.platform == "darwin" else 1024
+    state = first.state_dict(cpu)
+    monkeypatch.setattr("resource.getrusage", lambda _: SimpleNamespace(ru_maxrss=3000))
+    second.load_state_dict(state)
+    assert second.found(cpu)["peak_bytes"] == second.state_dict(cpu)["peak_bytes"] == 5000 * unit
+    del state["peak_bytes"]  # of an older checkpoint
+    second.load_state_dict(state)
+    assert second.found(cpu)["peak_bytes"] == 3000 * unit
 
 
 def test_the_table_says_what_each_run_took() -> None:

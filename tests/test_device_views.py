@@ -297,7 +297,7 @@ def test_images_are_decoded_once_and_their_size_is_said(caplog: Any) -> None:
     with caplog.at_level(logging.INFO, "lightning.pytorch"):
         fit(small("BYOL"), Photos(pieces), max_epochs=3)
     assert pieces.reads == ROWS + 1, "and one to see how large they are"
-    assert "In memory: 48 training images, 32 x 32 px, 0 MiB." in caplog.text
+    assert "In memory: 48 training images, 32 x 32 px, 144 KiB." in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_images_of_one_size_stay_and_others_become_one(sizes: Any, most: int, sh
 
 def test_images_that_do_not_fit_are_refused_with_the_number(monkeypatch: Any) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: 100 << 10)
-    with pytest.raises(DataError, match=r"do not fit(.|\n)*48 of 32 x 32 px: 0 MiB(.|\n)*stored_size"):
+    with pytest.raises(DataError, match=r"do not fit(.|\n)*48 of 32 x 32 px: 144 KiB(.|\n)*stored_size"):
         fit(small("BYOL"), Photos(), max_epochs=1)
     fit(small("BYOL"), Photos(stored_size=16), max_epochs=1)
     with pytest.raises(DataError, match="in each of 2 processes"):

@@ -115,6 +115,34 @@ def test_mutual_knn_counts_shared_neighbours(k: int) -> None:
     assert rela.mutual_knn(FEATURES, PIXELS, k=k, chunk_size=50) == pytest.approx((share - chance) / (1 - chance))
 
 
+def test_neighbours_that_are_equally_near_count_in_part() -> None:
+    """Rows of zeros, signs and copies: no order of the rows decides, and unrelated features stay at chance."""
+
+    def weights(x: Any, k: int) -> Any:
+        unit = normalize(x)
+        cosine = (unit @ unit.T).round(9)
+        np.fill_diagonal(cosine, -9)
+        found = np.zeros_like(cosine)
+        for row, near in zip(found, cosine, strict=True):
+            least = np.sort(near)[-k]
+            row[near > least] = 1
+            row[near == least] = (k - row.sum()) / (near == least).sum()
+        return found
+
+    draw = np.random.default_rng(3)
+    x, y = (np.where(draw.random((300, 1)) < 0.4, 0.0, draw.normal(size=(300, 6))) for _ in range(2))
+    signs = [np.sign(draw.normal(size=(300, 2))) for _ in range(2)]
+    for one, two in ((x, y), signs):
+        a, b = weights(one, 5), weights(two, 5)
+        share = (a * b).sum() / np.sqrt((a * a).sum() * (b * b).sum())
+        chance = 25 * 300 / 299 / np.sqrt((a * a).sum() * (b * b).sum())
+        assert rela.mutual_knn(one, two, k=5, calibrated=False) == pytest.approx(share)
+        assert rela.mutual_knn(one, two, k=5) == pytest.approx((share - chance) / (1 - chance), abs=1e-6)
+        assert rela.mutual_knn(one, two, k=5) == pytest.approx(0, abs=0.03)
+        assert rela.mutual_knn(one, 3 * one, k=5) == pytest.approx(1)
+    assert rela.mutual_knn(draw.random((50, 1)), draw.random((50, 1))) == 0  # all cosines are 1: nothing is nearest
+
+
 @pytest.mark.parametrize("x", [FEATURES, PIXELS[:30]], ids=["N > F", "N < F"])
 @pytest.mark.parametrize("centre", [False, True])
 def test_effective_rank_is_the_entropy_of_singular_values(x: Any, centre: bool) -> None:
@@ -204,6 +232,33 @@ def test_every_dtype_is_computed_precisely(name: str, dtype: torch.dtype) -> Non
     assert value == pytest.approx(call(x, y), abs=1e-9)
 
 
+@pytest.mark.parametrize("name", [*PAIR, *ALONE])
+@pytest.mark.parametrize("factor", [1e-160, 1e-20, 1e90, 1e160])
+def test_numbers_far_from_one_change_nothing(name: str, factor: float) -> None:
+    call = (lambda x: PAIR[name](x, PIXELS)) if name in PAIR else ALONE[name]
+    assert call(FEATURES * factor) == pytest.approx(call(FEATURES), rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", [*PAIR, *ALONE])
+def test_arrays_come_in_any_order_and_kind(name: str) -> None:
+    """Reversed rows, columns first, bytes of another machine, longer floats, read-only, whole numbers, truths."""
+    call = (lambda x: PAIR[name](x, PIXELS)) if name in PAIR else ALONE[name]
+    value, fixed = call(FEATURES), FEATURES.copy()
+    fixed.setflags(write=False)
+    twice = np.repeat(FEATURES, 2, axis=0)
+    for same in (
+        np.ascontiguousarray(FEATURES[::-1])[::-1], np.asfortranarray(FEATURES), twice[::2], fixed,
+        FEATURES.astype(">f8"), FEATURES.astype(np.longdouble), FEATURES.tolist(),
+    ):  # fmt: skip
+        assert call(same) == pytest.approx(value, abs=1e-6)  # lists too are float64
+    whole = FEATURES.round()
+    for kind in (np.int32, np.uint16, np.uint32):
+        assert call(whole.astype(kind)) == pytest.approx(call(whole), abs=1e-9)
+    truths = np.median(FEATURES) < FEATURES
+    assert call(truths) == call(torch.tensor(truths)) == pytest.approx(call(truths * 1.0), abs=1e-9)
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_square_of_the_rows() -> None:
     """20,000 rows: 3 GB for a matrix of all pairs in float64. Peak memory is read in a process of its own."""
@@ -234,6 +289,9 @@ BAD: dict[str, tuple[Any, str]] = {
     "no width": (FEATURES[:, :0], "real features"),
     "maps": (FEATURES.reshape(120, 4, 6), "real features"),
     "complex": (FEATURES + 1j, "real features"),
+    "objects": (FEATURES.astype(object), "found:    ndarray"),
+    "texts": (["a", "b", "c"], "found:    list"),
+    "nothing": (None, "found:    NoneType"),
 }
 
 
@@ -242,6 +300,8 @@ BAD: dict[str, tuple[Any, str]] = {
 def test_bad_features_are_refused(name: str, bad: str) -> None:
     features, message = BAD[bad]
     call = (lambda x: PAIR[name](x, x)) if name in PAIR else ALONE[name]
+    if name == "alignment" and not hasattr(features, "dtype"):
+        return  # its halves are taken from arrays
     with pytest.raises(DataError, match=message):
         call(features if name != "alignment" else np.concatenate([np.asarray(features)] * 2))
 
@@ -257,6 +317,15 @@ def test_features_that_do_not_pair_up_or_vary_are_refused(name: str) -> None:
         PAIR[name](constant + 1e-8 * torch.rand(120, 4, dtype=torch.float64), PIXELS)
 
 
+def test_debiased_cka_of_rows_that_are_all_equally_alike_is_refused() -> None:
+    """Nothing but rounding is left of it, of any size."""
+    with pytest.raises(DataError, match="All pairs of rows of `Y`"):
+        rela.linear_cka(FEATURES[:16], np.eye(16), debiased=True)
+    outlier = np.ones((120, 4)) + (np.arange(120) == 5)[:, None]
+    with pytest.raises(DataError, match="All pairs of rows of `X`"):
+        rela.linear_cka(outlier, PIXELS, debiased=True)
+
+
 def test_options_out_of_range_are_refused() -> None:
     with pytest.raises(ConfigError, match="1 <= k <= 118"):
         rela.mutual_knn(FEATURES, PIXELS, k=119)
@@ -265,6 +334,8 @@ def test_options_out_of_range_are_refused() -> None:
         lambda: rela.uniformity(FEATURES, chunk_size=0),
         lambda: rela.uniformity(FEATURES, t=0),
         lambda: rela.alignment(FEATURES, FEATURES, alpha=0),
+        lambda: rela.uniformity(FEATURES, t=float("nan")),
+        lambda: rela.alignment(FEATURES, FEATURES, alpha=float("nan")),
     ):
         with pytest.raises(ConfigError):
             call()

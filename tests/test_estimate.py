@@ -11,14 +11,16 @@ import torch
 from rela_lightning import build_targets, load_prior
 from rela_lightning.cli import main
 from rela_lightning.data import Digits
+from rela_lightning.errors import ConfigError
 from rela_lightning.targets.estimate import estimate_targets
 from rela_lightning.targets.shards import Shape, pass_bytes
 
 
 @pytest.mark.parametrize(
-    ("views", "storage", "columns"), [(0, "float16", None), (2, "float32", None), (0, "int8", 32), (1, "float16", 16)]
+    ("views", "storage", "columns"),
+    [(0, "float16", None), (2, "float32", None), (0, "int8", 32), (1, "float16", 16), (1, "float32", 0.9)],
 )
-def test_disk_is_what_the_store_takes(views: int, storage: Any, columns: int | None, tmp_path: Path) -> None:
+def test_disk_is_what_the_store_takes(views: int, storage: Any, columns: Any, tmp_path: Path) -> None:
     prior = load_prior("random:lightly:resnet-9", width=0.25, image_size=32, mean=0.5, std=0.5, seed=0)
     options: dict[str, Any] = {"views": views, "target_dim": columns, "storage_dtype": storage}
     images = torch.utils.data.Subset(Digits(), range(400))
@@ -39,6 +41,23 @@ def test_a_fused_prior_and_a_handful_of_images() -> None:
     few = torch.utils.data.Subset(Digits(), range(5))
     found = estimate_targets(fused, few, views=1)
     assert found.images == 5 and found.seconds > 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"views": -1}, {"target_dim": 0}, {"target_dim": 1000}, {"target_dim": 1.5}, {"batch_size": 0},
+        {"num_workers": -1}, {"storage_dtype": "float8"},
+    ],
+)  # fmt: skip
+def test_what_a_build_refuses_is_not_estimated(options: dict[str, Any], tmp_path: Path) -> None:
+    prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=0.5, std=0.5)
+    said = []
+    for call in (estimate_targets, lambda *args, **given: build_targets(*args, tmp_path / "t", **given)):
+        with pytest.raises(ConfigError) as refused:
+            call(prior, Digits(), **options)
+        said.append(str(refused.value))
+    assert said[0] == said[1]
 
 
 def test_the_command_says_it_and_writes_nothing(tmp_path: Path, monkeypatch: Any, capsys: Any) -> None:

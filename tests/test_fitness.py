@@ -232,6 +232,18 @@ def test_bad_options_are_refused(tmp_path: Path) -> None:
         fitness(DIGITS(), prior=fashion(), num_samples=8)
     with pytest.raises(DataError):
         fitness(["word"] * 40, prior=fashion())
+    with pytest.raises(ConfigError, match="no such device"):
+        fitness(DIGITS(), prior=fashion(), device="gpu")
+
+
+@pytest.mark.parametrize("count", [2, 4, 12])
+def test_a_handful_of_images_raises_no_alarm_by_its_number(count: int, tmp_path: Path) -> None:
+    """They fill few directions under every prior; what each image shows by itself is still found."""
+    images = make_digits(count)
+    store = build_targets(fashion(), images, tmp_path / "few")
+    assert fitness(images, prior=fashion(), targets=store, device="auto")
+    assert fitness(images, targets=store)
+    assert not fitness(images, prior=custom(v2.ToDtype(torch.float32, scale=False)))
 
 
 def test_labelling_looks_first_and_training_repeats_what_was_found(tmp_path: Path, caplog: Any, recwarn: Any) -> None:
@@ -255,6 +267,7 @@ def test_labelling_looks_first_and_training_repeats_what_was_found(tmp_path: Pat
         store.verify(images)
     assert "before labelling" not in caplog.text
     assert not any("looked wrong" in str(warning.message) for warning in recwarn)
-    with pytest.raises(ConfigError, match="Too few images"):
-        build_targets(fashion(), images, tmp_path / "few", check_images=8)
+    for few in (8, -1):
+        with pytest.raises(ConfigError, match="`check_images` are too few"):
+            build_targets(fashion(), images, tmp_path / "few", check_images=few)
     assert "findings" not in build_targets(fashion(), images, tmp_path / "unasked").manifest

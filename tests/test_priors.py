@@ -266,6 +266,13 @@ def test_a_fusion_puts_features_side_by_side(photos):
     assert by_spec.feature_dim == 80
 
 
+def test_a_prior_may_be_in_a_fusion_twice(photos):
+    prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=0.5, std=0.5)
+    twice = load_prior([prior, prior])
+    features = twice([part[None] for part in twice.preprocess(photos[0])])
+    assert features.shape == (1, 2 * prior.feature_dim) and torch.equal(*features.chunk(2, dim=1))
+
+
 def test_settings_change_a_prior_that_is_loaded_already():
     prior = load_prior("random:lightly:resnet-9", **SMALL)
     assert load_prior(prior) is prior

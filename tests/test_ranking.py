@@ -177,6 +177,7 @@ def made(**directions: tuple[float, float]) -> PriorRanking:
     [
         ({"a": (80.0, 30.0), "b": (40.0, 5.0)}, "a", ["Take a: 80 directions", "20 for random network", "30.0 s"]),
         ({"a": (80.0, 9000.0), "b": (76.0, 5.0)}, "b", ["Take b: 76 directions", "a has 80, but takes 2.5 h"]),
+        ({"a": (0.0, 30.0), "b": (-1.0, 3.0)}, None, ["None is better"]),
         ({"a": (21.0, 30.0)}, None, ["None is better than random network", "21 directions", "20 of its own"]),
     ],
 )
@@ -184,6 +185,11 @@ def test_advice(rows: Any, best: str | None, words: list[str]) -> None:
     ranking = made(**rows)
     assert (ranking.best.name if ranking.best else None) == best
     assert all(word in ranking.advice for word in words)
+
+
+def test_controls_below_zero_make_nobody_better() -> None:
+    rows = [dataclasses.replace(row, stable_directions=-1.0) for row in made(a=(80.0, 30.0)).rows]
+    assert PriorRanking(tuple(rows), 48, 100, 48).best is None
 
 
 def test_dear_labelling_is_remarked_on() -> None:
@@ -201,6 +207,10 @@ def test_it_prints_as_a_table_and_as_json(ranking: PriorRanking) -> None:
     for text in (stream.getvalue(), str(ranking)):
         assert all(word in text for word in ("fashion", "blind", RANDOM, PIXELS, "labelling", "disk", "budget"))
         assert ranking.advice.split(":")[0] in text
+    named = dataclasses.replace(
+        ranking, rows=tuple(dataclasses.replace(row, name="weights[1].pth") for row in ranking.rows)
+    )
+    assert str(named).count("weights[1].pth") > len(named.rows), "names are no markup"
     read = json.loads(ranking.to_json())
     assert [entry["name"] for entry in read["rows"]] == [row.name for row in ranking.rows]
     assert read["advice"] == ranking.advice
@@ -241,6 +251,10 @@ class Words(Dataset[str]):
         ("blind", {"steps": -1}, ConfigError),
         ("blind", {"budget_seconds": 0}, ConfigError),
         ("blind", {"student": "no_such_network"}, ConfigError),
+        ("blind", {"image_size": 0}, ConfigError),
+        ("blind", {"student": nn.Conv2d(1, 4, 3), "steps": 1}, ConfigError),
+        ("blind", {"device": "gpu"}, ConfigError),
+        ("blind", {"device": "meta"}, ConfigError),
     ],
 )
 def test_bad_options_are_refused(priors: Any, options: Any, error: type[Exception]) -> None:
@@ -257,10 +271,19 @@ def test_what_holds_no_images_or_no_features_is_refused() -> None:
         rank_priors([constant], make_digits(40), **SMALL)
 
 
+def test_too_few_images_are_refused() -> None:
+    with pytest.raises(DataError, match="too few images") as refused:
+        rank_priors([blind()], make_digits(31), **SMALL)
+    assert "31 in" in str(refused.value)
+
+
 @pytest.mark.slow
 def test_two_priors_of_one_name_are_told_apart() -> None:
     names = {row.name for row in rank_priors([blind(), blind()], make_digits(40), **SMALL).rows}
     assert {"Sequential", "Sequential (2)"} <= names
+    named = rank_priors({PIXELS: blind(), 18: blind()}, make_digits(40), **SMALL)  # the name of a control, no text
+    assert [row.name for row in named.rows if not row.control] == [f"{PIXELS} (2)", "18"]
+    assert [row.name for row in named.rows if row.control] and "18" in str(named)
 
 
 @pytest.mark.slow
@@ -270,10 +293,13 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
 
     monkeypatch.chdir(tmp_path)
     options = {"width": 0.125, "image_size": 32, "mean": 0.5, "std": 0.5}
-    rank(["random:lightly:resnet-9"], DigitsData(), prior_kwargs=options, num_samples=40, device="cpu", out="rank.json")  # type: ignore[arg-type]
+    where: dict[str, Any] = {"num_samples": 40, "device": "cpu"}
+    rank(["random:lightly:resnet-9"], DigitsData(), prior_kwargs=options, out="new/rank.json", **where)  # type: ignore[arg-type]
     said = capsys.readouterr().out
     assert RANDOM in said and "hint:" not in said
     loud = {**options, "mean": 0.0, "std": 1 / 255}
-    rank(["random:lightly:resnet-9"], DigitsData(), prior_kwargs=loud, num_samples=40, device="cpu", steps=0)  # type: ignore[arg-type]
+    rank(["random:lightly:resnet-9"], DigitsData(), prior_kwargs=loud, steps=0, **where)  # type: ignore[arg-type]
     assert "random:lightly:resnet-9, not rescaled: black and white differ by 255" in capsys.readouterr().out
-    assert len(json.loads(Path("rank.json").read_text())["rows"]) == 3
+    assert len(json.loads(Path("new/rank.json").read_text())["rows"]) == 3
+    with pytest.raises(ConfigError, match="there already"):  # before any work
+        rank(["nothing:x"], DigitsData(), out="new/rank.json")  # type: ignore[arg-type]

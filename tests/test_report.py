@@ -231,3 +231,23 @@ def test_more_runs_than_colours_are_all_drawn(runs, tmp_path):
     assert draw_curves(many, tmp_path / "many.png")
     assert draw_curves([runs[0]], tmp_path / "untrained.png")
     assert (tmp_path / "untrained.png").is_file()
+
+
+@pytest.mark.parametrize("names", [("_a", "_b"), ("$5 and $6", "x$\\frac{"), ("odd [x] %s", "[/]")])
+def test_names_are_taken_letter_by_letter(runs, names, tmp_path, monkeypatch, capsys):
+    """Neither a picture nor a terminal reads them as formulas, hidden labels or markup."""
+    figure = pytest.importorskip("matplotlib.figure").Figure
+    drawn, save = [], figure.savefig
+
+    def look(self, *args, **kwargs):
+        drawn.extend(text.get_text() for text in self.findobj(lambda artist: hasattr(artist, "get_text")))
+        return save(self, *args, **kwargs)
+
+    monkeypatch.setattr(figure, "savefig", look)
+    named = [{**run, "name": name} for run, name in zip(runs, names, strict=False)]
+    assert len(write_report(named, {}, tmp_path, title=names[0], reach=0.3)) == 4
+    print_table(named, title=names[0])
+    said = capsys.readouterr().out
+    for name in names:
+        assert name in said
+        assert sum(text.strip().replace("\\$", "$") == name for text in drawn) >= 2, "in the legend and beside a bar"

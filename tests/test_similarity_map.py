@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,13 @@ def test_each_cell_is_the_measure_of_its_pair(measure: Any, pair: Any) -> None:
         assert found[0, 1] > 0.99 > found[1, 0] + 0.1 and abs(found[2, 0]) < 0.3
 
 
+def test_few_images_have_few_neighbours() -> None:
+    few = {name: rows[:6] for name, rows in features().items()}
+    first, second, *_ = few.values()
+    found = similarity_map(few, measure="mutual_knn")
+    assert found[0, 1] == found[1, 0] == mutual_knn(first, second, k=4)
+
+
 def test_one_model_and_an_unknown_measure_are_refused() -> None:
     with pytest.raises(ConfigError, match="nothing to compare"):
         similarity_map({"a": torch.randn(9, 2)})
@@ -79,3 +87,21 @@ def test_the_command_compares_runs_checkpoints_and_priors(plain: Path, capsys: A
     assert "there already" in capsys.readouterr().err
     assert main(["similarity", "runs/plain", "--out=b"]) == 2
     assert "two or more" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_compare_draws_the_same_matrix(plain: Path, capsys: Any) -> None:
+    options = ["--solver=lbfgs", "--k=5", "--device=cpu"]
+    for name in ("runs/plain", "runs/again"):
+        if name != "runs/plain":
+            shutil.copytree("runs/plain", name)
+        assert main(["probe", name, *options]) == 0
+    assert main(["compare", "runs/plain", "runs/plain/probe.json", "--out=c", "--similarity=true"]) == 2
+    assert "two or more folders of runs" in capsys.readouterr().err and not Path("c").exists()
+    assert main(["compare", "runs/plain", "runs/again", "--out=c", "--similarity=true"]) == 0
+    assert main(["similarity", "runs/plain", "runs/again", "--out=s"]) == 0
+    assert Path("c/similarity.json").read_text() == Path("s/similarity.json").read_text()
+    assert Path("c/similarity.png").stat().st_size > 5000 and Path("c/report.md").is_file()
+    capsys.readouterr()
+    assert main(["compare", "runs/plain", "runs/again", "--out=c", "--similarity=true"]) == 2
+    assert "there already" in capsys.readouterr().err

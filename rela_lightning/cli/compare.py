@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rela_lightning.errors import ConfigError
+from rela_lightning.files import check_free
 from rela_lightning.naming import distinct
 from rela_lightning.runs.comparison import as_probed, grouped, in_text, limits, notes, reached, with_interval
 from rela_lightning.runs.measures import OF_PROBES, measured
-from rela_lightning.runs.names import RECORD, RUNS
+from rela_lightning.runs.names import RECORD, RUNS, SIMILARITY
 from rela_lightning.runs.read import read_run, setting_of
 
 REPORT = "report.json"
@@ -21,7 +22,9 @@ def compare(
     runs: list[str],
     out: str = "comparison",
     title: str = "ReLA",
+    *,
     reach: float | None = None,
+    similarity: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Put runs side by side: prints a table, writes `report.md`, `report.json` and `curves.png`.
@@ -37,11 +40,14 @@ def compare(
         title: Heading.
         reach: Say and draw (`costs.png`) when each run reached this top-1, in `(0, 1)`, where probes ran during
             training.
+        similarity: Draw too how similar what the runs' backbones see is, each to each, into the same folder
+            (`similarity.png`); `rela similarity` does so for priors and earlier checkpoints as well. It builds the runs
+            and runs them on 1,000 validation images of the first.
         overwrite: Replace a report in that folder.
 
     Raises:
-        ConfigError: If there are fewer than two runs, one of them is no run or was not probed, or they were probed in
-            different ways.
+        ConfigError: If there are fewer than two runs, one of them is no run or was not probed, they were probed in
+            different ways, or `similarity` has fewer than two folders of runs.
     """
     from rich.console import Console
 
@@ -51,17 +57,28 @@ def compare(
         raise ConfigError("`--reach` is an accuracy.", expected="a number in (0, 1), such as 0.5", found=reach)
     paths = [Path(given).expanduser() for given in runs]
     _check_are_runs(paths)
+    models = [str(path) for path in paths if path.is_dir() and (path / RECORD).is_file()]
+    if similarity and len(models) < 2:
+        raise ConfigError(
+            "`--similarity` is of what runs see.",
+            expected=f"two or more folders of runs, with {RECORD}",
+            found=", ".join(models) or "none",
+            do="rela similarity compares priors and checkpoints too",
+        )
     found = [run for path in paths for run in _read(path)]
     if len(found) < 2:
         raise ConfigError("A comparison needs runs.", expected="two or more", found=f"{len(found)}: {', '.join(runs)}")
     _check_probed(found)
     check_runs(_distinct(found))
     _check_alike(found)
-    if (Path(out) / REPORT).exists() and not overwrite:
+    folder = Path(out).expanduser()
+    if similarity:
+        check_free([folder / name for name in SIMILARITY], overwrite=overwrite)  # before the report
+    if (folder / REPORT).exists() and not overwrite:
         raise ConfigError(
             "There is a report already.",
             expected="a new folder by --out",
-            found=Path(out) / REPORT,
+            found=folder / REPORT,
             do="pass --overwrite true",
         )
     named = _distinct(grouped(found))
@@ -73,12 +90,16 @@ def compare(
         "curves": "online probes during training, where there were any; the table is measured afterwards",
         "budgets": {run["name"]: limits(run["budget"]) for run in named if run.get("budget")},
     }
-    console = Console()
-    files = write_report(named, protocol, out, title=title, notes=remarks, reach=reach)
+    console = Console(markup=False)
+    files = write_report(named, protocol, folder, title=title, notes=remarks, reach=reach)
     print_table(named, title=title)
     for remark in (units(named), *remarks):
         console.print(remark, style="dim")
     console.print(f"Report: {files[0]}", soft_wrap=True)
+    if similarity:
+        from rela_lightning.cli.similarity import similarity as draw
+
+        draw(models, out=out, overwrite=overwrite)
 
 
 def _files(path: Path) -> list[Path]:

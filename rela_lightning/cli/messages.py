@@ -17,6 +17,9 @@ from rela_lightning.errors import ConfigError
 
 _OTHER = "a module of pytorch_lightning is trained by that package's own LightningCLI, with ReLACallback as here"
 
+_UNNAMED = ("LightningDataModule", "LightningModule")
+"""What the parser takes a class for that is not named yet."""
+
 
 class Readable:
     """Mixin for parsers: one short message and exit code 2 for a mistake of the user."""
@@ -76,6 +79,12 @@ def explain(
     if found := re.fullmatch(r"Option '([^']+)' is not accepted", cause):
         others = [name for name, each in classes(option).items() if found[1] in options_of(each)]
         hint = f"`{found[1]}` is an option of {', '.join(others)}" if others else None
+        if owner in _UNNAMED:
+            return ConfigError(
+                f"`{option}.{found[1]}` is an option of a class, and none is named before it.",
+                exists=others or classes(option),
+                do=f"name the class first: {option} NAME {option}.{found[1]} VALUE",
+            )
         return _unknown(f"{owner} has no option `{found[1]}`.", found[1], options_of(pydoc.locate(path)), do=hint)
     if found := re.fullmatch(r"the following arguments are required: (.+)", cause):
         missing = found[1].split(", ")

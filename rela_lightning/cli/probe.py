@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_warn
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
+from rela_lightning.devices import device_of
 from rela_lightning.errors import ConfigError, DataError, check_positive
 from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
 from rela_lightning.probe import extract_features
@@ -172,12 +172,7 @@ def has_no_labels(data: Any) -> bool:
 def check_options(positive: dict[str, float], device: str) -> None:
     """Refuse what cannot work before features are computed."""
     check_positive(**positive)
-    try:
-        _ = device == "auto" or torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(
-            "There is no such device.", expected="auto, cpu, cuda, cuda:1, mps, ...", found=f"{device} ({error})"[:200]
-        ) from error
+    device_of(device)
 
 
 def images_of(data: Any, split: Literal["train", "val"], subject: Subject) -> Any:
@@ -233,6 +228,7 @@ def _show(result: dict[str, Any], written: Written) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     names = [name for name in result if "_top" in name or name in LABEL_FREE]
@@ -241,14 +237,14 @@ def _show(result: dict[str, Any], written: Written) -> None:
     spread = result.get("spread", {})
     shown = {name: {"mean": result[name], "std": spread[name]} if name in spread else result[name] for name in names}
     table.add_row(
-        result["name"],
+        Text(result["name"]),
         *(f"{value:.4g}" if name in LABEL_FREE else in_percent(value) for name, value in shown.items()),
     )
     Console().print(table)
     if written.differences:
-        Console(stderr=True).print(
+        Console(stderr=True, markup=False).print(
             f"{written.kept} is kept for a result that differs in {', '.join(written.differences)}; "
             "--overwrite true puts this one there.",
             style="dim", soft_wrap=True,
         )  # fmt: skip
-    Console().print(f"Result: {written.file}", soft_wrap=True)
+    Console(markup=False).print(f"Result: {written.file}", soft_wrap=True)

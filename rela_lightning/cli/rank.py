@@ -10,9 +10,11 @@ from lightning.pytorch import LightningDataModule
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
 from rela_lightning.cli.targets import images_of
-from rela_lightning.diagnostics.fitness_check import LEAST_SAMPLES, fitness
+from rela_lightning.devices import device_of
+from rela_lightning.diagnostics.fitness_check import fitness
 from rela_lightning.diagnostics.image_faults import NO_BETTER
-from rela_lightning.diagnostics.ranking import device_of, rank_priors
+from rela_lightning.diagnostics.ranking import rank_priors
+from rela_lightning.files import check_free, write_whole
 from rela_lightning.priors import load_prior
 
 MOST_LOOKED_AT = 128
@@ -33,6 +35,7 @@ def rank(
     device: str = "auto",
     seed: int = 0,
     out: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Put priors in order before any training and without labels, beside a random network and raw pixels.
 
@@ -50,15 +53,20 @@ def rank(
         image: Where the image is in a sample that holds several: `rgb`, `0`.
         device: Where networks run; `auto` takes the accelerator if there is one.
         seed: Seed of views, of the random network and of the short training.
-        out: File to write the rows and the advice to, as JSON.
+        out: File to write the rows and the advice to, as JSON; its folder is made if it is missing.
+        overwrite: Replace that file.
 
     Raises:
-        ConfigError: If an option has a value that cannot work.
+        ConfigError: If an option has a value that cannot work, or `out` is there already.
         DataError: If the images are not there, or cannot be read.
         PriorError: If there is no such prior.
     """
+    file = None if out is None else Path(out).expanduser()
+    if file is not None:
+        check_free([file], overwrite=overwrite)  # before work that would be lost
+    device_of(device)
     loaded, images = [load_prior(spec, **(prior_kwargs or {})) for spec in priors], images_of(data)
-    where: dict[str, Any] = {"image": image, "device": device_of(device)}
+    where: dict[str, Any] = {"image": image, "device": device}
     ranking = rank_priors(
         loaded,
         images,
@@ -70,11 +78,10 @@ def rank(
         seed=seed,
         **where,
     )
-    if out is not None:
-        Path(out).write_text(ranking.to_json() + "\n", encoding="utf-8")
     sys.stdout.write(f"{ranking}\n")
-    if num_samples >= LEAST_SAMPLES:
-        for prior in loaded:
-            seen = fitness(images, prior=prior, num_samples=min(num_samples, MOST_LOOKED_AT), seed=seed, **where)
-            for finding in seen.without(NO_BETTER).findings:  # the table says that
-                sys.stdout.write(f"{prior.name}, {finding}\n")
+    if file is not None:
+        write_whole(file, lambda to: to.write_text(ranking.to_json() + "\n", encoding="utf-8"))
+    for prior in loaded:
+        seen = fitness(images, prior=prior, num_samples=min(num_samples, MOST_LOOKED_AT), seed=seed, **where)
+        for finding in seen.without(NO_BETTER).findings:  # the table says that
+            sys.stdout.write(f"{prior.name}, {finding}\n")

@@ -18,9 +18,10 @@ from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.naming import distinct
 from rela_lightning.networks.run import probe_preprocess
 from rela_lightning.probe import extract_features
+from rela_lightning.runs.names import SIMILARITY
 from rela_lightning.runs.rebuild import Subject, find_subject
 
-FILES = ("similarity.json", "similarity.png")
+LEAST_IMAGES = 4  # as debiased CKA needs
 
 
 def similarity(
@@ -48,7 +49,7 @@ def similarity(
             (`timm:<model>`, ...). A run's folder is code: classes that its `config.yaml` names are imported and built.
         data: Data module whose images are compared by: those of validation, or of training where there are none; null
             takes the data of the first run.
-        num_samples: Images, evenly spaced, at least 3; many more than features make good maps.
+        num_samples: Images, evenly spaced, at least 4; many more than features make good maps.
         measure: `transport`, which is directed, or `cka` or `mutual_knn`, which are not.
         backbone: Dotted path of the network in a run's module; `auto` tries the usual names.
         prior_kwargs: Options of `load_prior`, for each of the priors.
@@ -64,7 +65,9 @@ def similarity(
         PriorError: If there is no such prior.
     """
     check_options({"batch_size": batch_size, "num_samples": num_samples}, device)
-    files = [Path(out).expanduser() / name for name in FILES]
+    if num_samples < LEAST_IMAGES:
+        raise ConfigError("`num_samples` is out of range.", expected=f"at least {LEAST_IMAGES}", found=num_samples)
+    files = [Path(out).expanduser() / name for name in SIMILARITY]
     check_free(files, overwrite=overwrite)
     if len(models) < 2:
         raise ConfigError("A comparison needs models.", expected="two or more", found=", ".join(models) or "none")
@@ -110,11 +113,12 @@ def _show(names: list[str], found: Any) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("from, down; to, across")
     for number in range(1, len(names) + 1):
         table.add_column(str(number), justify="right")
     for number, (name, row) in enumerate(zip(names, found, strict=True), 1):
-        table.add_row(f"{number} {name}", *(f"{value:.2f}" for value in row))
+        table.add_row(Text(f"{number} {name}"), *(f"{value:.2f}" for value in row))
     Console().print(table)

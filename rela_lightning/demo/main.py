@@ -44,7 +44,7 @@ def demo(out: str = "rela_demo", seconds: float = 36.0, seed: int = 0) -> None:
 
     from rela_lightning.runs.report import print_table, units, write_report
 
-    console = Console()
+    console = Console(markup=False)
     console.print(f"BYOL on handwritten digits, plain and with ReLA, {seconds:g} s each. Loading the libraries ...")
     title = f"Digits: {seconds:g} s of BYOL, plain and with ReLA"
     with warnings.catch_warnings():

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rela_lightning.data.find_image import image_at
+from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.image_faults import (
+    LEAST_SAMPLES,
     NO_BETTER,
     TOO_MANY,
     Finding,
+    Seen,
     blank,
     grey,
     levels,
@@ -42,12 +45,13 @@ if TYPE_CHECKING:
 
     from rela_lightning.targets.store import TargetStore
 
-LEAST_SAMPLES = 32
 LEAST_SPREAD = 1e-3
 """Features whose deviation is less than this share of their mean are nearly constant."""
 LEAST_DIRECTIONS = 3.0
 BEYOND_RANDOM = 1.05
 """Times as many directions have to survive a change of view as with fresh random weights."""
+MOST_INPUTS = 128
+"""Images whose preprocessed pixels are held, for the first batch norm."""
 LEAST_SHARED = 0.01
 """Neighbours beyond chance that targets and pixels share at least, where they are of the same images."""
 
@@ -102,16 +106,18 @@ def fitness(
         dataset: Map-style, as `build_targets` takes it; its own transform is set aside.
         prior: The prior, or what `load_prior` takes.
         targets: A store, or its folder.
-        num_samples: Images, at least 32, spread evenly over the data set.
+        num_samples: Images, at least 32, spread evenly over the data set. Of a data set that has fewer, directions,
+            views and neighbours are not judged.
         image: Where the image is in a sample that holds several, as in `build_targets`.
-        device: Where the prior runs.
+        device: Where the prior runs; `auto` takes the accelerator if there is one.
         seed: Seed of the views; the random state is left as it was.
 
     Returns:
         The faults, if any: `print` it, or test it as a bool.
 
     Raises:
-        ConfigError: If there are neither targets nor a prior, or too few samples are asked for.
+        ConfigError: If there are neither targets nor a prior, too few samples are asked for, or there is no such
+            device.
         DataError: If the data set has no length or indices, or rows that are not images.
         PriorError: If there is no such prior.
         TargetError: If there is no such store, or the prior gives all images the same features.
@@ -122,14 +128,15 @@ def fitness(
         >>> prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=0.5, std=0.5)
         >>> print(fitness(Digits("train"), prior=prior, num_samples=32))  # doctest: +SKIP
     """
-    if (prior is None and targets is None) or num_samples < LEAST_SAMPLES:
+    if prior is None and targets is None:
+        raise ConfigError("There is nothing to compare the images with.", expected="a prior, targets or both")
+    if num_samples < LEAST_SAMPLES:
         raise ConfigError(
-            "There is nothing to compare the images with."
-            if num_samples >= LEAST_SAMPLES
-            else "Too few images to judge by.",
-            expected=f"a prior, targets or both; num_samples >= {LEAST_SAMPLES}",
-            found=f"prior={prior}, targets={targets}, num_samples={num_samples}",
+            "Too few images to judge by.",
+            expected=f"num_samples >= {LEAST_SAMPLES}",
+            found=num_samples,
         )
+    device = device_of(device)
     store = _opened(targets)
     loaded = None if prior is None else load_prior(prior)
     with preserved_rng():
@@ -137,17 +144,17 @@ def fitness(
         dataset = image_at(dataset, where)
         length = check_length(dataset)
         rows = sampled_rows(length, num_samples)
-        images = [raw_image(dataset, row) for row in rows]
-        arrays = [_bytes(picture) for picture in images]
-        found = [repeated(arrays), blank(arrays)]
+        parts: list[Any] = list(loaded.network.children()) if isinstance(loaded, FusedPrior) else [loaded]
+        looks = _looks(dataset, rows, parts if loaded is not None else [], store is not None and loaded is None)
+        found = [repeated(looks.images), blank(looks.images)]
         features: Tensor | None = None
         if loaded is not None:
-            for part in loaded.network.children() if isinstance(loaded, FusedPrior) else [loaded]:
-                found += _preprocessing(part, images, arrays, device)  # type: ignore[arg-type]
-            features, faults = _features(loaded, images, length, device, seed)
+            for part, inputs in zip(parts, looks.inputs, strict=True):
+                found += _preprocessing(part, looks.images, torch.stack(inputs), device)
+            features, faults = _features(loaded, dataset, rows, device, seed)
             found += faults
         if store is not None:
-            found += _targets(store, rows, length, arrays, features)
+            found += _targets(store, rows, length, looks.thumbnails, features)
     return Fitness(tuple(finding for finding in found if finding is not None), len(rows))
 
 
@@ -157,21 +164,42 @@ def _opened(targets: Any) -> Any:
     return targets if targets is None or isinstance(targets, TargetStore) else TargetStore(targets)
 
 
+class _Looks(NamedTuple):
+    images: list[Seen]
+    inputs: list[list[Tensor]]
+    """Of the first images, as each part of the prior gets them."""
+    thumbnails: list[Tensor]
+
+
+def _looks(dataset: Any, rows: list[int], parts: list[Any], thumbnails: bool) -> _Looks:
+    """Read the sample, one image at a time, and keep what is asked of it."""
+    looks = _Looks([], [[] for _ in parts], [])
+    for number, row in enumerate(rows):
+        image = raw_image(dataset, row)
+        array = _bytes(image)
+        looks.images.append(Seen.of(array))
+        if thumbnails:
+            looks.thumbnails.append(_thumbnail(array))
+        for part, inputs in zip(parts, looks.inputs, strict=True):
+            if number < MOST_INPUTS:
+                inputs.append(part.preprocess(image))
+    return looks
+
+
 def _bytes(image: Any) -> Any:
     """Pixels `[C, H, W]` from 0 to 255."""
     array = pixels(image)
     return array * 255.0 if array.dtype.kind == "f" else array
 
 
-def _preprocessing(prior: Prior, images: list[Any], arrays: list[Any], device: Any) -> list[Finding | None]:
+def _preprocessing(prior: Prior, images: list[Seen], inputs: Tensor, device: Any) -> list[Finding | None]:
     flat = levels(prior.preprocess)
     scale = wrong_scale(flat)
     mean = -flat.black / (flat.white - flat.black)
-    found = [tiny(arrays, min(prior.input_shape[1:])), scale, swapped_channels(prior.preprocess, flat)]
+    found = [tiny(images, min(prior.input_shape[1:])), scale, swapped_channels(prior.preprocess, flat)]
     if scale is None:
-        found.append(grey(arrays, colour_prior=float(mean.max() - mean.min()) > 0.02))
+        found.append(grey(images, colour_prior=float(mean.max() - mean.min()) > 0.02))
         home = next((p.device for p in prior.parameters()), torch.device("cpu"))
-        inputs = torch.stack([prior.preprocess(picture) for picture in images[:128]])
         try:
             found.append(other_normalisation(prior.to(device).network, inputs.to(device), flat))
         finally:
@@ -180,23 +208,25 @@ def _preprocessing(prior: Prior, images: list[Any], arrays: list[Any], device: A
 
 
 def _features(
-    prior: Prior, images: list[Any], length: int, device: Any, seed: int
+    prior: Prior, dataset: Any, rows: list[int], device: Any, seed: int
 ) -> tuple[Tensor, list[Finding | None]]:
     """Features of the sample, and what is wrong with them."""
     both = {"prior": prior, "untrained": untrained(prior, seed)}
-    seen = survey(both, images, num_samples=len(images), num_views=len(images), device=device, seed=seed)
+    seen = survey(both, dataset, num_samples=len(rows), num_views=len(rows), device=device, seed=seed)
     features = seen.features["prior"]
     centre = features.double().mean(dim=0)
     spread = float((features.double() - centre).square().sum(dim=1).mean().sqrt() / centre.norm().clamp_min(1e-30))
     if spread < LEAST_SPREAD:
         told = f"features vary by {spread:.1g} of their mean from image to image: mostly rounding."
         return features, [Finding("nearly constant targets", told, "check the prior's weights and preprocessing")]
+    if len(rows) < LEAST_SAMPLES:  # they fill few directions whatever the prior is
+        return features, []
     directions = effective_rank(features, centre=True)
     if directions < LEAST_DIRECTIONS:
         told = f"features fill {directions:.1f} directions of {features.shape[1]}."
         return features, [Finding("nearly constant targets", told, "check the prior's weights and preprocessing")]
     own, known_nothing = (
-        worth_of(seen.features[name], seen.views[name], length=length).stable_directions for name in both
+        worth_of(seen.features[name], seen.views[name], length=seen.length).stable_directions for name in both
     )
     if own >= BEYOND_RANDOM * known_nothing:
         return features, [None]
@@ -217,7 +247,7 @@ def untrained(prior: Prior, seed: int = 0) -> Prior:
 
 
 def _targets(
-    store: TargetStore, rows: list[int], length: int, arrays: list[Any], features: Tensor | None
+    store: TargetStore, rows: list[int], length: int, thumbnails: list[Tensor], features: Tensor | None
 ) -> list[Finding | None]:
     if len(store) != length:
         told = f"{len(store)} rows of targets for {length} images."
@@ -241,9 +271,8 @@ def _targets(
     elif features is not None:
         told = f"the prior gives {features.shape[1]} features, the targets were made from {len(store.projection.mean)}."
         found.append(Finding("other prior", told, do))
-    else:
-        small = torch.stack([_thumbnail(array) for array in arrays])
-        shared = mutual_knn(small, targets, k=min(10, len(rows) - 2))
+    elif len(rows) >= LEAST_SAMPLES:
+        shared = mutual_knn(torch.stack(thumbnails), targets, k=10)
         if shared < LEAST_SHARED:
             told = f"images that look alike have targets like any others' ({shared:.1%} of neighbours beyond chance)."
             found.append(Finding("other images", told, f"{do}; fitness(prior=...) compares row by row"))
@@ -252,6 +281,6 @@ def _targets(
 
 def _thumbnail(array: Any) -> Tensor:
     """8 x 8 grey pixels, centred."""
-    plane = torch.as_tensor(array, dtype=torch.float64).mean(dim=0, keepdim=True)
-    small = F.interpolate(plane[None], size=(8, 8), mode="area").flatten()
+    plane = torch.as_tensor(array.mean(axis=0, dtype="float32"))[None]
+    small = F.interpolate(plane[None], size=(8, 8), mode="area").double().flatten()
     return small - small.mean()

@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+LEAST_SAMPLES = 32
+"""Images below which nothing is said of what a prior makes of them."""
 TOO_MANY = 0.02
 """Share of blank or repeated images that is remarked on."""
 NO_BETTER = "no better than a random network"
@@ -49,11 +51,31 @@ class Finding(NamedTuple):
         return f"{self.name}: {self.found}\n  hint: {self.do}"
 
 
-def repeated(images: Sequence[Pixels]) -> Finding | None:
-    """Images that are there more than once; `images` are `[C, H, W]` in [0, 255]."""
-    seen = [
-        hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest() for image in images if not _flat(image)
-    ]
+class Seen(NamedTuple):
+    """What is kept of an image: a sample of large photos would not fit into memory.
+
+    Attributes:
+        side: The shorter one, pixels.
+        digest: Of its pixels.
+        flat: Whether it is of one colour.
+        plain: Whether it has no colour.
+    """
+
+    side: int
+    digest: bytes
+    flat: bool
+    plain: bool
+
+    @classmethod
+    def of(cls, image: Pixels) -> Seen:
+        """Look at an image `[C, H, W]` in [0, 255]."""
+        digest = hashlib.sha256(f"{image.shape}".encode() + image.tobytes()).digest()
+        return cls(min(image.shape[1:]), digest, _flat(image), float(np.ptp(image, axis=0).mean()) < 1.0)
+
+
+def repeated(images: Sequence[Seen]) -> Finding | None:
+    """Images that are there more than once."""
+    seen = [image.digest for image in images if not image.flat]
     again = len(seen) - len(set(seen))
     if not seen or again / len(images) < TOO_MANY:
         return None
@@ -64,9 +86,9 @@ def repeated(images: Sequence[Pixels]) -> Finding | None:
     )
 
 
-def blank(images: Sequence[Pixels]) -> Finding | None:
+def blank(images: Sequence[Seen]) -> Finding | None:
     """Images of one colour."""
-    count = sum(map(_flat, images))
+    count = sum(image.flat for image in images)
     if count / len(images) < TOO_MANY:
         return None
     return Finding(
@@ -76,9 +98,9 @@ def blank(images: Sequence[Pixels]) -> Finding | None:
     )
 
 
-def grey(images: Sequence[Pixels], colour_prior: bool) -> Finding | None:
+def grey(images: Sequence[Seen], colour_prior: bool) -> Finding | None:
     """Images without colour for a prior that was trained on colours."""
-    plain = sum(float(np.ptp(image, axis=0).mean()) < 1.0 for image in images)
+    plain = sum(image.plain for image in images)
     if not colour_prior or plain / len(images) < GREY_SHARE:
         return None
     return Finding(
@@ -88,9 +110,9 @@ def grey(images: Sequence[Pixels], colour_prior: bool) -> Finding | None:
     )
 
 
-def tiny(images: Sequence[Pixels], input_side: int) -> Finding | None:
+def tiny(images: Sequence[Seen], input_side: int) -> Finding | None:
     """Images that are far smaller than what the prior takes."""
-    side = int(np.median([min(image.shape[1:]) for image in images]))
+    side = int(np.median([image.side for image in images]))
     if input_side <= LARGEST_ZOOM * side:
         return None
     return Finding(

@@ -10,11 +10,13 @@ from torch import nn
 
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.find_image import image_at
+from rela_lightning.devices import device_of
+from rela_lightning.diagnostics.image_faults import LEAST_SAMPLES
 from rela_lightning.diagnostics.ranking_table import PriorRanking, PriorRow
 from rela_lightning.diagnostics.similarity import mutual_knn
-from rela_lightning.diagnostics.survey import Survey, controls, survey
+from rela_lightning.diagnostics.survey import PIXELS, RANDOM, Survey, controls, survey
 from rela_lightning.diagnostics.worth import Followed, Worth, follow, worth_of
-from rela_lightning.errors import ConfigError
+from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.naming import distinct
 from rela_lightning.networks.backbones import build_backbone
 from rela_lightning.networks.encode import encode, find_backbone
@@ -24,6 +26,8 @@ from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.label_view import check_length, raw_image
 
 NEIGHBOURS = 10
+LEAST_SIZE = 8
+"""Side in pixels of the images that a student is shown at least."""
 LARGEST_IMAGE = 224
 """Side in pixels of the images that a student is shown at most, unless it is told otherwise."""
 
@@ -50,14 +54,15 @@ def rank_priors(
 
     Args:
         priors: What `load_prior` takes, or priors; a dict gives them names.
-        dataset: Map-style, as `build_targets` takes it; its own transform is set aside.
+        dataset: Map-style, as `build_targets` takes it, 32 images or more; its own transform is set aside.
         student: Backbone that is to be trained: a module, a LightningModule (its student is found), or a name as
             `build_backbone` takes it. It is copied. Then each row also says how near it comes to the targets.
         num_samples: Images, at least 32, spread evenly over the data set.
         steps: Of the student's short training for each prior, batches of 64; 0 leaves it out. It takes most of the
             time: 200 steps of a ResNet-18 at 224 px are for a GPU.
         budget_seconds: Planned seconds of training, to which the cost of labelling is compared.
-        image_size: Side of the square images the student sees; None for that of the first image, at most 224.
+        image_size: Side of the square images the student sees, at least 8; None for that of the first image, at most
+            224.
         image: Where the image is in a sample that holds several, as in `build_targets`.
         device: Where networks run; `auto` takes the accelerator if there is one.
         seed: Seed of views, of the random network and of the short training; the random state is left as it was.
@@ -66,21 +71,23 @@ def rank_priors(
         Rows in order, the controls last, with a line of advice. `print` shows a table, `to_json()` gives JSON.
 
     Raises:
-        ConfigError: For options out of range or priors without distinct names.
+        ConfigError: For options out of range, no priors, or a device that is not there.
         PriorError: If there is no such prior.
-        DataError: If the data set has no length or indices, or rows that are not images.
+        DataError: If the data set has no length or indices, too few images, or rows that are not images.
         TargetError: If a prior gives all images the same features.
 
     Example:
         `print(rank_priors(["timm:resnet50", "open_clip:ViT-B-16/openai"], train_images, student="resnet18"))`
     """
-    _check(num_samples=num_samples, steps=steps, budget_seconds=budget_seconds)
+    _check(num_samples=num_samples, steps=steps, budget_seconds=budget_seconds, image_size=image_size)
+    where = device_of(device)
     named = _named(priors)
     backbone = None if student is None else _backbone(student)
-    where = device_of(device)
     with preserved_rng():
         dataset = image_at(dataset, image)
+        _check_enough(dataset)
         size = None if backbone is None else _image_size(dataset, image_size)
+        width = None if backbone is None or size is None else _width(backbone, size)  # before the work
         everything = {**named, **(known_nothing := controls(seed))}
         found = survey(
             everything,
@@ -91,9 +98,6 @@ def rank_priors(
             seed=seed,
             progress="ranking priors",
         )
-        width = None
-        if backbone is not None and found.images is not None:
-            width = encode(backbone, found.images[:2].to(_home(backbone)) / 255.0).shape[1]
         worths = {
             name: worth_of(found.features[name], found.views[name], length=found.length, target_dim=width)
             for name in everything
@@ -153,12 +157,25 @@ def _row(
     )
 
 
-def _check(*, num_samples: int, steps: int, budget_seconds: float | None) -> None:
-    if num_samples < 32 or steps < 0 or (budget_seconds is not None and not budget_seconds > 0):
+def _check(*, num_samples: int, steps: int, budget_seconds: float | None, image_size: int | None) -> None:
+    enough, planned = num_samples >= LEAST_SAMPLES, budget_seconds is None or budget_seconds > 0
+    if not enough or steps < 0 or not planned or (image_size is not None and image_size < LEAST_SIZE):
         raise ConfigError(
             "Priors cannot be ranked with these settings.",
-            expected="num_samples >= 32, steps >= 0, budget_seconds above 0 or None",
-            found=f"num_samples={num_samples}, steps={steps}, budget_seconds={budget_seconds}",
+            expected=f"num_samples >= {LEAST_SAMPLES}, steps >= 0, budget_seconds above 0 or None, "
+            f"image_size >= {LEAST_SIZE} or None",
+            found=f"num_samples={num_samples}, steps={steps}, budget_seconds={budget_seconds}, image_size={image_size}",
+        )
+
+
+def _check_enough(dataset: Any) -> None:
+    length = check_length(dataset)
+    if length < LEAST_SAMPLES:
+        raise DataError(
+            "There are too few images to rank priors by.",
+            expected=f"{LEAST_SAMPLES} or more",
+            found=f"{length} in {type(dataset).__name__}",
+            do="choose by hand, a prior that was trained on images like these, or rank on more images of the kind",
         )
 
 
@@ -168,11 +185,12 @@ def _named(priors: Sequence[Any] | Mapping[str, Any]) -> dict[str, Prior]:
         raise ConfigError(
             "Priors are ranked against each other and against controls.",
             expected="a list of one prior or more, or a dict with their names",
-            found=priors if isinstance(priors, str) else type(priors).__name__,
+            found=priors if isinstance(priors, str) else "none" if not priors else type(priors).__name__,
         )
     pairs = priors.items() if isinstance(priors, Mapping) else [(None, prior) for prior in priors]
     loaded = [(name, load_prior(spec)) for name, spec in pairs]
-    names = distinct(prior.name if name is None else name for name, prior in loaded)
+    taken = (RANDOM, PIXELS)  # by the controls
+    names = distinct([*taken, *(prior.name if name is None else str(name) for name, prior in loaded)])[len(taken) :]
     return dict(zip(names, (prior for _, prior in loaded), strict=True))
 
 
@@ -182,17 +200,19 @@ def _backbone(student: nn.Module | str) -> nn.Module:
     return find_backbone(student).network if hasattr(student, "training_step") else student
 
 
+def _width(backbone: nn.Module, size: int) -> int:
+    """Width of a student's features."""
+    home = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
+    try:
+        return encode(backbone, torch.zeros(2, 3, size, size, device=home)).shape[1]
+    except Exception as error:  # whatever a network raises for images it was not made for
+        raise ConfigError(
+            "The student does not take the images.",
+            expected=f"a network for [B, 3, {size}, {size}] that gives features",
+            found=f"{type(backbone).__name__}: {type(error).__name__}: {str(error)[:300]}",
+            do="set image_size to what it was made for; images have three channels here, grey ones too",
+        ) from error
+
+
 def _image_size(dataset: Any, asked: int | None) -> int:
-    check_length(dataset)
     return min(*size_of(raw_image(dataset, 0)), LARGEST_IMAGE) if asked is None else asked
-
-
-def device_of(device: str | torch.device) -> torch.device:
-    """The device that is named; `auto` is the accelerator, if there is one."""
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _home(network: nn.Module) -> torch.device:
-    return next((parameter.device for parameter in network.parameters()), torch.device("cpu"))

@@ -78,7 +78,7 @@ class PriorRanking:
     def best(self) -> PriorRow | None:
         """The prior to take: the cheapest of those that are as good as the best; None if no one beats the controls."""
         candidates = [row for row in self.rows if not row.control]
-        floor = max(row.stable_directions for row in self.rows if row.control)
+        floor = max(0.0, *(row.stable_directions for row in self.rows if row.control))
         first = candidates[0]
         if first.stable_directions < MARGIN * floor:
             return None
@@ -121,10 +121,11 @@ class PriorRanking:
     def __rich__(self) -> Table:
         """The table, with the advice below it."""
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(
             title=f"{self.num_samples} of {self.length} images, {self.num_views} with a view; no labels",
-            caption=self.advice,
+            caption=Text(self.advice),
         )
         table.add_column("prior", overflow="fold")
         columns = [(title, show) for title, show, needs in _COLUMNS if any(needs(row) for row in self.rows)]
@@ -132,8 +133,8 @@ class PriorRanking:
             table.add_column(title, justify="right")
         for number, row in enumerate(self.rows):
             last = number + 1 < len(self.rows) and not row.control and self.rows[number + 1].control
-            cells = [show(row) for _, show in columns]
-            table.add_row(row.name, *cells, end_section=last, style="dim" if row.control else None)
+            cells = [Text(show(row)) for _, show in columns]
+            table.add_row(Text(row.name), *cells, end_section=last, style="dim" if row.control else None)
         return table
 
     def __str__(self) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,10 +16,12 @@ CHUNK = 4096
 """Rows that are read at once where a product is as wide as the features."""
 PAIRS = 256
 """Rows whose similarities with all others are held at once: `256 * N * 8` bytes, 100 MB for N = 50,000."""
+_SIZES = (1e-6, 1e30)
+"""Features whose largest entry is outside are brought to 1: their squares would leave the range of numbers."""
 
 
 def checked_features(features: Any, name: str = "X", *, least: int = 2) -> Tensor:
-    """Features `[N, F]` as they came, a tensor of any real dtype.
+    """Features `[N, F]`, a tensor of any real dtype: as they came, but for very large or small ones, which are scaled.
 
     Args:
         features: Tensor or array.
@@ -27,12 +31,12 @@ def checked_features(features: Any, name: str = "X", *, least: int = 2) -> Tenso
     Raises:
         DataError: If they have another shape, too few rows, or hold NaN or infinity.
     """
-    rows = torch.as_tensor(features).detach()
-    if rows.ndim != 2 or rows.shape[1] < 1 or rows.is_complex() or len(rows) < least:
+    rows = _as_tensor(features)
+    if rows is None or rows.ndim != 2 or rows.shape[1] < 1 or rows.is_complex() or len(rows) < least:
         raise DataError(
             f"`{name}` cannot be measured.",
-            expected=f"real features [N, F], N >= {least}",
-            found=f"{list(rows.shape)}, {rows.dtype}",
+            expected=f"real features [N, F], N >= {least}, a tensor or an array",
+            found=type(features).__name__ if rows is None else f"{list(rows.shape)}, {rows.dtype}",
         )
     broken = ~rows.isfinite().all(dim=1)
     if bool(broken.any()):
@@ -42,7 +46,31 @@ def checked_features(features: Any, name: str = "X", *, least: int = 2) -> Tenso
             found=f"{int(broken.sum())} of {len(rows)} rows, the first is row {int(broken.nonzero()[0])}",
             do="see whether the run has diverged; float16 features overflow above 65504",
         )
+    largest = max(abs(float(rows.min())), abs(float(rows.max()))) if rows.is_floating_point() else 1.0
+    if largest and not _SIZES[0] <= largest <= _SIZES[1]:
+        rows = rows.to(precise(rows.device)) / largest
     return rows
+
+
+def _as_tensor(features: Any) -> Tensor | None:
+    """A tensor, without a copy where torch can do without; None for what holds no numbers."""
+    if isinstance(features, Tensor):
+        rows = features.detach()
+        return rows.to(torch.uint8) if rows.dtype == torch.bool else rows
+    try:
+        array = np.asarray(features)
+    except (TypeError, ValueError, RuntimeError):  # rows of several lengths, or tensors on a device in a list
+        return None
+    if array.dtype.kind not in "fiubc":
+        return None
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    if array.dtype.kind == "b":
+        array = array.astype(np.uint8)
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))  # torch takes no reversed rows or bytes
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nothing is written
+        return torch.from_numpy(array)
 
 
 def checked_pair(X: Any, Y: Any, *, least: int = 2) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from typing import Any
 
 import torch
@@ -11,7 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rela_lightning.diagnostics.rows import PAIRS, check_chunk, checked_pair, chunks, cross_product, mean_of
-from rela_lightning.errors import ConfigError
+from rela_lightning.errors import ConfigError, DataError
+
+_NOTHING = 1e-10
+"""Of the debiased estimate of HSIC, where it is less than this share of the plain one nothing is left but rounding."""
+_TIED = 16
+"""Cosines that differ by so many eps of their dtype are the same."""
 
 
 def linear_cka(X: Any, Y: Any, *, debiased: bool = False) -> float:
@@ -30,7 +34,8 @@ def linear_cka(X: Any, Y: Any, *, debiased: bool = False) -> float:
         In `[0, 1]`; debiased up to 1, and about 0 or a little below for unrelated features.
 
     Raises:
-        DataError: For other shapes, too few rows, NaN, infinity, or features that do not vary.
+        DataError: For other shapes, too few rows, NaN, infinity, or features that do not vary; debiased, also if all
+            pairs of rows are equally alike.
 
     Example:
         >>> import torch
@@ -41,8 +46,16 @@ def linear_cka(X: Any, Y: Any, *, debiased: bool = False) -> float:
     x, y = checked_pair(X, Y, least=4 if debiased else 2)
     means = mean_of(x), mean_of(y)
     hsic = _unbiased_hsic if debiased else _hsic
-    both, first, second = hsic(x, y, *means), hsic(x, x, means[0], means[0]), hsic(y, y, means[1], means[1])
-    return both / math.sqrt(max(first * second, sys.float_info.min))
+    own = [hsic(rows, rows, mean, mean) for rows, mean in zip((x, y), means, strict=True)]
+    for name, rows, mean, value in zip("XY", (x, y), means, own, strict=True):
+        if debiased and value <= _NOTHING * _hsic(rows, rows, mean, mean):
+            raise DataError(
+                f"All pairs of rows of `{name}` are equally alike, so it is like nothing.",
+                expected="features in which some rows are more alike than others",
+                found=f"{len(rows)} rows that differ from each other alike, or one from all others",
+                do="measure more images",
+            )
+    return hsic(x, y, *means) / math.sqrt(own[0] * own[1])
 
 
 def _hsic(x: Tensor, y: Tensor, x_mean: Tensor, y_mean: Tensor) -> float:
@@ -70,7 +83,9 @@ def mutual_knn(X: Any, Y: Any, *, k: int = 10, calibrated: bool = True, chunk_si
 
     Neighbours by cosine, the image itself left out (Huh et al. 2024, arXiv 2405.07987). Two unrelated representations
     share `c = k / (N - 1)` of them; calibrated, the share m becomes `(m - c) / (1 - c)`. Does not change when either is
-    rotated or scaled. Memory is about `chunk_size * N * 16` bytes.
+    rotated or scaled. Where several images are equally near and there is no room for all of them, as for rows of zeros
+    or copies of an image, each counts in part (and the share is the cosine of what counts in both), so that no order
+    of the rows decides. Memory is about `chunk_size * N * 40` bytes.
 
     Args:
         X: `[N, F]`, tensor or array of any float dtype.
@@ -97,17 +112,25 @@ def mutual_knn(X: Any, Y: Any, *, k: int = 10, calibrated: bool = True, chunk_si
     if not 1 <= k <= len(x) - 2:
         raise ConfigError("`k` counts neighbours.", expected=f"1 <= k <= {len(x) - 2} for {len(x)} rows", found=k)
     units = [torch.cat([F.normalize(chunk, dim=1) for chunk in chunks(rows)]) for rows in (x, y)]
-    shared = 0
+    shared = of_x = of_y = 0.0
     for start in range(0, len(x), chunk_size):
         first, second = (_neighbours(unit, start, chunk_size, k) for unit in units)
-        shared += int((first[:, :, None] == second[:, None, :]).sum())
-    share, chance = shared / (k * len(x)), k / (len(x) - 1)
-    return (share - chance) / (1 - chance) if calibrated else share
+        shared += float((first * second).sum())
+        of_x, of_y = of_x + float(first.square().sum()), of_y + float(second.square().sum())
+    most = math.sqrt(of_x * of_y)  # k * N where nothing is tied
+    share, chance = shared / most, k * k * len(x) / (len(x) - 1) / most
+    if not calibrated:
+        return share
+    return (share - chance) / (1 - chance) if chance < 1 - 1e-6 else 0.0  # else all images are equally near
 
 
 def _neighbours(unit: Tensor, start: int, count: int, k: int) -> Tensor:
-    """Rows nearest to rows `start` and following, int64 `[n, k]`."""
+    """How much each row counts among the k nearest to rows `start` and on, `[n, N]` in `[0, 1]`; rows sum to k."""
     part = unit[start : start + count]
     similarity = part @ unit.T
     similarity[torch.arange(len(part)), torch.arange(start, start + len(part))] = -torch.inf
-    return similarity.topk(k, dim=1).indices
+    least, same = similarity.topk(k, dim=1).values[:, -1:], _TIED * torch.finfo(unit.dtype).eps
+    nearer = similarity > least + same
+    last = (similarity >= least - same) & ~nearer
+    room = k - nearer.sum(dim=1, keepdim=True)
+    return torch.where(last, room / last.sum(dim=1, keepdim=True), nearer.to(unit.dtype)).to(unit.dtype)

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from rela_lightning.diagnostics.linear_map import representation_similarity
 from rela_lightning.diagnostics.similarity import linear_cka, mutual_knn
 from rela_lightning.errors import ConfigError
+from rela_lightning.naming import in_picture
 
 Measure = Literal["transport", "cka", "mutual_knn"]
 _MEASURES: dict[str, Any] = {
     "transport": representation_similarity,
     "cka": lambda x, y: linear_cka(x, y, debiased=True),
-    "mutual_knn": mutual_knn,
+    "mutual_knn": lambda x, y: mutual_knn(x, y, k=min(10, max(1, len(x) - 2))),
 }
 _TITLES = {
     "transport": "how well a linear map takes row to column",
@@ -33,7 +34,7 @@ def similarity_map(features: Mapping[str, Any], *, measure: Measure = "transport
     Args:
         features: By name, `[N, F_i]` of the same images in the same order; two or more.
         measure: `transport` (`representation_similarity` from row to column, which is directed), `cka` (`linear_cka`,
-            debiased) or `mutual_knn`; the last two are symmetric.
+            debiased) or `mutual_knn` (of 10 neighbours, or all but one); the last two are symmetric.
 
     Returns:
         Float64 `[M, M]`; the diagonal is 1 but for rounding (and, of `transport`, what a map cannot learn from N rows).
@@ -86,8 +87,9 @@ def draw_map(found: NDArray[np.float64], names: Sequence[str], path: Path, *, me
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     picture = axis.imshow(found, vmin=0.0, vmax=1.0, cmap="cividis")
-    axis.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
-    axis.set_yticks(range(len(names)), names, fontsize=8)
+    labels = [in_picture(name) for name in names]
+    axis.set_xticks(range(len(names)), labels, rotation=35, ha="right", fontsize=8)
+    axis.set_yticks(range(len(names)), labels, fontsize=8)
     for (row, column), value in np.ndenumerate(found):
         colour = "black" if value > 0.6 else "white"
         axis.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=7, color=colour)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -102,8 +103,8 @@ def alignment(features: Any, others: Any, *, alpha: float = 2.0) -> float:
         >>> round(alignment(torch.eye(8), torch.eye(8).roll(1, 0)), 4)
         2.0
     """
-    if alpha <= 0:
-        raise ConfigError("`alpha` is a power.", expected="alpha > 0", found=alpha)
+    if not 0 < alpha < math.inf:
+        raise ConfigError("`alpha` is a power.", expected="alpha > 0, finite", found=alpha)
     x, y = checked_features(features, "features"), checked_features(others, "others")
     if x.shape != y.shape:
         raise DataError(
@@ -141,8 +142,8 @@ def uniformity(features: Any, *, t: float = 2.0, chunk_size: int = PAIRS) -> flo
         -4.0
     """
     check_chunk(chunk_size)
-    if t <= 0:
-        raise ConfigError("`t` is a sharpness.", expected="t > 0", found=t)
+    if not 0 < t < math.inf:
+        raise ConfigError("`t` is a sharpness.", expected="t > 0, finite", found=t)
     rows = checked_features(features)
     unit = torch.cat([F.normalize(chunk, dim=1) for chunk in chunks(rows)])
     squares, total, start = unit.square().sum(dim=1), 0.0, 0

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -25,6 +26,8 @@ from rela_lightning.targets.label_view import check_length, raw_image
 RANDOM, PIXELS = "random network", "raw pixels"
 """Names of the two controls."""
 BATCH = 64
+LARGEST_VIEW = 768
+"""Shorter side of a view at most, pixels: priors see less, and colours of a whole photo take seconds."""
 
 
 @dataclass
@@ -95,20 +98,28 @@ def survey(
             prior.to(device)
         for start in range(0, len(found.rows), BATCH):
             rows = found.rows[start : start + BATCH]
-            begun = time.perf_counter()
-            images = [raw_image(dataset, row) for row in rows]
-            found.reading += (time.perf_counter() - begun) / len(found.rows)
-            views = [_view(image, seed + row) for image, row in zip(images, rows, strict=True)][
-                : max(0, num_views - start)
-            ]
+            inputs: dict[str, list[Any]] = {name: [] for name in priors}
+            of_views: dict[str, list[Any]] = {name: [] for name in priors}
+            prepared = dict.fromkeys(priors, 0.0)
+            for place, row in enumerate(rows, start):  # one image at a time: large ones fill the memory
+                begun = time.perf_counter()
+                image = _loaded(raw_image(dataset, row))
+                found.reading += (time.perf_counter() - begun) / len(found.rows)
+                view = _view(image, seed + row) if place < num_views else None
+                for name, prior in priors.items():
+                    begun = time.perf_counter()
+                    inputs[name].append(prior.preprocess(image))
+                    prepared[name] += time.perf_counter() - begun
+                    if view is not None:
+                        of_views[name].append(prior.preprocess(view))
+                if image_size is not None:
+                    kept.append(_small(image, image_size))
             for name, prior in priors.items():
                 begun = time.perf_counter()
-                whole[name].append(embedded(prior, images, device))
-                spent[name].append((time.perf_counter() - begun) / len(rows))
-                if views:
-                    viewed[name].append(embedded(prior, views, device))
-            if image_size is not None:
-                kept.append(torch.stack([_small(image, image_size) for image in images]))
+                whole[name].append(_forward(prior, inputs[name], device))
+                spent[name].append((prepared[name] + time.perf_counter() - begun) / len(rows))
+                if of_views[name]:
+                    viewed[name].append(_forward(prior, of_views[name], device))
             if told is not None:
                 told.add(len(rows))
     finally:
@@ -120,22 +131,33 @@ def survey(
         found.features[name] = torch.cat(whole[name])
         found.views[name] = torch.cat(viewed[name]) if viewed[name] else found.features[name][:0]
         found.seconds[name] = sum(times[1:] or times) / len(times[1:] or times)  # the first batch warms up
-    found.images = torch.cat(kept) if kept else None
+    found.images = torch.stack(kept) if kept else None
     return found
 
 
-def embedded(prior: Prior, images: Sequence[Any], device: torch.device | str = "cpu") -> Tensor:
-    """Features float32 `[n, F]`, on the CPU, of raw images."""
-    batch = default_collate([prior.preprocess(image) for image in images])
-    features: Tensor = prior(move_data_to_device(batch, torch.device(device)))
+def _loaded(image: Any) -> Any:
+    """The image, decoded: files that are opened and not read would be read for the first prior."""
+    if isinstance(image, Image.Image):
+        image.load()
+    return image
+
+
+def _forward(prior: Prior, inputs: Sequence[Any], device: torch.device | str) -> Tensor:
+    """Features float32 `[n, F]`, on the CPU, of preprocessed images."""
+    features: Tensor = prior(move_data_to_device(default_collate(list(inputs)), torch.device(device)))
     return features.cpu()
 
 
 def _view(image: Any, seed: int) -> Tensor:
-    """A view of the transport phase, float `[3, H, W]` in [0, 1], the same one at each call."""
+    """A view of the transport phase, float `[3, H, W]` in [0, 1], the same one at each call.
+
+    It has the image's size, up to `LARGEST_VIEW`.
+    """
+    shrink = min(1.0, LARGEST_VIEW / min(size_of(image)))
+    height, width = (max(1, round(side * shrink)) for side in size_of(image))
     with preserved_rng():
         torch.default_generator.manual_seed(seed)
-        views = TransportViews(size_of(image), num_views=1)(with_channels(image, 3))
+        views = TransportViews((height, width), num_views=1)(with_channels(image, 3))
     return views[0]
 
 

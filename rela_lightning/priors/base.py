@@ -240,7 +240,8 @@ class FusedPrior(Prior):
 
     @property
     def _priors(self) -> list[Prior]:
-        return [module for module in self.network.children() if isinstance(module, Prior)]
+        parts = self.network._modules.values()  # not children(): one prior may be there twice
+        return [module for module in parts if isinstance(module, Prior)]
 
     def _check(self, images: Any) -> None:
         if not isinstance(images, (tuple, list)) or len(images) != len(self._priors):

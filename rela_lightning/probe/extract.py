@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rela_lightning.batches import describe, find_images, find_labels, leaves
+from rela_lightning.devices import device_of
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.networks.encode import encode
 from rela_lightning.networks.pooling import Pooling
@@ -55,7 +56,7 @@ def extract_features(
         Float32 features `[N, F]` and int64 labels `[N]`, both on the CPU.
 
     Raises:
-        ConfigError: If there is no such precision.
+        ConfigError: If there is no such precision or device.
         DataError: If items hold no image tensor or no labels, or there is no item.
 
     Example:
@@ -71,7 +72,7 @@ def extract_features(
     rounded = _TYPES[precision]
     homes = {parameter.device for parameter in backbone.parameters()} or {torch.device("cpu")}
     home = next(iter(homes))
-    target = _pick_device(home) if device == "auto" else torch.device(device)
+    target = home if device == "auto" and home.type != "cpu" else device_of(device)
     features: list[Tensor] = []
     found: list[Tensor] = []
     move = homes != {target} and len(homes) == 1
@@ -95,14 +96,6 @@ def extract_features(
     if not features:
         raise DataError("There is no image to extract features from.", found="an empty data set")
     return torch.cat(features), torch.cat(found)
-
-
-def _pick_device(home: torch.device) -> torch.device:
-    if home.type != "cpu":
-        return home
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("mps") if torch.backends.mps.is_available() else home
 
 
 def _batches(source: Any, batch_size: int, num_workers: int) -> Iterable[Any]:

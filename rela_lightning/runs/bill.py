@@ -30,6 +30,7 @@ class Bill:
     def __init__(self) -> None:
         self.phases: dict[str, dict[str, Any]] = {}
         self.energy = 0.0  # joules, before this fit
+        self._highest: int | None = None  # bytes, before this fit
         self._meter: int | None = None
         self._last: float | None = None
         self._counter: FlopCounterMode | None = None
@@ -95,7 +96,11 @@ class Bill:
             name: {key: round(value, 3) if isinstance(value, float) else value for key, value in entry.items()}
             for name, entry in self.phases.items()
         }
-        return {"phases": rounded, "peak_bytes": _peak(device), "joules": self._joules(device)}
+        return {"phases": rounded, "peak_bytes": self._most(device), "joules": self._joules(device)}
+
+    def _most(self, device: torch.device) -> int | None:
+        """Most memory of all fits so far; None where the system does not tell."""
+        return max((peak for peak in (self._highest, _peak(device)) if peak is not None), default=None)
 
     def _joules(self, device: torch.device) -> float | None:
         """Energy of all fits so far; None without a meter."""
@@ -105,12 +110,13 @@ class Bill:
     def state_dict(self, device: torch.device) -> dict[str, Any]:
         """What a resumed run goes on from."""
         phases = {name: dict(entry) for name, entry in self.phases.items()}
-        return {"phases": phases, "joules": self._joules(device)}
+        return {"phases": phases, "joules": self._joules(device), "peak_bytes": self._most(device)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
         self.phases = {name: dict(entry) for name, entry in state["phases"].items()}
         self.energy = float(state["joules"] or 0.0)
+        self._highest = state.get("peak_bytes")
 
 
 def _peak(device: torch.device) -> int | None:

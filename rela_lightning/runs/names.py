@@ -9,3 +9,5 @@ RUNS = "runs"
 """Where runs without a folder of their own go."""
 REQUEUED = "hpc_ckpt_*.ckpt"
 """What Lightning saves in a run's folder before Slurm queues its job again."""
+SIMILARITY = ("similarity.json", "similarity.png")
+"""What a comparison of what runs see writes."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from rela_lightning.naming import in_picture
 from rela_lightning.runs.comparison import cost_to, followed
 
 Run = Mapping[str, Any]
@@ -56,7 +57,7 @@ def draw_curves(runs: Sequence[Run], path: str | Path, *, title: str = "ReLA") -
     drawn = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     columns = max(1, min(len(drawn), int(figure.get_figwidth() * _CHARACTERS / (max(map(len, drawn)) + 6))))
     figure.legend(drawn.values(), drawn.keys(), loc="outside lower center", ncols=columns, frameon=False)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(in_picture(title), fontsize=12)
     figure.savefig(path, dpi=130)
     return True
 
@@ -81,7 +82,7 @@ def draw_costs(runs: Sequence[Run], level: float, path: str | Path, *, title: st
     figure = _figure(9.6, 1.6 + 0.42 * len(shown)) if name is not None else None
     if figure is None or name is None:
         return False
-    heights, names = range(len(shown)), [run["name"] for run in shown]
+    heights, names = range(len(shown)), [in_picture(run["name"]) for run in shown]
     for axis, unit in zip(figure.subplots(1, 2, sharey=True), ("seconds", "steps"), strict=True):
         costs = [cost_to(run, name, level, unit) for run in shown]  # type: ignore[arg-type]
         axis.barh(heights, [cost or 0 for cost in costs], color=_COLOURS[1], height=0.6, label="training")
@@ -98,7 +99,7 @@ def draw_costs(runs: Sequence[Run], level: float, path: str | Path, *, title: st
         axis.set_yticks(list(heights), names)
     axis.invert_yaxis()
     figure.axes[0].legend(frameon=False, loc="best")
-    figure.suptitle(f"{title}: to reach {100 * level:g}% ({dict(_PANELS)[name]})", fontsize=12)
+    figure.suptitle(f"{in_picture(title)}: to reach {100 * level:g}% ({dict(_PANELS)[name]})", fontsize=12)
     figure.savefig(path, dpi=130)
     return True
 
@@ -135,7 +136,7 @@ def _panel(axis: Any, runs: Sequence[Run], key: str) -> None:
             if alone
             else {"marker": "o", "markersize": 3.5}
         )
-        axis.plot(seconds, mean, color=colour, label=run["name"], **{"linewidth": 1.6, **marker})
+        axis.plot(seconds, mean, color=colour, label=in_picture(run["name"]), **{"linewidth": 1.6, **marker})
         if std.any() and not alone:
             axis.fill_between(seconds, mean - std, mean + std, color=colour, alpha=0.12, linewidth=0)
         switch = run.get("switch_seconds")

@@ -162,16 +162,18 @@ def to_table(runs: Sequence[Run], *, title: str | None = None) -> Table:
     """A rich table with one row a run: top-1 in percent, seconds, steps. Names fold where there is no room."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
+    from rich.text import Text
 
     check_runs(runs)
-    table = Table(title=title, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # fits 80 columns
+    above = None if title is None else Text(title)  # names are no markup
+    table = Table(title=above, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)  # fits 80 columns
     header, rows = _header(runs), list(_cells(runs))
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     table.add_column(header[0], overflow="fold", min_width=min(widths[0], _NAME_WIDTH))
     for heading, width in zip(header[1:], widths[1:], strict=True):
         table.add_column(heading, justify="right", no_wrap=True, min_width=width)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     return table
 
 

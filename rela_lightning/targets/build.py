@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from rela_lightning.diagnostics.image_faults import NO_BETTER, Finding
-from rela_lightning.errors import ConfigError
 from rela_lightning.fingerprint.settings import feature_fields, fingerprint
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
@@ -25,11 +24,12 @@ from rela_lightning.targets.disk import refuse_full, writing
 from rela_lightning.targets.keys import write_keys
 from rela_lightning.targets.labelling import label
 from rela_lightning.targets.manifest import KEYS, write_manifest
+from rela_lightning.targets.options import check_options
 from rela_lightning.targets.partial import clear, partial_folder, place_of, read_seconds
 from rela_lightning.targets.place import new_folder, publish, settle
 from rela_lightning.targets.plan import LabellingPlan
-from rela_lightning.targets.records import STORAGES, Storage, record_type
-from rela_lightning.targets.reduce import STANDARDISATIONS, Standardise
+from rela_lightning.targets.records import record_type
+from rela_lightning.targets.reduce import Standardise
 from rela_lightning.targets.remote import build_at
 from rela_lightning.targets.rounding import embed_exactly
 from rela_lightning.targets.shards import Shape, where_bytes
@@ -97,7 +97,7 @@ def build_targets(
         num_workers: Worker processes that read images, on each device.
         trainer: A Lightning trainer of either package, with any strategy; its callbacks are left out meanwhile,
             and its progress bar gives way to one that counts images. `None` makes a quiet one for one device.
-        check_images: Before the pass, look at so many images for what makes targets worthless, as
+        check_images: Before the pass, look at so many images (32 at least) for what makes targets worthless, as
             `rela_lightning.fitness` does; a warning says what was found, and training repeats it. 0 looks at none; at
             least 32. Streams are not looked at.
         overwrite: Build again where targets exist; the old ones stay until the new ones are done. Only
@@ -138,7 +138,7 @@ def build_targets(
     with Claim(partial_folder(place)) as claim:
         settle(place, claim, overwrite=overwrite)  # before the prior is loaded, which may take long
         prior = load_prior(prior)
-        storage = _checked(
+        storage = check_options(
             prior=prior,
             views=views,
             target_dim=target_dim,
@@ -146,6 +146,7 @@ def build_targets(
             storage_dtype=storage_dtype,
             batch_size=batch_size,
             num_workers=num_workers,
+            check_images=check_images,
             trainer=trainer,
         )
         with preserved_rng():
@@ -260,50 +261,3 @@ def _looked_at(prior: Prior, dataset: Any, image: str | None, count: int) -> lis
     if not found:
         log.warning("before labelling, %s", found)
     return list(found.findings)
-
-
-def _checked(
-    *,
-    prior: Prior,
-    views: int,
-    target_dim: int | float | None,
-    standardise: str,
-    storage_dtype: torch.dtype | str,
-    batch_size: int,
-    num_workers: int,
-    trainer: Any,
-) -> Storage:
-    """Refuse options that cannot work; the name of the storage type."""
-    if isinstance(views, bool) or not isinstance(views, int) or views < 0:
-        raise ConfigError("`views` counts crops of each image.", expected="an integer >= 0", found=views)
-    share = isinstance(target_dim, float) and 0.0 < target_dim < 1.0
-    width = isinstance(target_dim, int) and 1 <= target_dim <= prior.feature_dim
-    if target_dim is not None and not (share or width):
-        raise ConfigError(
-            "`target_dim` is more than the prior gives." if target_dim > 1 else "`target_dim` is not a width.",
-            expected=f"1 to {prior.feature_dim} (feature_dim of {prior.name}), a share in (0, 1), or None",
-            found=target_dim,
-        )
-    if standardise not in STANDARDISATIONS:
-        raise ConfigError(
-            "Unknown standardisation.", expected="one of the names below", found=standardise, exists=STANDARDISATIONS
-        )
-    storage = next((name for name in STORAGES if name == str(storage_dtype).removeprefix("torch.")), None)
-    if storage is None:
-        raise ConfigError(
-            "Unknown storage_dtype.", expected="one of the names below", found=storage_dtype, exists=STORAGES
-        )
-    if batch_size < 1 or num_workers < 0:
-        raise ConfigError(
-            "Labelling needs images in a batch, and no fewer than 0 workers.",
-            found=f"batch_size={batch_size}, num_workers={num_workers}",
-        )
-    precision = str(getattr(trainer, "precision", "32-true"))
-    if precision.endswith("-true") and precision not in ("32-true", "64-true"):
-        raise ConfigError(
-            "This precision would round the prior's weights for good.",
-            expected="32-true, bf16-mixed or 16-mixed",
-            found=precision,
-            do="make the labelling trainer with precision='bf16-mixed'",
-        )
-    return storage

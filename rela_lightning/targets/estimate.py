@@ -17,6 +17,7 @@ from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.priors.base import Prior
 from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.label_view import LabelView, check_length, drawn_crops, embed
+from rela_lightning.targets.options import check_options
 from rela_lightning.targets.records import Storage, record_type
 from rela_lightning.targets.reduce import pca, project, projection, streaming_moments
 from rela_lightning.targets.rounding import embed_exactly, sampled
@@ -68,15 +69,25 @@ def estimate_targets(
         prior: From `load_prior`.
         dataset: As for `build_targets`.
         views: Crops K of each image beside the whole.
-        target_dim: Columns of a target; a share or None counts all of the prior's.
+        target_dim: Columns of a target; a share of the variance, as the timed images have it; None for all.
         storage_dtype: `float16`, `float32` or `int8`.
         batch_size: Images (each view is one) in one forward of the prior.
         num_workers: Worker processes that read images.
         device: Where the prior runs.
 
     Raises:
+        ConfigError: For options that `build_targets` refuses too.
         DataError: If the data set has no length or indices, or rows that are not images.
     """
+    storage = check_options(
+        prior=prior,
+        views=views,
+        target_dim=target_dim,
+        standardise="shrunk",
+        storage_dtype=storage_dtype,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
     device, home = torch.device(device), next((p.device for p in prior.parameters()), None)
     with preserved_rng():
         length, shape = check_length(dataset), Shape(1 + views, prior.feature_dim)
@@ -95,10 +106,10 @@ def estimate_targets(
             once += (time.perf_counter() - begun) * len(again) / len(part)
         finally:
             prior.to(home)
-    columns = target_dim if isinstance(target_dim, int) else shape.dim
+    columns = min(_columns(features, target_dim), max(1, length * shape.views - 1))
     each, solving = _reduction(features, columns)
     seconds = once + solving + length * (1 / rate + each * shape.views)
-    kept = length * shape.views * record_type(columns, storage_dtype).itemsize + 8 * shape.dim * columns + _MANIFEST
+    kept = length * shape.views * record_type(columns, storage).itemsize + 8 * shape.dim * columns + _MANIFEST
     return Estimate(length, rate, seconds, kept, pass_bytes(length, shape), _resident(), str(device))
 
 
@@ -122,6 +133,13 @@ def _pass(
                 break
     spent = time.perf_counter() - begun
     return (counted / spent if counted else len(view) / first), torch.cat(made)
+
+
+def _columns(features: Tensor, target_dim: int | float | None) -> int:
+    """Columns of a target; of a share of the variance those that these features `[n, F]` need."""
+    if isinstance(target_dim, float):
+        return pca(streaming_moments([features])).first(target_dim).components.shape[1]
+    return features.shape[1] if target_dim is None else target_dim
 
 
 def _reduction(features: Tensor, columns: int) -> tuple[float, float]:

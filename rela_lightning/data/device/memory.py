@@ -16,7 +16,7 @@ from torchvision.transforms.v2 import functional as F
 
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.images import RGBImages
-from rela_lightning.errors import DataError
+from rela_lightning.errors import ConfigError, DataError
 
 _SHARE = 0.8  # of the free memory that images may take: training needs some too
 _BATCH = 64
@@ -128,13 +128,22 @@ def decode(
         what: The name of these images in what is said about them.
 
     Raises:
-        DataError: If they do not fit into memory.
+        ConfigError: For options out of range.
+        DataError: If there are none, or they do not fit into memory.
 
     Example:
         >>> from rela_lightning.data import Digits
         >>> decode(Digits("test"), most=32)[7][1] == Digits("test")[7][1]
         True
     """
+    if most < 1 or num_workers < 0 or processes < 1:
+        raise ConfigError(
+            "Images cannot be decoded with these settings.",
+            expected="most >= 1, num_workers >= 0, processes >= 1",
+            found=f"most={most}, num_workers={num_workers}, processes={processes}",
+        )
+    if not len(source):
+        raise DataError(f"There are no {what} to keep in memory.", expected="at least one", found=type(source).__name__)
     first = size_of(RGBImages(source)[0][0])
     shape = (most, most) if part is not None else (min(first[0], most), min(first[1], most))
     made = None
@@ -210,4 +219,7 @@ def _control_group() -> int | None:
 
 
 def _in_words(number: float) -> str:
-    return f"{number / 2**30:.1f} GiB" if number >= 2**30 else f"{number / 2**20:.0f} MiB"
+    for unit, power in (("GiB", 30), ("MiB", 20)):
+        if number >= 2**power:
+            return f"{number / 2**power:.1f} {unit}" if unit == "GiB" else f"{number / 2**power:.0f} {unit}"
+    return f"{number / 2**10:.0f} KiB"

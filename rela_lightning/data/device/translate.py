@@ -108,6 +108,8 @@ def _package(one: Any) -> str:
 
 def _steps(one: Any) -> list[Step]:
     name = type(one).__name__
+    if name in _GEOMETRY:
+        raise _refusal(one, "crops and flips outside RandomApply; a flip has a probability of its own")
     if _package(one) not in _KNOWN_IN or (name not in _NOTHING and name not in _MAKERS):
         raise _refusal(one, f"transforms of torchvision or lightly: {', '.join(sorted((*_MAKERS, *_GEOMETRY)))}")
     return _MAKERS[name](one) if name in _MAKERS else []

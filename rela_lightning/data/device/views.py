@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from lightning_utilities.core.apply_func import apply_to_collection
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -16,7 +17,7 @@ from rela_lightning.data.crops import size_of
 from rela_lightning.data.device.chance import Draws
 from rela_lightning.data.device.translate import Recipe, View, recipe_of
 from rela_lightning.data.transforms import TransportViews
-from rela_lightning.errors import ConfigError
+from rela_lightning.errors import ConfigError, DataError
 
 _NO_CROPS = torch.empty(0, 5, dtype=torch.int32)
 
@@ -90,7 +91,9 @@ class DeviceViews:
         per_image: The transform itself, as a callable of a PIL image or a uint8 tensor.
 
     Raises:
-        ConfigError: If a step of the transform has no form for batches, or kornia is not installed.
+        ConfigError: If a step of the transform has no form for batches, the seed is negative, or kornia is not
+            installed.
+        DataError: From a call, for an image that is not RGB of 8 bits.
 
     Example:
         >>> import torch
@@ -104,6 +107,8 @@ class DeviceViews:
 
     def __init__(self, transform: Callable[[Any], Any], *, seed: int = 0, beside: DeviceViews | None = None) -> None:
         check_kornia()
+        if seed < 0:
+            raise ConfigError("`seed` is out of range.", expected="at least 0", found=seed)
         self.per_image = PerImage(transform)
         self.seed = seed
         self.recipes: list[Recipe] = [] if beside is None else beside.recipes
@@ -125,8 +130,15 @@ class DeviceViews:
         Args:
             image: RGB, PIL or uint8 tensor `[3, H, W]`.
             crops: Those to show, one for each view that differs; None draws them.
+
+        Raises:
+            DataError: For another image: a float one would be divided by 255 once more.
         """
-        pixels = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+        pixels = image if isinstance(image, Tensor) else _from_pil(image)
+        if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3:
+            raise _not_rgb(
+                f"a tensor {list(pixels.shape)}, {pixels.dtype}" if pixels is image else f"mode {image.mode}"
+            )
         shown = _NO_CROPS if crops is None else torch.tensor(crops, dtype=torch.int32).view(-1, 5)
         origin = getattr(image, "origin", None)
         row = int(torch.randint(2**62, ())) if origin is None else origin.row
@@ -171,6 +183,22 @@ class DeviceViews:
                 images = step(images, of_step)
             made += images.chunk(view.count)
         return made[0] if recipe.shown is None else [made[place] for place in recipe.shown]
+
+
+def _from_pil(image: Any) -> Tensor:
+    if not isinstance(image, Image.Image):
+        raise _not_rgb(type(image).__name__)
+    pixels: Tensor = F.pil_to_tensor(image)
+    return pixels
+
+
+def _not_rgb(found: str) -> DataError:
+    return DataError(
+        "Views on the device are made of RGB images of 8 bits.",
+        expected="a PIL image in RGB, or a uint8 tensor [3, H, W]",
+        found=found,
+        do="wrap the data set: RGBImages(dataset, views) of rela_lightning.data makes PIL images RGB",
+    )
 
 
 @functools.lru_cache(maxsize=4096)

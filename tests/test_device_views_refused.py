@@ -1,0 +1,59 @@
+"""What `DeviceViews` and `decode` do not take is named, in place of wrong views or an error of torch or kornia."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import default_collate
+from torchvision.transforms import v2
+
+from rela_lightning.data import DeviceViews, Digits, RGBImages, build_views, decode
+from rela_lightning.errors import ConfigError, DataError
+
+pytest.importorskip("kornia")
+SIMCLR = build_views("simclr", 32, mean=(0.5,) * 3, std=(0.5,) * 3)
+
+
+@pytest.mark.parametrize(
+    ("image", "found"),
+    [
+        (torch.rand(3, 40, 40), r"tensor \[3, 40, 40\], torch.float32"),
+        (torch.zeros(4, 40, 40, dtype=torch.uint8), r"\[4, 40, 40\]"),
+        (torch.zeros(40, 40, dtype=torch.uint8), r"\[40, 40\]"),
+        (Image.new("L", (40, 40)), "mode L"),
+        (Image.new("RGBA", (40, 40)), "mode RGBA"),
+        (Image.new("I;16", (40, 40)), "mode I;16"),
+        (np.zeros((40, 40, 3), np.uint8), "ndarray"),
+    ],
+)
+def test_images_that_are_not_rgb_of_eight_bits(image: Any, found: str) -> None:
+    with pytest.raises(DataError, match=found):
+        DeviceViews(SIMCLR)(image)
+
+
+def test_grey_images_become_rgb_as_the_hint_says() -> None:
+    views = DeviceViews(SIMCLR)
+    images = RGBImages([(Image.fromarray(np.full((40, 40), level, np.uint8)), 0) for level in (0, 255)], views)
+    made = views.on_device(default_collate([images[0], images[1]]), "cpu", epoch=0)
+    assert [tuple(view.shape) for view in made[0]] == [(2, 3, 32, 32)] * 2
+    assert float(made[0][0][0].mean()) == pytest.approx(-1) and made[0][0].isfinite().all()
+
+
+def test_settings_out_of_range() -> None:
+    with pytest.raises(ConfigError, match="`seed`"):
+        DeviceViews(SIMCLR, seed=-1)
+    for options in ({"most": 0}, {"num_workers": -1}, {"processes": 0}):
+        with pytest.raises(ConfigError, match=next(iter(options))):
+            decode(Digits("test"), **{"most": 32, **options})
+    with pytest.raises(DataError, match="no images"):
+        decode([], 32)
+
+
+def test_a_flip_inside_random_apply_says_where_it_may_be() -> None:
+    inside = v2.Compose([v2.RandomResizedCrop(32), v2.RandomApply([v2.RandomHorizontalFlip()]), v2.ToImage()])
+    with pytest.raises(ConfigError, match="outside RandomApply"):
+        DeviceViews(inside)
