@@ -14,14 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from rela_lightning import KNNProbe, OnlineLinearProbe, ReLACallback, build_targets, load_prior, methods
 from rela_lightning.compat import NAMESPACES, DualCallback
-from rela_lightning.data import CIFAR10Data, DeviceViews, DigitsData, ImageData, ImageFolderData, build_views
+from rela_lightning.data import DeviceViews, DigitsData, ImageData, ImageFolderData, build_views
 from rela_lightning.data.device import decode, memory
-from rela_lightning.errors import ConfigError, DataError, ReLAError
 from rela_lightning.schedules import Switch, TransportOnly
 from tests.image_files import crop
 from tests.modules import byol, module_class
@@ -316,53 +314,12 @@ def test_images_of_one_size_stay_and_others_become_one(sizes: Any, most: int, sh
         assert (image.float() - whole).abs().max() <= 1
 
 
-def test_images_that_do_not_fit_are_refused_with_the_number(monkeypatch: Any) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda: 100 << 10)
-    with pytest.raises(DataError, match=r"do not fit(.|\n)*48 of 32 x 32 px: 144 KiB(.|\n)*stored_size"):
-        fit(small("BYOL"), Photos(), max_epochs=1)
-    fit(small("BYOL"), Photos(stored_size=16), max_epochs=1)
-    with pytest.raises(DataError, match="in each of 2 processes"):
-        decode(Pieces(), 20, processes=2)
-    monkeypatch.setattr(memory, "free_memory", lambda: None)
-    fit(small("BYOL"), Photos(), max_epochs=1)
-
-
 def test_free_memory_is_known_here() -> None:
     free = memory.free_memory()
     assert free is None or 1 << 20 < free < 1 << 50
 
 
 # ---- options and errors --------------------------------------------------------------------------------
-
-
-def test_views_that_have_no_form_for_batches_are_refused_before_training() -> None:
-    def rotated() -> Any:
-        return Photos(views="byol", views_kwargs={"rr_prob": 0.5})
-
-    foreign = v2.Compose([v2.RandomResizedCrop(32), v2.RandomPerspective(), v2.ToImage()])
-    for make, found in (
-        (rotated, "RandomRotate"),
-        (lambda: Photos(views="byol", views_kwargs={"rr_prob": 0.5, "rr_degrees": 10.0}), "RandomRotation"),
-        (lambda: Photos(views=foreign), "RandomPerspective"),
-        (lambda: DeviceViews(lambda image: image), "function"),
-        (lambda: DeviceViews(v2.Compose([v2.ColorJitter(0.1), v2.RandomResizedCrop(8)])), "RandomResizedCrop"),
-        (lambda: DeviceViews(v2.RandomResizedCrop(8, interpolation=InterpolationMode.NEAREST)), "nearest"),
-        (lambda: DeviceViews(v2.GaussianBlur(3)), "GaussianBlur"),
-        (lambda: DeviceViews(v2.ToDtype(torch.float16, scale=True)), "ToDtype"),
-        (lambda: Photos(device_views=False, stored_size=32), "device_views=False"),
-        (lambda: Photos(stored_size=4), "4"),
-    ):
-        with pytest.raises(ConfigError, match=found):
-            make()
-    with pytest.raises(ReLAError, match="RandomRotate"):
-        fit(small("BYOL"), Photos(views_kwargs={"rr_prob": 0.5}), max_epochs=1)
-
-
-def test_without_kornia_its_extra_is_named(monkeypatch: Any) -> None:
-    monkeypatch.setattr("rela_lightning.data.device.views.find_spec", lambda name: None)
-    for make in (Photos, lambda: CIFAR10Data(device_views=True), lambda: DeviceViews(v2.Identity())):
-        with pytest.raises(ConfigError, match=r"rela-lightning\[gpu\]"):
-            make()
 
 
 def test_half_precision_and_a_module_that_moves_batches_itself(targets: Path) -> None:

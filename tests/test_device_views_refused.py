@@ -9,10 +9,12 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import default_collate
-from torchvision.transforms import v2
+from torchvision.transforms import InterpolationMode, v2
 
-from rela_lightning.data import DeviceViews, Digits, RGBImages, build_views, decode
-from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.data import CIFAR10Data, DeviceViews, Digits, RGBImages, build_views, decode
+from rela_lightning.data.device import memory
+from rela_lightning.errors import ConfigError, DataError, ReLAError
+from tests.test_device_views import Photos, Pieces, fit, small
 
 pytest.importorskip("kornia")
 SIMCLR = build_views("simclr", 32, mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -57,3 +59,44 @@ def test_a_flip_inside_random_apply_says_where_it_may_be() -> None:
     inside = v2.Compose([v2.RandomResizedCrop(32), v2.RandomApply([v2.RandomHorizontalFlip()]), v2.ToImage()])
     with pytest.raises(ConfigError, match="outside RandomApply"):
         DeviceViews(inside)
+
+
+def test_images_that_do_not_fit_are_refused_with_the_number(monkeypatch: Any) -> None:
+    monkeypatch.setattr(memory, "free_memory", lambda: 100 << 10)
+    with pytest.raises(DataError, match=r"do not fit(.|\n)*48 of 32 x 32 px: 144 KiB(.|\n)*stored_size"):
+        fit(small("BYOL"), Photos(), max_epochs=1)
+    fit(small("BYOL"), Photos(stored_size=16), max_epochs=1)
+    with pytest.raises(DataError, match="in each of 2 processes"):
+        decode(Pieces(), 20, processes=2)
+    monkeypatch.setattr(memory, "free_memory", lambda: None)
+    fit(small("BYOL"), Photos(), max_epochs=1)
+
+
+def test_views_that_have_no_form_for_batches_are_refused_before_training() -> None:
+    def rotated() -> Any:
+        return Photos(views="byol", views_kwargs={"rr_prob": 0.5})
+
+    foreign = v2.Compose([v2.RandomResizedCrop(32), v2.RandomPerspective(), v2.ToImage()])
+    for make, found in (
+        (rotated, "RandomRotate"),
+        (lambda: Photos(views="byol", views_kwargs={"rr_prob": 0.5, "rr_degrees": 10.0}), "RandomRotation"),
+        (lambda: Photos(views=foreign), "RandomPerspective"),
+        (lambda: DeviceViews(lambda image: image), "function"),
+        (lambda: DeviceViews(v2.Compose([v2.ColorJitter(0.1), v2.RandomResizedCrop(8)])), "RandomResizedCrop"),
+        (lambda: DeviceViews(v2.RandomResizedCrop(8, interpolation=InterpolationMode.NEAREST)), "nearest"),
+        (lambda: DeviceViews(v2.GaussianBlur(3)), "GaussianBlur"),
+        (lambda: DeviceViews(v2.ToDtype(torch.float16, scale=True)), "ToDtype"),
+        (lambda: Photos(device_views=False, stored_size=32), "device_views=False"),
+        (lambda: Photos(stored_size=4), "4"),
+    ):
+        with pytest.raises(ConfigError, match=found):
+            make()
+    with pytest.raises(ReLAError, match="RandomRotate"):
+        fit(small("BYOL"), Photos(views_kwargs={"rr_prob": 0.5}), max_epochs=1)
+
+
+def test_without_kornia_its_extra_is_named(monkeypatch: Any) -> None:
+    monkeypatch.setattr("rela_lightning.data.device.views.find_spec", lambda name: None)
+    for make in (Photos, lambda: CIFAR10Data(device_views=True), lambda: DeviceViews(v2.Identity())):
+        with pytest.raises(ConfigError, match=r"rela-lightning\[gpu\]"):
+            make()
