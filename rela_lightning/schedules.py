@@ -38,6 +38,8 @@ _FEWEST_LOSSES = 50  # in a window of Plateau: the mean of fewer says little
 _OF_STEEPEST = 0.5  # of the steepest fall: more is left only where the loss falls slowly from the start
 _TOO_LATE = 2  # windows before the end: a switch in them never gained anything
 _NO_FALL = 0.2  # of `slope`: a loss that never fell faster than that had nothing to level off from
+_FEW, _MANY = 10.0, 100.0  # directions of a prior that has little to say, and of one that has much
+_SLOPES = 0.01, 0.0025  # of Plateau for the two; see docs/convergence.md
 TRANSPORT_ONLY = Weights(0.0, 1.0)
 
 
@@ -65,6 +67,14 @@ class Schedule:
 
     adaptive = False
     """Whether `update` matters; only then are losses averaged over ranks and handed over."""
+
+    def begin(self, directions: float | None) -> None:
+        """Learn of the targets, before each fit.
+
+        Args:
+            directions: How many directions the prior's features fill, see `TargetStore.directions`; None where nobody
+                knows, as for targets on the fly.
+        """
 
     def weights(self, progress: float) -> Weights:
         """Weights of the next optimizer step. Changes nothing: it may be asked for any progress, at any time.
@@ -277,9 +287,13 @@ class Plateau(Schedule):
     has little to say it comes early; in a budget too short to learn what a prior says, it never comes. See
     docs/convergence.md for measurements.
 
+    The loss to the targets of an untrained network falls for ever, and long after the backbone has ceased to gain. So
+    the fewer directions the prior's features fill (`TargetStore.directions`), the steeper a fall has to be to count.
+
     Args:
         slope: Fall per epoch below which the loss has levelled off, as a share of the first loss (which is about 1 for
-            the cosine), > 0.
+            the cosine), > 0. None goes by the prior: .01 where its features fill 10 directions or fewer, .0025 from 100
+            on or where that is not known, geometric means between.
         window: Share of the budget that is averaged, in `(0, 0.25]`.
         at_least: No switch before this share of the budget, in `(0, 1]`; nor before two windows are through.
         at_most: The switch comes here at the latest, in `(0, 1]`; 1 leaves it to the loss.
@@ -292,9 +306,9 @@ class Plateau(Schedule):
     adaptive = True
 
     def __init__(
-        self, slope: float = 0.0025, *, window: float = 0.1, at_least: float = 0.05, at_most: float = 1.0
+        self, slope: float | None = None, *, window: float = 0.1, at_least: float = 0.05, at_most: float = 1.0
     ) -> None:
-        if not slope > 0.0:
+        if slope is not None and not slope > 0.0:
             raise ConfigError("`slope` is a share of the first loss per epoch.", expected="> 0", found=slope)
         if not 0.0 < window <= 0.25:
             raise ConfigError(
@@ -315,12 +329,19 @@ class Plateau(Schedule):
                 do="pass a smaller window or at_least; TransportOnly() is transport to the end",
             )
         self.fired = False
+        self._level = slope or _SLOPES[1]
         self._start = self._start_epochs = 0.0
         self._sum: Tensor = torch.zeros(())
         self._count = 0
         self._first: Tensor | None = None
         self._before = math.inf
         self._steepest = 0.0
+
+    def begin(self, directions: float | None) -> None:
+        """Choose the slope by the prior, unless one was given."""
+        knows = math.log(max(directions or _MANY, 1.0) / _FEW) / math.log(_MANY / _FEW)
+        few, many = _SLOPES
+        self._level = self.slope or few * (many / few) ** min(max(knows, 0.0), 1.0)
 
     @property
     def least_transport(self) -> float:
@@ -345,7 +366,7 @@ class Plateau(Schedule):
             return
         mean = float(self._sum) / self._count
         if math.isfinite(self._before):
-            fall, slope = (self._before - mean) / (epochs - self._start_epochs), self.slope * float(self._first)
+            fall, slope = (self._before - mean) / (epochs - self._start_epochs), self._level * float(self._first)
             self._steepest = max(self._steepest, fall)
             left = fall < _OF_STEEPEST * self._steepest or self._steepest <= _NO_FALL * slope
             timely = self.at_least <= progress <= self._last

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from rela_lightning import ReLACallback
+from rela_lightning import ReLACallback, TargetStore, load_prior
 from rela_lightning.schedules import Plateau
 from tests.modules import NAMESPACES, byol
 from tests.parts import make_digits
@@ -91,3 +91,16 @@ def test_a_resumed_run_lets_go_on_the_same_step(targets64: Any, tmp_path: Any) -
     resumed.fit(byol(lr=0.0), data(), ckpt_path=tmp_path / "mid.ckpt")
     assert len(rest.seen) == STEPS - 72, "in the middle of the second window"
     assert phases(rest) == phases(whole)[72:] and {0.0, 2.0} == set(phases(rest))
+
+
+def test_a_schedule_is_told_how_many_directions_the_prior_has(targets64: Any) -> None:
+    class Told(Plateau):
+        def begin(self, directions: float | None) -> None:
+            super().begin(directions)
+            told.append(directions)
+
+    told: list[float | None] = []
+    fit(seeded(byol), ReLACallback(targets64, schedule=Told(), transform=None), data=data(), max_steps=1)
+    prior = load_prior("random:lightly:resnet-9", width=0.125, image_size=32, mean=[0.5] * 3, std=[0.5] * 3, seed=1)
+    fit(seeded(byol), ReLACallback(prior=prior, schedule=Told(), transform=None), data=data(), max_steps=1)
+    assert told == [TargetStore(targets64).directions, None] and told[0] > 1.0

@@ -181,6 +181,29 @@ def test_plateau_does_not_switch_when_little_is_left() -> None:
     assert run_plateau(Plateau(), lambda p: 1.0 - min(p, 0.75)) is None
 
 
+@pytest.mark.parametrize(
+    ("directions", "slope"),
+    [(1.0, 0.01), (10.0, 0.01), (1000**0.5, 0.005), (100.0, 0.0025), (768.0, 0.0025), (None, 0.0025)],
+)
+def test_plateau_leaves_a_prior_of_few_directions_sooner(directions: float | None, slope: float) -> None:
+    epochs = 60
+
+    def loss(p: float) -> float:
+        return 0.7 + 0.3 * math.exp(-p * epochs / 10)
+
+    def left(plateau: Plateau) -> float | None:
+        plateau.begin(directions)
+        return run_plateau(plateau, loss, steps=6000, epochs=epochs)
+
+    at = left(Plateau(window=1 / epochs))
+    assert at * epochs == pytest.approx(10 * math.log(0.3 / 10 / slope), abs=2.0), (
+        "where the loss falls by `slope` an epoch"
+    )
+    assert left(Plateau(0.005, window=1 / epochs)) * epochs == pytest.approx(10 * math.log(6.0), abs=2.0), (
+        "a slope of one's own"
+    )
+
+
 @pytest.mark.parametrize("stop", [100, 317])
 def test_plateau_survives_its_state(stop: int) -> None:
     curve = FALLS_TO_THIRTY_PERCENT["falls, then flat"]

@@ -136,6 +136,8 @@ def test_options_shape_the_targets(tmp_path, prior, options):
     np.testing.assert_allclose(targets.var(dim=0).numpy(), expected, rtol=5e-3)
     shares = oracle.explained_variance_ratio_[: store.dim]
     np.testing.assert_allclose(store.manifest["explained_variance"], shares, rtol=1e-4)
+    shares = shares / shares.sum()
+    assert store.directions == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.999])

