@@ -240,8 +240,8 @@ class FusedPrior(Prior):
 
     @property
     def _priors(self) -> list[Prior]:
-        parts = self.network._modules.values()  # not children(): one prior may be there twice
-        return [module for module in parts if isinstance(module, Prior)]
+        parts: Any = self.network  # a list, which children() would shorten: one prior may be there twice
+        return list(parts)
 
     def _check(self, images: Any) -> None:
         if not isinstance(images, (tuple, list)) or len(images) != len(self._priors):
