@@ -211,7 +211,7 @@ def test_without_scikit_learn_the_demo_names_the_extra(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_demo_compares_like_with_like(tmp_path):
-    out, seconds = tmp_path / "out", 3
+    out, seconds = tmp_path / "out", 6  # of fewer, labelling would take more than half
     done = rela("demo", "--out", str(out), "--seconds", str(seconds), "--seed", "3")
     while "The budget is too small" in done.output:  # on a busy machine, once for each of the two that are labelled
         seconds = 1 + 2 * int(re.findall(r"more than (\d+) seconds", done.output)[0])
