@@ -26,7 +26,7 @@ import torch
 from candidates import Decoded
 from common import quiet_lightning
 from convergence import Stopwatch, accuracy, quiet
-from images import Images, Rows, load_splits
+from images import Images, Rows, Splits, load_splits
 from journal import Journal
 from networks import prior_of
 from speed import MODES, trainer_of
@@ -104,9 +104,10 @@ def step_seconds(options: argparse.Namespace, images: Images, store: TargetStore
     return found
 
 
-def one_run(options: argparse.Namespace, job: Job, seed: int, full: float, costs: dict[str, float]) -> dict[str, Any]:
+def one_run(
+    options: argparse.Namespace, splits: Splits, job: Job, seed: int, *, full: float, costs: dict[str, float]
+) -> dict[str, Any]:
     """Train for a share of BYOL's seconds, and probe."""
-    splits = load_splits(options.data, options.data_root, options.images)
     callbacks, labelling = [], 0.0
     if job.prior:
         store = targets_of(options, splits.train, job.prior)
@@ -131,7 +132,8 @@ def work(options: argparse.Namespace) -> None:
     """Do what is missing, while there is time."""
     begun = time.perf_counter()
     journal = Journal(options.out, KEY, {"DATA_ROOT": options.data_root, "OUT": options.out})
-    images = load_splits(options.data, options.data_root, options.images).train
+    splits = load_splits(options.data, options.data_root, options.images)
+    images = splits.train
     costs = step_seconds(options, images, targets_of(options, images, options.priors[-1]))
     full = options.epochs * (len(images) // options.batch_size) * costs["ssl"]
     print(f"a step of BYOL {costs['ssl']:.4f} s, of transport {costs['transport1']:.4f} s; BYOL alone {full:.0f} s")
@@ -143,7 +145,7 @@ def work(options: argparse.Namespace) -> None:
         if time.perf_counter() - begun + job.share * full > 60 * options.minutes:
             print("no time is left for", row, flush=True)
             continue
-        journal.append({**row, "step_seconds": costs, **one_run(options, job, seed, full, costs)})
+        journal.append({**row, "step_seconds": costs, **one_run(options, splits, job, seed, full=full, costs=costs)})
         print(journal.rows()[-1], flush=True)
 
 
