@@ -28,8 +28,9 @@ from candidates import Decoded
 from common import header, quiet_lightning
 from images import Images, SSLViews, load_splits, plain_view
 from journal import Journal, without_paths
+from levers import WithNeighbours
 from networks import METHODS, bare_trainer, build, fit, prior_of
-from variants import KINDS, STORES, VARIANTS, callback_of, in_words, kinds_of
+from variants import KINDS, STORES, VARIANTS, callback_of, in_words, kinds_of, levers_of
 from virtual_clock import VirtualClock
 
 from rela_lightning import TargetStore, build_targets
@@ -205,13 +206,16 @@ def one_run(
     module = build(method, settings, seed)
     if options.channels_last:
         module.to(memory_format=torch.channels_last)
+    callbacks += levers_of(variant, callbacks[0], clock) if callbacks else []
     begun = time.perf_counter()
     if options.views == "batch":
         data = Decoded(train, colour=LIKE_SSL_VIEWS, batch_size=settings["batch_size"], device_views=True, seed=seed)
         torch.manual_seed(seed)
         bare_trainer(clock, *callbacks).fit(module, datamodule=data)
     else:
-        fit(module, train.rows(range(len(train)), views_of(method)), settings, seed, clock, *callbacks)
+        images = train.rows(range(len(train)), views_of(method))
+        images = WithNeighbours(images, TargetStore(store)) if variant.endswith("+neighbours") else images
+        fit(module, images, settings, seed, clock, *callbacks)
     wall = time.perf_counter() - begun
     return {
         "method": method,
@@ -328,6 +332,8 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     if options.action == "calibrate" and not options.batch_sizes:
         parser.error("calibrate needs --batch-sizes, such as 64 128")
+    if options.views == "batch" and any(variant.endswith("+neighbours") for variant in options.variants):
+        parser.error("neighbours as positives need --views image: a batch's views are of one image each")
     calibrate(options) if options.action == "calibrate" else work(options)
 
 

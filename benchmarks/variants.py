@@ -6,28 +6,13 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from levers import LEVERS, Anchor, AtHandOver
 from networks import prior_of
+from virtual_clock import VirtualClock
 
 from rela_lightning import ReLACallback, TargetStore, load_prior
-from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
+from rela_lightning.schedules import AuthorsRule, Blend, Mix, Plateau, Schedule, Switch, TransportOnly
 from rela_lightning.targets.source import PriorTargets
-
-
-class Anchor(Schedule):
-    """Transport alone for a share of the budget, then both: the targets stay as an anchor.
-
-    Args:
-        at: Share of the budget that is transport alone.
-        weight: Weight of the transport loss afterwards.
-    """
-
-    def __init__(self, at: float, weight: float = 1.0) -> None:
-        self.at, self.weight = at, weight
-
-    def weights(self, progress: float) -> Weights:
-        """`(0, 1)`, then `(1, weight)`."""
-        return Weights(0.0, 1.0) if progress < self.at else Weights(1.0, self.weight)
-
 
 VARIANTS: dict[str, dict[str, Any] | None] = {
     "a": None,  # the SSL method alone, tuned
@@ -48,11 +33,22 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "small": {"schedule": TransportOnly, "transport_resolution": 24},
     "isotropic": {"schedule": TransportOnly},
     "rank": {"schedule": TransportOnly},
+    "s30": {"schedule": functools.partial(Switch, 0.3)},
+    "s30+warm": {"schedule": functools.partial(Switch, 0.3), "head_warmup": 0.05},
+    "s30+anchor": {"schedule": functools.partial(Anchor, 0.3, 0.1)},
+    "s30+decay": {"schedule": functools.partial(Anchor, 0.3, 1.0, decay=True)},
+    "s30+views": {"schedule": functools.partial(Switch, 0.3)},
+    "s30+neighbours": {"schedule": functools.partial(Switch, 0.3)},
+    **{f"s30+{lever}": {"schedule": functools.partial(Switch, 0.3)} for lever in LEVERS},
     "e": {"schedule": TransportOnly},  # the teacher in the loop: it embeds the student's view at every step
     "f": None,  # supervised: the ceiling
 }
 """Options of ReLACallback by variant; None for runs without it."""
-STORES: dict[str, dict[str, Any]] = {"isotropic": {"standardise": "isotropic"}, "rank": {"target_dim": 0.95}}
+STORES: dict[str, dict[str, Any]] = {
+    "isotropic": {"standardise": "isotropic"},
+    "rank": {"target_dim": 0.95},
+    "s30+views": {"views": 4},
+}
 """Options of build_targets for the variants that need targets of their own."""
 KINDS: dict[str, tuple[str, Any]] = {
     "ssl": ("a", None),
@@ -83,6 +79,11 @@ def callback_of(variant: str, store: Path, prior: str, schedule: Any = None) -> 
     return ReLACallback(store, **options)
 
 
+def levers_of(variant: str, rela: ReLACallback, clock: VirtualClock) -> list[AtHandOver]:
+    """Callbacks of the levers in a variant's name, such as `s30+rate+teacher`."""
+    return [LEVERS[name](rela, clock) for name in variant.split("+")[1:] if name in LEVERS]
+
+
 def schedule_in_words(schedule: Schedule) -> str:
     """`Switch(at=0.4)`: a schedule with every value."""
     values = ", ".join(f"{name}={value}" for name, value in vars(schedule).items() if name[0] != "_")
@@ -96,6 +97,7 @@ def in_words(variant: str) -> str | None:
         return None
     rest = {"num_views": 1, **options, **STORES.get(variant, {})}
     words = [f"{name}={value}" for name, value in rest.items() if name != "schedule"]
+    words += [f"lever={name}" for name in variant.split("+")[1:] if name in (*LEVERS, "neighbours")]
     return ", ".join([schedule_in_words(options["schedule"]()), *words])
 
 

@@ -11,6 +11,13 @@ import torch
 KINDS = {0.0: "transport", 1.0: "mixed", 2.0: "ssl"}
 
 
+def warmup_then_cosine(share: float, warmup: float) -> float:
+    """Learning-rate factor at a share of the budget: a linear rise, then a cosine to zero."""
+    if share < warmup:
+        return max(share / warmup, 0.02)
+    return 0.5 * (1.0 + math.cos(math.pi * min((share - warmup) / (1.0 - warmup), 1.0)))
+
+
 class VirtualClock(L.Callback):
     """Ends a run when its steps, at their calibrated cost, have used up the budget; sets the learning rate.
 
@@ -44,10 +51,7 @@ class VirtualClock(L.Callback):
 
     def factor(self) -> float:
         """Learning-rate factor: warm-up and cosine over the budget."""
-        share = self.budget_share()
-        if share < self.warmup:
-            return max(share / self.warmup, 0.02)
-        return 0.5 * (1.0 + math.cos(math.pi * min((share - self.warmup) / (1.0 - self.warmup), 1.0)))
+        return warmup_then_cosine(self.budget_share(), self.warmup)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Note the base learning rates."""

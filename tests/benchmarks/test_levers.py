@@ -1,0 +1,132 @@
+"""Levers act where BYOL's own loss takes over, and there alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as L
+import numpy as np
+import pytest
+import torch
+
+from rela_lightning.schedules import Weights
+
+COSTS = {"ssl": 1.0, "transport1": 0.4, "mixed": 1.2}
+SETTINGS = {"lr": 1e-3, "momentum": 0.9, "batch_size": 32}
+
+
+class Watch(L.Callback):
+    """What stands at the start and at the end of every step."""
+
+    def __init__(self, rela: Any) -> None:
+        self.rela = rela
+        self.decided: list[bool] = []
+        self.phases: list[float] = []
+        self.rates: list[float] = []
+        self.moments: list[int] = []
+        self.momenta: list[float] = []
+        self.apart: list[float] = []
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        self.decided.append(not self.rela.phase.weights.transport_only)
+        pairs = zip(module.backbone.parameters(), module.teacher_backbone.parameters(), strict=True)
+        self.apart.append(max(float((a - b).detach().abs().max()) for a, b in pairs))
+
+    def on_train_batch_end(self, trainer: Any, module: Any, *args: Any) -> None:
+        self.phases.append(float(trainer.callback_metrics["rela/phase"]))
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.moments.append(int(trainer.optimizers[0].state[next(module.backbone.parameters())]["step"]))
+        self.momenta.append(module.momentum)
+
+
+@pytest.fixture(scope="module")
+def data():
+    from rela_lightning.data import Digits
+
+    digits = Digits("train")
+    images = torch.stack([torch.from_numpy(np.array(digits[row][0])).permute(2, 0, 1) for row in range(64)])
+    return images, torch.tensor(digits.targets[:64])
+
+
+@pytest.fixture
+def train(script, data, targets64):
+    """Trains a variant for twelve seconds and watches; its targets are those of the same 64 images."""
+
+    def train(variant: str) -> Watch:
+        images, networks, variants = script("images"), script("networks"), script("variants")
+        callback = variants.callback_of(variant, targets64, "random")
+        callback.verify_targets = 0
+        clock = script("virtual_clock").VirtualClock(12.0, COSTS, None, callback)
+        levers, watch = variants.levers_of(variant, callback, clock), Watch(callback)
+        module = networks.build("byol", SETTINGS, 0)
+        views = images.Images(*data, images.SSLViews(2))
+        networks.fit(module, views, SETTINGS, 0, clock, callback, *levers, watch)
+        assert 0.0 in watch.phases and watch.phases[-1] > 0.0
+        return watch
+
+    return train
+
+
+def test_each_lever_changes_one_thing_from_the_hand_over_on(train):
+    plain = train("s30")
+    at = plain.decided.index(True)
+    own = plain.phases.index(2.0)
+    assert at <= own <= at + 1  # a batch may be on its way
+    assert plain.moments == list(range(1, len(plain.phases) + 1)) and set(plain.momenta) == {0.9}
+    assert plain.apart[at] > 0.0
+
+    rate = train("s30+rate")
+    assert rate.rates[:at] == plain.rates[:at]
+    begun = np.cumsum([0.0] + [0.4 if phase == 0.0 else 1.0 for phase in rate.phases[:-1]])
+    share = (begun[at:] - begun[at]) / (12.0 - begun[at])
+    expected = np.where(share < 0.1, np.maximum(share / 0.1, 0.02), 0.5 * (1 + np.cos(np.pi * (share - 0.1) / 0.9)))
+    np.testing.assert_allclose(rate.rates[at:], 1e-3 * expected, rtol=1e-6)
+
+    fresh = train("s30+optimizer")
+    assert fresh.moments[:at] == plain.moments[:at] and fresh.moments[at:] == plain.moments[: len(fresh.moments) - at]
+    assert train("s30+slow").momenta == [0.9] * at + [0.99] * (len(plain.momenta) - at)
+    teacher = train("s30+teacher")
+    assert teacher.apart[:at] == pytest.approx(plain.apart[:at], rel=1e-4) and teacher.apart[at] == 0.0
+
+
+def test_an_anchor_stays_or_decays(script):
+    anchor = script("levers").Anchor
+    assert anchor(0.3, 0.1).weights(0.29) == Weights(0.0, 1.0)
+    assert anchor(0.3, 0.1).weights(0.3) == anchor(0.3, 0.1).weights(1.0) == Weights(1.0, 0.1)
+    decaying = [anchor(0.3, 1.0, decay=True).weights(progress).transport for progress in (0.3, 0.65, 1.0)]
+    assert decaying == pytest.approx([1.0, 0.5, 0.0])
+
+
+def test_neighbours_are_the_nearest_others_and_the_second_view(script, data, targets64):
+    levers, images = script("levers"), script("images")
+    targets = torch.randn(50, 8, dtype=torch.float64)
+    unit = (targets / targets.norm(dim=1, keepdim=True)).numpy()
+    cosines = unit @ unit.T
+    np.fill_diagonal(cosines, -np.inf)
+    np.testing.assert_array_equal(levers.nearest(targets, 3), np.argsort(-cosines, axis=1)[:, :3])
+
+    labels = torch.arange(64)  # an image's views are its own row, so that we see whose they are
+    rows = images.Images(labels.view(64, 1, 1, 1).expand(64, 3, 4, 4), labels, lambda image: [image, image])
+    store = script("convergence").TargetStore(targets64)
+    near = levers.WithNeighbours(rows, store, 2)
+    seen = {row: {int(near[row][0][1][0, 0, 0]) for _ in range(40)} for row in range(0, 64, 9)}
+    assert all(int(near[row][0][0][0, 0, 0]) == row == near[row][1] for row in seen)
+    assert all(found == set(near.neighbours[row].tolist()) for row, found in seen.items())
+    near.transform = lambda image: image  # as in the transport phase: one view, of the image itself
+    assert all(int(near[row][0][0, 0, 0]) == row for row in range(64))
+
+
+def test_neighbours_want_views_of_single_images(script, monkeypatch, capsys):
+    convergence = script("convergence")
+    words = ["x", "explore", "--data-root", "d", "--views", "batch", "--variants", "s30+neighbours"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        convergence.main()
+    assert "--views image" in capsys.readouterr().err
+
+
+def test_a_result_names_its_levers(script):
+    variants = script("variants")
+    assert variants.in_words("s30+rate").endswith("lever=rate")
+    assert "lever" not in variants.in_words("s30+warm") and "head_warmup=0.05" in variants.in_words("s30+warm")
+    assert variants.levers_of("s30+warm", None, None) == []
