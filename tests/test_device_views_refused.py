@@ -45,6 +45,25 @@ def test_grey_images_become_rgb_as_the_hint_says() -> None:
     assert float(made[0][0][0].mean()) == pytest.approx(-1) and made[0][0].isfinite().all()
 
 
+PHOTO = Image.new("RGB", (40, 40))
+
+
+@pytest.mark.parametrize(
+    ("row", "found"),
+    [
+        (PHOTO, "row 0: Image$"),
+        ((PHOTO, None), "row 0: tuple of Image, NoneType$"),
+        ((PHOTO, "cat"), "row 0: tuple of Image, 'cat'$"),
+        ((PHOTO, 1, 2), "row 0: tuple of Image, int, int$"),
+        ({"image": PHOTO, "label": 1}, "row 0: dict of 'image', 'label'$"),
+    ],
+)
+def test_rows_that_are_not_an_image_and_a_label(row: Any, found: str) -> None:
+    for read in (lambda: RGBImages([row])[0], lambda: decode([row], 32)):
+        with pytest.raises(DataError, match=r"(?m)" + found):
+            read()
+
+
 def test_settings_out_of_range() -> None:
     with pytest.raises(ConfigError, match="`seed`"):
         DeviceViews(SIMCLR, seed=-1)

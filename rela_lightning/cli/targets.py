@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
 from rela_lightning.data.find_image import image_at
+from rela_lightning.devices import device_of
 from rela_lightning.errors import DataError
 from rela_lightning.priors import load_prior
 from rela_lightning.remote import is_url
@@ -64,7 +64,8 @@ def targets(
         asked = ("views", "target_dim", "batch_size", "num_workers")
         known = {name: options[name] for name in asked if options.get(name) is not None}
         images = image_at(images, options.get("image"))
-        found = estimate_targets(network, images, storage_dtype=storage_dtype, device=_device(trainer), **known)
+        device = device_of("auto" if trainer is None else trainer.strategy.root_device)
+        found = estimate_targets(network, images, storage_dtype=storage_dtype, device=device, **known)
         sys.stdout.write(_in_words(found))
         return
     store = build_targets(
@@ -101,13 +102,6 @@ def images_of(data: Any) -> Any:
         )
     data.prepare_data()
     return data.dataset("train", None)
-
-
-def _device(trainer: Trainer | None) -> torch.device:
-    """Where the pass would run."""
-    if trainer is not None:
-        return torch.device(trainer.strategy.root_device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _in_words(found: Estimate) -> str:

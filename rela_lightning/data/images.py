@@ -9,6 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from rela_lightning.data.eight_bit import eight_bit
+from rela_lightning.errors import DataError
 
 
 class RGBImages(Dataset[tuple[Any, int]]):
@@ -19,6 +20,9 @@ class RGBImages(Dataset[tuple[Any, int]]):
     Args:
         dataset: Map-style, `dataset[i]` a PIL image and an integer label, without a transform of its own.
         transform: Called on the RGB image; None returns the image itself.
+
+    Raises:
+        DataError: When a row is read that is not an image and an integer label.
 
     Example:
         >>> from PIL import Image
@@ -48,7 +52,25 @@ class RGBImages(Dataset[tuple[Any, int]]):
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         """Image (PIL RGB, or what `transform` makes of it) and label."""
-        image, label = self.dataset[index]
+        image, label = _image_and_label(self.dataset[index], index)
         if isinstance(image, Image.Image) and image.mode != "RGB":
             image = eight_bit(image).convert("RGB")
-        return (image if self.transform is None else self.transform(image)), int(label)
+        return (image if self.transform is None else self.transform(image)), label
+
+
+def _image_and_label(sample: Any, index: int) -> tuple[Any, int]:
+    try:
+        image, label = sample
+        return image, int(label)
+    except (TypeError, ValueError) as error:
+        parts = [repr(p) if isinstance(p, str) else type(p).__name__ for p in sample] if _is_several(sample) else None
+        raise DataError(
+            "A row of the data set is not an image and an integer label.",
+            expected="(PIL image, integer); -1 for the label of an image that has none",
+            found=f"row {index}: {type(sample).__name__}" + ("" if parts is None else f" of {', '.join(parts)}"),
+            do="let it return such pairs; ImageFolderData reads folders, also without labels, HuggingFaceData columns",
+        ) from error
+
+
+def _is_several(sample: Any) -> bool:
+    return isinstance(sample, (tuple, list, dict))
