@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from curves import Row, Runs, paired, shown
+from handover_tables import lever_tables, parts_table
 from report import DEFAULT, IN_WORDS, NAMES, asked_for, cell, in_order, of_each_prior, top1
 
 FIXED = ("a", "b", "s10", "s20", "switch", "late", "last", "anchor20")
@@ -106,8 +107,14 @@ def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
     plt.close(figure)
 
 
-def page(rows: list[Row], figures: Path) -> str:
-    """The page, as Markdown; its pictures are drawn beside it."""
+def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
+    """The page, as Markdown; its pictures are drawn beside it.
+
+    Args:
+        rows: Runs that were put to the test set.
+        explored: Runs on validation images, for the levers.
+        figures: Folder of the pictures.
+    """
     settings = {
         setting: group for setting, group in by_seconds(rows).items()
         if len(group) > 2 and len({seconds for runs in group.values() for seconds in runs}) > 1
@@ -131,6 +138,7 @@ def page(rows: list[Row], figures: Path) -> str:
             "",
             f"![{names}: accuracy against the length of the run]({figures.name}/{picture.name})",
             "",
+            *parts_table({setting.prior: group for setting, group in own.items()}),
         ]
         for setting, group in own.items():
             lines += [
@@ -141,13 +149,18 @@ def page(rows: list[Row], figures: Path) -> str:
                 *regrets(group),
                 "",
             ]
+    lines += lever_tables(explored)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def main() -> None:
     options = asked_for(__doc__, "crossover.md")
-    rows = [json.loads(line) for line in options.results.read_text().splitlines()]
-    options.out.write_text(page(rows, options.out.parent / "figures"))
+    explored = options.results.with_name("exploration.jsonl")
+    rows, tried = (
+        [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        for path in (options.results, explored)
+    )
+    options.out.write_text(page(rows, tried, options.out.parent / "figures"))
     print(options.out)
 
 

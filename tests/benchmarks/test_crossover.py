@@ -21,11 +21,17 @@ ROWS = [
     *made_up("plateau", 0.5, [0.62, 0.66, 0.67], seconds_full=800.0),
     *made_up("plateau", 1.0, [0.48], prior="other"),
 ]
+EXPLORED = [
+    *made_up("b", 1.0, [0.60]),
+    *made_up("s30", 1.0, [0.50, 0.52]),
+    *made_up("s30+rate", 1.0, [0.51, 0.55]),
+    *made_up("s30", 1.0, [0.40], prior="other"),
+]
 
 
 @pytest.fixture
 def page(script: Callable[[str], Any], tmp_path: Path) -> str:
-    return str(script("crossover").page(ROWS, tmp_path / "figures"))
+    return str(script("crossover").page(ROWS, EXPLORED, tmp_path / "figures"))
 
 
 def test_runs_stand_by_their_seconds_whatever_the_full_budget_was(page: str) -> None:
@@ -43,3 +49,21 @@ def test_regret_is_taken_seed_by_seed_from_the_best_fixed_schedule(page: str) ->
 def test_a_picture_for_each_method_and_data_set(page: str, tmp_path: Path) -> None:
     assert "![BYOL, CIFAR-10: accuracy against the length of the run](figures/crossover-byol-cifar10.png)" in page
     assert (tmp_path / "figures" / "crossover-byol-cifar10.png").stat().st_size > 10_000
+
+
+def test_parts_of_the_time_stand_beside_the_method_alone_in_all_of_it(script: Callable[[str], Any]) -> None:
+    runs = {
+        "a": {960: made_up("a", 1.0, [0.50, 0.52]), 96: made_up("a", 0.1, [0.30])},
+        "plateau": {96: made_up("plateau", 0.1, [0.49]), 480: made_up("plateau", 0.5, [0.55])},
+    }
+    lines = script("handover_tables").parts_table({"p": runs, "without": {"plateau": runs["plateau"]}})
+    assert lines[0] == "### A part of 960 s against all of it"
+    assert "| p | 49.0 (1) | – | 55.0 (1) | – | 51.0 ± 12.7 (2) |" in lines
+    assert not any("without" in line for line in lines)
+
+
+def test_levers_are_held_against_the_hand_over_without_them_seed_by_seed(page: str) -> None:
+    part = page.split("## What makes a hand-over win or lose")[1]
+    assert "### p, CIFAR-10, 100 s" in part and "other" not in part
+    assert "| none | 51.0 ± 12.7 (2) | 41.0 ± 12.7 (2) | |" in part
+    assert "| learning rate warmed up and annealed anew | 53.0 ± 25.4 (2) | 43.0 ± 25.4 (2) | +2.0 ± 12.7 |" in part
