@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
+import importlib.metadata
 import logging
 import shutil
 import sys
@@ -22,6 +24,9 @@ from sklearn.utils import Bunch
 from tests.parts import load_all, make_digits
 
 torch.set_num_threads(1)
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)  # each Trainer reads them all again
+if not torch.cuda.is_available():
+    torch.manual_seed = torch.default_generator.manual_seed  # for each kind of device it would keep a stack trace
 warnings.filterwarnings("ignore", message=".*lightning.*")
 
 any_time = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
