@@ -25,8 +25,8 @@ from tests.parts import load_all, make_digits
 
 torch.set_num_threads(1)
 importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)  # each Trainer reads them all again
-if not torch.cuda.is_available():
-    torch.manual_seed = torch.default_generator.manual_seed  # for each kind of device it would keep a stack trace
+if not torch.cuda.is_available():  # it would keep a stack trace for each kind of device that is not there
+    torch.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
 warnings.filterwarnings("ignore", message=".*lightning.*")
 
 any_time = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
