@@ -6,6 +6,8 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import functools
+import importlib.metadata
 import logging
 import shutil
 import sys
@@ -14,12 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sklearn.datasets
 import torch
 from hypothesis import HealthCheck, settings
+from sklearn.utils import Bunch
 
-from tests.parts import make_digits
+from tests.parts import load_all, make_digits
 
 torch.set_num_threads(1)
+importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)  # each Trainer reads them all again
+if not torch.cuda.is_available():  # it would keep a stack trace for each kind of device that is not there
+    torch.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
 warnings.filterwarnings("ignore", message=".*lightning.*")
 
 any_time = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
@@ -53,16 +60,21 @@ def own_modules(tmp_path: Path) -> Iterator[None]:
             del sys.modules[name]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session", autouse=True)
 def few_images() -> Iterator[None]:
-    """A third of the digits: 450 to train on, 150 to test."""
-    import sklearn.datasets
-    from sklearn.utils import Bunch
-
-    whole = sklearn.datasets.load_digits()
+    """A third of the digits in place of all: 450 to train on, 150 to test."""
+    whole = load_all()
     few = Bunch(images=whole.images[:600], target=whole.target[:600], target_names=whole.target_names)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sklearn.datasets, "load_digits", lambda: few)
+        yield
+
+
+@pytest.fixture(scope="module")
+def all_images(few_images: None) -> Iterator[None]:
+    """All digits, for a module whose tests count, learn or measure on them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", load_all)
         yield
 
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 
+import pytest
+import sklearn.datasets
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
+
+load_all = sklearn.datasets.load_digits
+"""All digits, where a test has a third of them (`few_images`)."""
 
 
 class TinyBackbone(nn.Module):
@@ -47,10 +52,12 @@ def make_digits(count: int, transform: object = None):
 
 @functools.cache
 def all_digits():
-    """The training digits, drawn once a process."""
+    """The training digits, all of them, drawn once a process."""
     from rela_lightning.data import Digits
 
-    return Digits("train")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sklearn.datasets, "load_digits", load_all)
+        return Digits("train")
 
 
 def numbered(count: int, transform: object = None):

@@ -14,6 +14,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,13 +45,27 @@ def two_ranks(run: Callable[..., Any], *arguments: Any, timeout: float = 600.0) 
     return forks(*(functools.partial(_rank, rank, port, run, arguments) for rank in (0, 1)), timeout=timeout)
 
 
-def spawned() -> Strategy:
-    """`ddp_spawn` on two processes: whatever they are given is pickled, and our package is imported anew in each.
+def fresh() -> BaseContext:
+    """Processes that are given what they get pickled, and import our package anew, as spawned ones do.
 
-    They begin as copies of a process that has imported what takes seconds and is not ours.
+    They begin as copies of an interpreter that imported what takes seconds and is not ours, and computed nothing.
     """
-    multiprocessing.set_forkserver_preload(["lightning.pytorch", "torchvision.transforms.v2", "sklearn.datasets"])
-    return DDPStrategy(start_method="forkserver")
+    context = multiprocessing.get_context("forkserver")
+    heavy = ["lightly.models", "lightning.pytorch", "sklearn.datasets", "timm", "torchvision.transforms.v2"]
+    context.set_forkserver_preload(heavy)
+    return context
+
+
+def by_name(environment: dict[str, str], name: str, *arguments: Any) -> Any:
+    """Call a function by its full name, for what an import of its module would settle: the environment comes first."""
+    os.environ |= environment
+    module, _, function = name.rpartition(".")
+    return getattr(importlib.import_module(module), function)(*arguments)
+
+
+def spawned() -> Strategy:
+    """`ddp_spawn` on two processes of `fresh`."""
+    return DDPStrategy(start_method=fresh().get_start_method())
 
 
 def forks(*runs: Callable[[], Any], timeout: float = 600.0) -> list[Rank]:

@@ -20,6 +20,7 @@ from rela_lightning.data.transforms import TransportViews, default_transport_tra
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.injection.tagging import IndexedBatch, Wanted, check_loader, check_plain_sampler, tagged_loader
 from tests.parts import TwoViews, make_digits
+from tests.ranks import fresh
 
 
 class Painted(Dataset):
@@ -56,7 +57,7 @@ LOADERS = {
     ),
     "out of order": lambda: DataLoader(Painted(), batch_size=4, shuffle=True, num_workers=2, **OUT_OF_ORDER),
     "spawned": lambda: DataLoader(
-        Painted(), batch_size=25, num_workers=1, multiprocessing_context="spawn", persistent_workers=True
+        Painted(), batch_size=25, num_workers=1, multiprocessing_context=fresh(), persistent_workers=True
     ),
     "weighted": lambda: DataLoader(Painted(), batch_size=8, sampler=WeightedRandomSampler(torch.rand(50), 64)),
     "batch sampler": lambda: DataLoader(
@@ -115,7 +116,7 @@ def test_views_change_and_every_sample_says_so(workers: int, persistent: bool) -
         {"batch_size": None, "sampler": BatchSampler(SequentialSampler(range(40)), 4, False)},
         {"num_workers": 2, "persistent_workers": True},
         pytest.param(
-            {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": "spawn"}, marks=pytest.mark.slow
+            {"num_workers": 1, "persistent_workers": True, "multiprocessing_context": fresh()}, marks=pytest.mark.slow
         ),
     ],
     ids=["plain", "whole batches", "persistent workers", "spawned"],

@@ -43,9 +43,9 @@ def test_a_run_goes_on_with_its_own_data_and_a_few_labels(plain: Path, capsys: A
     known, options = record("runs/tuned"), config("runs/tuned")
     assert options["model"]["init_args"]["num_classes"] == 10
     assert options["data"]["class_path"] == config("runs/plain")["data"]["class_path"]
-    assert (known["method"], known["images"], known["validation_images"]) == ("FineTune", 70, 450)
+    assert (known["method"], known["images"], known["validation_images"]) == ("FineTune", 70, 150)
     top1 = known["top1"]
-    assert f"top-1 {100 * top1:.1f} ± {100 * wilson(top1, 450):.1f} % of 450 validation images" in said
+    assert f"top-1 {100 * top1:.1f} ± {100 * wilson(top1, 150):.1f} % of 150 validation images" in said
     before, after = weights("runs/plain"), weights("runs/tuned")
     assert before.keys() == after.keys() and any(not torch.equal(before[name], after[name]) for name in before)
     optimizer = torch.load(find_checkpoint(Path("runs/tuned")), weights_only=True)["optimizer_states"][0]
@@ -74,9 +74,9 @@ def test_the_head_alone_leaves_the_backbone_as_it_was_and_runs_compare(plain: Pa
     report = Path("comparison/report.md").read_text()
     for run in ("head", "other"):
         known = record(f"runs/{run}")
-        half = 100 * wilson(known["top1"], 450)
+        half = 100 * wilson(known["top1"], 150)
         assert f"| {run} | {100 * known['top1']:.1f} ± {half:.1f} |" in report
-    assert "450 validation images" in report and "linear" not in report.partition("##")[0]
+    assert "150 validation images" in report and "linear" not in report.partition("##")[0]
     assert main(["finetune", str(find_checkpoint(Path("runs/plain"))), "--name=file", *head]) == 0
     assert all(torch.equal(value, weights("runs/file")[name]) for name, value in before.items())
 
@@ -148,7 +148,7 @@ def test_few_labels_are_the_same_of_each_class_and_others_with_another_seed() ->
     assert len(images) == 50 and images.targets == [whole.targets[row] for row in rows[0]]
     assert torch.bincount(torch.tensor(images.targets)).tolist() == [5] * 10
     assert [images[row][1] for row in range(9)] == images.targets[:9]
-    assert data.num_classes == 10 and len(data.dataset("val")) == 450
+    assert data.num_classes == 10 and len(data.dataset("val")) == 150
     with pytest.raises(ConfigError, match="`labels_per_class`"):
         DigitsData(labels_per_class=0)
 

@@ -10,7 +10,6 @@ import sys
 from typing import Any
 
 import pytest
-import yaml
 
 from rela_lightning.cli import TRAINER, main
 from rela_lightning.cli.short_help import DATA, GROUPS, METHODS, TUNED, wants_short_help
@@ -121,21 +120,3 @@ def test_help_of_fit_needs_no_torch_and_rela_alone_is_help() -> None:
 )
 def test_who_gets_the_short_one(words: list[str], wanted: bool) -> None:
     assert wants_short_help(words) is wanted
-
-
-@pytest.mark.slow
-def test_a_fit_in_a_fresh_process_knows_short_names_and_says_nothing_that_nobody_can_act_on(
-    tmp_path: Any, monkeypatch: Any
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    words = ["--model", "Supervised", "--model.num_classes", "10", "--model.backbone=lightly:resnet-9"]
-    words += ["--model.backbone_kwargs={width: 0.125}", "--data", "DigitsData", "--name=r", "--trainer.accelerator=cpu"]
-    words += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=0.5"]
-    script = "import sys; from rela_lightning.cli import main; sys.exit(main())"
-    done = subprocess.run([sys.executable, "-c", script, "fit", *words], capture_output=True, text=True, check=True)
-    said = done.stdout + done.stderr
-    assert "GPU available" in said
-    for noise in ("Tip", "litlogger", "LeafSpec", "args parameter", "ranks is zero", "logging interval"):
-        assert noise not in said
-    model = yaml.safe_load((tmp_path / "runs/r/config.yaml").read_text())["model"]
-    assert model["class_path"].endswith(".Supervised") and model["init_args"]["num_classes"] == 10

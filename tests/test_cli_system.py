@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
 
 from rela_lightning.cli import main
@@ -164,17 +165,28 @@ def test_an_answer_that_could_not_be_written_is_a_failure() -> None:
 
 
 @pytest.mark.slow
-def test_a_locale_without_letters(place: Path) -> None:
+def test_a_fresh_process_knows_short_names_and_says_nothing_that_nobody_can_act_on_in_a_locale_without_letters(
+    place: Path,
+) -> None:
     plain = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
     Path("named.yaml").write_text("name: caf\u00e9\n", encoding="utf-8")
     Path("both.py").write_text(  # a config in other letters is refused; the run of that name goes well
         "import sys; from rela_lightning.cli import main; "
         "assert main(['fit', '--config=c.yaml', '--config=named.yaml']) == 2; sys.exit(main())"
     )
-    done = started(["both.py", "fit", "--config=c.yaml", "--name=caf\u00e9"], **plain)
+    words = ["--model", "Supervised", "--model.num_classes", "10", "--model.backbone=lightly:resnet-9"]
+    words += ["--model.backbone_kwargs={width: 0.125}", "--data", "DigitsData", "--trainer.accelerator=cpu"]
+    words += ["--trainer.max_epochs=1", "--trainer.limit_train_batches=0.5"]
+    done = started(["both.py", "fit", *words, "--name=caf\u00e9"], **plain)
     assert done.returncode == 0, done.stderr
-    assert json.loads(Path("runs/caf\u00e9/run.json").read_text(encoding="utf-8"))["steps"] == 4
+    assert json.loads(Path("runs/caf\u00e9/run.json").read_text(encoding="utf-8"))["steps"] == 2
     assert "Traceback" not in done.stderr and "named.yaml" in done.stderr and "PYTHONUTF8=1" in done.stderr
+    said = done.stdout + done.stderr
+    assert "GPU available" in said
+    for noise in ("Tip", "litlogger", "LeafSpec", "args parameter", "ranks is zero", "logging interval"):
+        assert noise not in said
+    model = yaml.safe_load(Path("runs/caf\u00e9/config.yaml").read_text(encoding="utf-8"))["model"]
+    assert model["class_path"].endswith(".Supervised") and model["init_args"]["num_classes"] == 10
 
 
 @pytest.mark.parametrize("content", ["", "- 1\n", "model: [1\n x", "a: \0\n"])

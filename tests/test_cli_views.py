@@ -28,7 +28,7 @@ def run(name: str, *words: str) -> list[str]:
 @pytest.mark.slow
 def test_crops_and_losses_by_command_and_config(capsys):
     assert main(["targets", *PRIOR, DIGITS, "--path=t", "--views=2", "--storage_dtype=int8"]) == 0
-    assert "targets of 1347 images and 2 crops of each" in capsys.readouterr().out
+    assert "targets of 450 images and 2 crops of each" in capsys.readouterr().out
     assert TargetStore("t").views == 2 and TargetStore("t").manifest["storage_cosine"]["mean"] > 0.99
     assert main(run("named", "--trainer.callbacks.loss=contrastive", "--trainer.callbacks.crops=nearest")) == 0
     losses = {}

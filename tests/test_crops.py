@@ -27,6 +27,8 @@ from tests.modules import byol, same, simclr, weights
 from tests.parts import TwoViews, make_digits
 from tests.test_callback import fit, loader, seeded, trainer
 
+pytestmark = pytest.mark.usefixtures("all_images")
+
 ROWS, CROPS = 64, 4
 
 

@@ -32,6 +32,8 @@ from tests.parts import TinyBackbone
 from tests.test_callback import Log, trainer
 from tests.test_methods_every import METHODS, build
 
+pytestmark = pytest.mark.usefixtures("all_images")
+
 
 def fit(module: Any, data: Any, *callbacks: Any, **options: Any) -> Any:
     torch.manual_seed(0)

@@ -16,7 +16,7 @@ from tests.test_callback import trainer
 from tests.test_datamodules import Numbered, Rows, Twice
 from tests.test_methods_every import build
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("all_images")]
 EPOCHS, BATCH, SHARE = 3, 30, 134  # a tenth of 1,347 digits is 134 to 135
 
 

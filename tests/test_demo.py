@@ -23,6 +23,8 @@ from rela_lightning.demo import PRIOR_FILE, PRIOR_SETTINGS, demo, quiet
 from rela_lightning.errors import ConfigError
 from tests.ranks import Rank, forks
 
+pytestmark = pytest.mark.usefixtures("all_images")
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -114,7 +114,7 @@ def test_byol_with_rela_and_both_probes(tmp_path: Path) -> None:
     build_targets(prior(), DigitsData().dataset("train"), tmp_path / "t")
     log, seen = Log(), Seen()
     callback = ReLACallback(tmp_path / "t", schedule=Switch(0.5))
-    data = DigitsData(batch_size=256, device_views=True)
+    data = DigitsData(batch_size=90, device_views=True)
     run = fit(seeded(byol), data, callback, log, seen, KNNProbe(), OnlineLinearProbe(10), max_epochs=2)
     assert [entry["rela/phase"] for entry in log.seen] == [0.0] * 5 + [2.0] * 5
     assert seen.shapes == [[(3, 32, 32)] * 2] * 10

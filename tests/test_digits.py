@@ -8,6 +8,8 @@ from sklearn.datasets import load_digits
 from rela_lightning.data.digits import Digits
 from rela_lightning.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("all_images")
+
 
 def test_images_and_labels_are_those_of_scikit_learn():
     bunch, digits = load_digits(), Digits("all", image_size=8)  # at 8 pixels nothing is interpolated

@@ -15,6 +15,8 @@ from rela_lightning.errors import ConfigError
 from rela_lightning.targets.estimate import estimate_targets
 from rela_lightning.targets.shards import Shape, pass_bytes
 
+pytestmark = pytest.mark.usefixtures("all_images")
+
 
 @pytest.mark.parametrize(
     ("views", "storage", "columns"),

@@ -17,7 +17,6 @@ import pytest
 from rela_lightning import TargetStore
 from tests.ranks import succeeded
 
-pytestmark = pytest.mark.usefixtures("few_images")
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -42,7 +41,7 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory, few_images) -> Path:
+def labelled(tmp_path_factory) -> Path:
     """The targets of several examples, made once."""
     from rela_lightning import build_targets, load_prior
     from rela_lightning.data import Digits

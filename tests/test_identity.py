@@ -5,12 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 import pickle
-import subprocess
-import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +22,7 @@ from rela_lightning.errors import PriorError
 from rela_lightning.fingerprint.prior import Observed, observe, what_differs
 from rela_lightning.priors import Preprocess, Prior
 from tests.parts import TinyBackbone
+from tests.ranks import by_name, fresh
 from tests.test_priors import Tokens
 from tests.test_targets import Digits
 
@@ -311,22 +308,12 @@ def test_what_computes_the_same_is_the_same_prior(name):
     assert what_differs(first.observed._asdict(), second.observed) == []
 
 
-SCRIPT = """
-import os, sys
-import lightly.models, lightning.pytorch, sklearn.datasets, timm, torch, rela_lightning.priors
-for threads, capability in ((1, "default"), (2, "avx2")):
-    child = os.fork()  # which kernels are taken is settled when the first of them runs
-    if child == 0:
-        os.environ["ATEN_CPU_CAPABILITY"] = capability
-        from tests.test_identity import resnet, vit, with_preprocess, scaled, named
-        torch.set_num_threads(threads)
-        made = [resnet(), vit(), with_preprocess(scaled), with_preprocess(named("bicubic"))]
-        for prior, state in zip(made, torch.load(sys.argv[1])):
-            prior.network.load_state_dict(state)
-        print(torch.backends.cpu.get_cpu_capability(), *(prior.identity for prior in made), flush=True)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-"""
+def in_another(weights, threads, queue):
+    torch.set_num_threads(threads)
+    made = [resnet(), vit(), with_preprocess(scaled), with_preprocess(named("bicubic"))]
+    for prior, state in zip(made, torch.load(weights), strict=True):
+        prior.network.load_state_dict(state)
+    queue.put((torch.backends.cpu.get_cpu_capability(), tuple(prior.identity for prior in made)))
 
 
 @pytest.mark.slow
@@ -334,16 +321,18 @@ def test_other_processes_threads_and_instruction_sets_give_the_same(tmp_path):
     """Plain kernels and those for AVX2 round in their own ways, as two machines do."""
     made = [resnet(), vit(), with_preprocess(scaled), with_preprocess(named("bicubic"))]
     torch.save([prior.network.state_dict() for prior in made], tmp_path / "weights.pt")
-    found = {tuple(prior.identity for prior in made)}
-    ran = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(tmp_path / "weights.pt")],
-        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1],
-        env={**os.environ, "PYTHONHASHSEED": "1"},
-    )  # fmt: skip
-    (default, *one), (avx2, *other) = (line.split() for line in ran.stdout.splitlines())
+    ran = []
+    for threads, capability in ((1, "default"), (2, "avx2")):
+        queue, environment = fresh().Queue(), {"ATEN_CPU_CAPABILITY": capability}  # settled as the first kernel runs
+        arguments = (environment, f"{__name__}.in_another", tmp_path / "weights.pt", threads, queue)
+        process = fresh().Process(target=by_name, args=arguments)
+        process.start()
+        ran.append(queue.get(timeout=120))
+        process.join()
+    (default, one), (avx2, other) = ran
     assert default in ("DEFAULT", "NO")
     assert avx2 in ("AVX2", "NO") or torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512")
-    assert len(found | {tuple(one), tuple(other)}) == 1
+    assert {one, other} == {tuple(prior.identity for prior in made)}
 
 
 def test_numbers_apart_by_what_machines_differ_in_are_the_same_prior(tmp_path):

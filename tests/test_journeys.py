@@ -7,12 +7,15 @@ here are one with unlabelled photos and a small network of their own, and one on
 from __future__ import annotations
 
 import csv
+import functools
+import importlib.util
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,9 @@ from safetensors.torch import load_file
 
 from rela_lightning.cli import main
 from tests.image_files import write_flat
-from tests.ranks import succeeded
+from tests.ranks import forks, succeeded
 
+pytestmark = pytest.mark.usefixtures("all_images")  # as an interpreter of its own has them
 MYNET = """
 from torch import nn
 
@@ -85,17 +89,12 @@ def test_unlabelled_photos_and_a_network_of_ones_own(
 SMALL = {"backbone": "lightly:resnet-9", "backbone_kwargs": {"width": 0.125}}
 
 
-def on_cluster(folder: Path, *words: str) -> subprocess.Popen[str]:
-    """The command as a job runs it: no terminal, a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "rela_lightning", *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+def as_a_job(*words: str) -> int:
+    """The command in a process group of its own; Lightning starts the second process as it would from a terminal."""
+    os.setsid()
+    sys.modules["__main__"].__spec__ = importlib.util.find_spec("rela_lightning.__main__")
+    sys.argv = ["rela", *words]
+    return main()
 
 
 @pytest.mark.slow
@@ -118,14 +117,16 @@ def test_a_job_of_two_processes_is_killed_and_goes_on(tmp_path: Path, monkeypatc
         },
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(config))
-    job = on_cluster(tmp_path, "fit", "--config=job.yaml", "--name=job")
     record = tmp_path / "runs/job/run.json"
     deadline = time.monotonic() + 240
-    while not (record.is_file() and json.loads(record.read_text())["checkpoint"]):
-        assert job.poll() is None and time.monotonic() < deadline, job.stderr and job.stderr.read()
-        time.sleep(0.2)
-    os.killpg(job.pid, signal.SIGKILL)
-    job.communicate(timeout=60)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(forks, functools.partial(as_a_job, "fit", "--config=job.yaml", "--name=job"))
+        while not (record.is_file() and json.loads(record.read_text())["checkpoint"]):
+            assert not job.done() and time.monotonic() < deadline, job.done() and job.result()
+            time.sleep(0.2)
+        [started] = multiprocessing.active_children()
+        os.killpg(started.pid or 0, signal.SIGKILL)
+        assert [rank.code for rank in job.result()] == [-signal.SIGKILL]
     before = json.loads(record.read_text())
     epochs = before["epochs"] + 2
     succeeded(main, ["fit", "--resume", "runs/job", "--trainer.max_epochs", str(epochs)])

@@ -18,6 +18,7 @@ from torch import nn
 from rela_lightning.errors import DataError, PriorError
 from rela_lightning.priors import FusedPrior, Preprocess, Prior, load_prior
 from tests.parts import TinyBackbone
+from tests.ranks import fresh
 
 HALF = {"image_size": 16, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
 SMALL = {"width": 0.125, "image_size": 32, "mean": (0.5,) * 3, "std": (0.5,) * 3}
@@ -182,9 +183,8 @@ def _identity(prior: Prior, queue: multiprocessing.Queue) -> None:
 @pytest.mark.slow
 def test_identity_and_preprocessing_survive_spawn():
     prior = load_prior("random:lightly:resnet-9", **SMALL)
-    context = multiprocessing.get_context("spawn")
-    queue = context.Queue()
-    process = context.Process(target=_identity, args=(prior, queue))
+    queue = fresh().Queue()
+    process = fresh().Process(target=_identity, args=(prior, queue))
     process.start()
     found = queue.get(timeout=120)
     process.join()

@@ -14,6 +14,8 @@ from rela_lightning.probe import extract_features
 from rela_lightning.progress import Progress
 from tests.modules import NAMESPACES
 
+pytestmark = pytest.mark.usefixtures("all_images")
+
 
 class Terminal(io.StringIO):
     def isatty(self):

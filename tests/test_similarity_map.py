@@ -74,7 +74,7 @@ def test_the_command_compares_runs_checkpoints_and_priors(plain: Path, capsys: A
     found = np.array(known["similarity"])
     assert found[0, 1] == pytest.approx(found[0, 0]) and found[0, 2] == found[1, 2]
     assert Path("similarity/similarity.png").stat().st_size > 5000
-    data, rows = DigitsData(), np.linspace(0, 449, 120).round().astype(int)
+    data, rows = DigitsData(), np.linspace(0, 149, 120).round().astype(int)
     subject, prior = find_subject("runs/plain"), load_prior("random:lightly:resnet-9", **options)
     shown, raw = data.dataset("val", "probe"), data.dataset("val")
     raw.transform = prior.preprocess

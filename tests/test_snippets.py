@@ -24,7 +24,6 @@ from rela_lightning.priors import load_prior
 from rela_lightning.schedules import Switch
 from tests.image_files import write_cifar10, write_classes
 
-pytestmark = pytest.mark.usefixtures("few_images")
 ROOT = Path(__file__).parents[1]
 PAGES = {str(page.relative_to(ROOT)): page for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 SMALL = {"width": 0.125}
@@ -96,8 +95,8 @@ def quick(line: str) -> list[str]:
     if command == "fit":
         return [command, *words, *NETWORK, *QUICK]
     if command == "finetune":
-        words = [word.replace("torchvision:resnet50/DEFAULT", "lightly:resnet-9") for word in words]
-        return [command, *words, *QUICK]
+        small = [word.replace("torchvision:resnet50/DEFAULT", "lightly:resnet-9") for word in words]
+        return [command, *small, *QUICK, *(["--data.image_size=32"] if small != words else [])]
     small = {
         "similarity": ["--num_samples=12"],
         "targets": ["--num_workers=0"],

@@ -191,13 +191,13 @@ def test_online_distillation_aims_at_what_the_store_holds(convergence, data_root
 
 @pytest.mark.slow
 def test_calibration_times_every_kind_of_step(convergence, data_root, monkeypatch):
-    more = ("--methods", "byol", "supervised", "--batch-sizes", 32, "--steps", 6, "--rounds", 1)
+    more = ("--methods", "byol", "supervised", "--batch-sizes", 8, "--steps", 6, "--rounds", 1)
     call(convergence, monkeypatch, *arguments("calibrate", data_root, *more))
     path = convergence.RESULTS / "calibration.json"
     step = json.loads(path.read_text())["fashion_mnist"]["step"]
-    assert set(step["byol/32"]) == set(convergence.KINDS) and set(step["supervised/32"]) == {"ssl"}
+    assert set(step["byol/8"]) == set(convergence.KINDS) and set(step["supervised/8"]) == {"ssl"}
     assert step["byol/64"]["ssl"] == {"seconds": 1.0}  # what was calibrated before stays
-    for row in step["byol/32"].values():
+    for row in step["byol/8"].values():
         assert 0 < row["data_wait"] < row["seconds"] and row["steps"] == 3 and row["scale"] == 1
         assert str(data_root) not in row["command"]
 
