@@ -12,6 +12,7 @@ from torch.utils.data import IterableDataset
 
 from rela_lightning import build_targets, load_prior
 from rela_lightning.errors import ConfigError, DataError, TargetError
+from rela_lightning.targets.estimate import estimate_targets
 from tests.test_targets import DIGITS, Bare, Digits, Pixels, pixel_prior
 
 
@@ -73,6 +74,8 @@ def test_features_that_are_not_finite_are_refused_by_row(tmp_path):
     "options, message",
     [
         ({"target_dim": 21}, r"expected: 1 to 20[\s\S]*found:    21"),
+        ({"target_dim": 21.0}, r"expected: 1 to 20[\s\S]*found:    21$"),
+        ({"target_dim": 1.5}, "more than the prior gives"),
         ({"target_dim": 0}, "not a width"),
         ({"target_dim": 1.0}, r"not a width[\s\S]*a share in \(0, 1\)"),
         ({"standardise": "white"}, "per_dim, isotropic, none"),
@@ -85,6 +88,14 @@ def test_options_that_cannot_work_are_refused_before_anything_is_read(tmp_path, 
     with pytest.raises(ConfigError, match=message):
         build_targets(prior, dataset, tmp_path / "t", **options)
     assert not dataset.reads and not list(Path(tmp_path).iterdir())
+
+
+def test_a_width_may_come_as_a_float_from_a_parser(tmp_path, prior):
+    store = build_targets(prior, Digits(), tmp_path / "t", target_dim=7.0)
+    assert store.dim == 7
+    assert build_targets(prior, Digits(), tmp_path / "t", target_dim=7).path == store.path  # the same settings
+    one, two = (estimate_targets(prior, Digits(), target_dim=width) for width in (7.0, 7))
+    assert one.store_bytes == two.store_bytes
 
 
 def test_targets_too_large_for_half_precision_are_refused(tmp_path):

@@ -9,7 +9,7 @@ from tests.wrong_uses.table import PAGE, render, try_all
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory, all_images):
     folder = tmp_path_factory.mktemp("wrong").resolve()
     found = try_all(folder)
     return found, render(found, folder)

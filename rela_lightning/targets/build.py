@@ -24,7 +24,7 @@ from rela_lightning.targets.disk import refuse_full, writing
 from rela_lightning.targets.keys import write_keys
 from rela_lightning.targets.labelling import label
 from rela_lightning.targets.manifest import KEYS, write_manifest
-from rela_lightning.targets.options import check_options
+from rela_lightning.targets.options import as_width, check_options
 from rela_lightning.targets.partial import clear, partial_folder, place_of, read_seconds
 from rela_lightning.targets.place import new_folder, publish, settle
 from rela_lightning.targets.plan import LabellingPlan
@@ -122,6 +122,7 @@ def build_targets(
         >>> store[[0, 5]].shape
         torch.Size([2, 64])
     """
+    target_dim = as_width(target_dim)
     if is_url(path):
         options: dict[str, Any] = {
             "image": image, "key": key, "views": views, "target_dim": target_dim, "standardise": standardise,

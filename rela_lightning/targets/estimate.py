@@ -17,7 +17,7 @@ from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.priors.base import Prior
 from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.label_view import LabelView, check_length, drawn_crops, embed
-from rela_lightning.targets.options import check_options
+from rela_lightning.targets.options import as_width, check_options
 from rela_lightning.targets.records import Storage, record_type
 from rela_lightning.targets.reduce import pca, project, projection, streaming_moments
 from rela_lightning.targets.rounding import embed_exactly, sampled
@@ -79,6 +79,7 @@ def estimate_targets(
         ConfigError: For options that `build_targets` refuses too.
         DataError: If the data set has no length or indices, or rows that are not images.
     """
+    target_dim = as_width(target_dim)
     storage = check_options(
         prior=prior,
         views=views,

@@ -12,7 +12,7 @@ import torch
 from rela_lightning.schedules import Weights
 
 COSTS = {"ssl": 1.0, "transport1": 0.4, "mixed": 1.2}
-SETTINGS = {"lr": 1e-3, "momentum": 0.9, "batch_size": 32}
+SETTINGS = {"lr": 1e-3, "momentum": 0.9, "batch_size": 8}
 
 
 class Watch(L.Callback):
@@ -50,13 +50,13 @@ def data():
 
 @pytest.fixture
 def train(script, data, targets64):
-    """Trains a variant for twelve seconds and watches; its targets are those of the same 64 images."""
+    """Trains a variant for six seconds and watches; its targets are those of the same 64 images."""
 
     def train(variant: str) -> Watch:
         images, networks, variants = script("images"), script("networks"), script("variants")
         callback = variants.callback_of(variant, targets64, "random")
         callback.verify_targets = 0
-        clock = script("virtual_clock").VirtualClock(12.0, COSTS, None, callback)
+        clock = script("virtual_clock").VirtualClock(6.0, COSTS, None, callback)
         levers, watch = variants.levers_of(variant, callback, clock), Watch(callback)
         module = networks.build("byol", SETTINGS, 0)
         views = images.Images(*data, images.SSLViews(2))
@@ -78,7 +78,7 @@ def test_each_lever_changes_one_thing_from_the_hand_over_on(train):
     rate = train("s30+rate")
     assert rate.rates[:at] == plain.rates[:at]
     begun = np.cumsum([0.0] + [0.4 if phase == 0.0 else 1.0 for phase in rate.phases[:-1]])
-    share = (begun[at:] - begun[at]) / (12.0 - begun[at])
+    share = (begun[at:] - begun[at]) / (6.0 - begun[at])
     expected = np.where(share < 0.1, np.maximum(share / 0.1, 0.02), 0.5 * (1 + np.cos(np.pi * (share - 0.1) / 0.9)))
     np.testing.assert_allclose(rate.rates[at:], 1e-3 * expected, rtol=1e-6)
 
