@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from curves import Row, shown
+from curves import Row
 from scipy.stats import spearmanr
 
 SCORES: dict[str, Callable[[Row], float]] = {
@@ -37,23 +37,28 @@ def report(ranks: Path, runs: Path, out: Path) -> None:
 
 
 def accuracies(trained: list[Row]) -> Accuracies:
-    """Linear top-1 on the test images."""
-    found: Accuracies = defaultdict(lambda: defaultdict(list))
-    for row in sorted(trained, key=lambda row: (row["data"], row["steps"], row["seed"])):
-        found[row["data"], row["steps"]][row["prior"]].append(100 * row["linear_top1"])
-    return found
+    """Linear top-1 on the test images, of the seeds with which every prior was trained."""
+    found: dict[tuple[str, int], dict[str, dict[int, float]]] = defaultdict(lambda: defaultdict(dict))
+    for row in sorted(trained, key=lambda row: (row["data"], row["steps"])):
+        found[row["data"], row["steps"]][row["prior"]][row["seed"]] = 100 * row["linear_top1"]
+    return {cell: _of_common_seeds(own) for cell, own in found.items()}
+
+
+def _of_common_seeds(own: dict[str, dict[int, float]]) -> dict[str, list[float]]:
+    seeds = sorted(set.intersection(*(set(of_seed) for of_seed in own.values())))
+    return {prior: [of_seed[seed] for seed in seeds] for prior, of_seed in own.items()}
 
 
 def head(rankings: list[Row], trained: list[Row]) -> Iterator[str]:
     """What was done."""
-    images, seeds = trained[0]["images"], sorted({row["seed"] for row in trained})
+    images = trained[0]["images"]
     yield "# Does the ranking of priors hold?\n"
     yield (
         f"Written by `python benchmarks/ranking.py report` from {len(rankings)} rankings and {len(trained)} runs, the "
         f"last of {max(row['date'] for row in trained)[:10]}. `rank_priors` sees {images:,} images of each set and no "
         "label; then a ResNet-9 of width .25 is trained with the targets of each prior, transport alone (the default "
-        f"at such budgets), seeds {', '.join(map(str, seeds))}, and probed. Accuracies are linear top-1 in percent "
-        "on the test images.\n"
+        "at such budgets) and probed. Accuracies are linear top-1 in percent on the test images, means over seeds, "
+        "whose number stands in brackets.\n"
     )
 
 
@@ -67,7 +72,7 @@ def summary(rankings: list[Row], trained: list[Row]) -> Iterator[str]:
             continue
         yield f"## Ranked on {samples:,} images\n"
         yield "Spearman's correlation of a score with accuracies / points its first choice is below the best.\n"
-        titles = " | ".join(f"{data}, {steps:,} steps" for data, steps in cells)
+        titles = " | ".join(f"{data}, {steps:,} steps{_seeds(measured[data, steps])}" for data, steps in cells)
         yield f"| score | {titles} | mean | worst regret |"
         yield "|---|" + "---:|" * (len(cells) + 2)
         for name, score in SCORES.items():
@@ -80,6 +85,10 @@ def summary(rankings: list[Row], trained: list[Row]) -> Iterator[str]:
         yield ""
         seconds = ", ".join(f"{data} {ranking['seconds']:.0f}" for data, ranking in own.items())
         yield f"Seconds of a ranking, one thread: {seconds}.\n"
+
+
+def _seeds(own: dict[str, list[float]]) -> str:
+    return f" ({len(next(iter(own.values())))})"
 
 
 def names_of(ranking: Row) -> set[str]:
@@ -102,18 +111,18 @@ def regret_of(name: str | None, trained: dict[str, list[float]]) -> float:
 
 
 def details(rankings: list[Row], trained: list[Row]) -> Iterator[str]:
-    """Each prior's scores and accuracies."""
+    """Each prior's scores, from the most images that a set was ranked on, and accuracies."""
     measured = accuracies(trained)
-    largest = max(ranking["samples"] for ranking in rankings)
-    for ranking in (ranking for ranking in rankings if ranking["samples"] == largest):
+    largest = {ranking["data"]: ranking for ranking in sorted(rankings, key=lambda ranking: ranking["samples"])}
+    for ranking in largest.values():
         lengths = [cell for cell in measured if cell[0] == ranking["data"]]
-        yield f"## {ranking['data']}\n"
-        titles = [f"after {steps:,} steps" for _, steps in lengths]
+        yield f"## {ranking['data']}, scores on {ranking['samples']:,} images\n"
+        titles = [f"after {steps:,} steps{_seeds(measured[data, steps])}" for data, steps in lengths]
         yield "| prior | stable directions | stability | richness | student after | " + " | ".join(titles) + " |"
         yield "|---|" + "---:|" * (4 + len(lengths))
         for row in ranking["rows"]:
             own = [measured[cell].get(row["name"]) for cell in lengths]
-            after = " | ".join(shown(values) if values else "–" for values in own)
+            after = " | ".join(f"{statistics.fmean(values):.1f}" if values else "–" for values in own)
             scores = f"{row['stable_directions']:.1f} | {row['stability']:.2f} | {row['richness']:.0f}"
             numbers = f"{scores} | {row['loss_after']:.3f}"
             yield f"| {row['name']} | {numbers} | {after} |"
