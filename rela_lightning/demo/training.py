@@ -165,8 +165,7 @@ class Evaluation:
     """Linear, few-label and kNN probes on the digits, with nothing that is chosen by the test images."""
 
     def __init__(self) -> None:
-        plain = v2.Compose(_TO_TENSOR)
-        self.train, self.test = (_tensors(split, plain) for split in ("train", "test"))
+        self.train, self.test = (tensors(split) for split in ("train", "test"))
         self._backbone = build_byol(0).backbone
 
     def probe(self, backbone: nn.Module, prepare: Callable[[Any], Tensor] | None = None) -> dict[str, Any]:
@@ -176,7 +175,7 @@ class Evaluation:
             backbone: Network from images to features.
             prepare: Its own preprocessing of a PIL image; None for the student's.
         """
-        data = (self.train, self.test) if prepare is None else [_tensors(s, prepare) for s in ("train", "test")]
+        data = (self.train, self.test) if prepare is None else [tensors(s, prepare) for s in ("train", "test")]
         (x, y), (test_x, test_y) = (extract_features(backbone, split) for split in data)
         few = few_label_evaluation(x, y, test_x, test_y, labels_per_class=LABELS_PER_CLASS, folds=FOLDS, seed=FOLD_SEED)
         linear = linear_evaluation(x, y, test_x, test_y, solver="lbfgs", standardise=True)
@@ -203,8 +202,9 @@ class Evaluation:
         }
 
 
-def _tensors(split: Any, prepare: Callable[[Any], Tensor]) -> TensorDataset:
-    data = Digits(split, transform=prepare)
+def tensors(split: Any, prepare: Callable[[Any], Tensor] | None = None) -> TensorDataset:
+    """Images and labels of a split of the digits, the images as the student gets them unless `prepare` is given."""
+    data = Digits(split, transform=prepare or v2.Compose(_TO_TENSOR))
     images, labels = zip(*(data[i] for i in range(len(data))), strict=True)
     return TensorDataset(torch.stack(images), torch.tensor(labels))
 
