@@ -239,7 +239,7 @@ def test_the_whole_demo_compares_like_with_like(tmp_path):
     assert runs["byol"]["switch_seconds"] is None
     accelerated = runs["byol+rela"]
     assert accelerated["labelling_seconds"] < accelerated["switch_seconds"] < accelerated["seconds"]
-    assert report["protocol"]["seed"] == 3
+    assert report["protocol"]["seed"] == 3 and "held-out" in report["protocol"]["why then"]
     assert len(list((out / "targets").iterdir())) == 2
     assert (out / "curves.png").stat().st_size > 10_000
     for chatter in ("Tip", "GPU available", "Warning", "max_time", "Time limit", "workers"):

@@ -64,7 +64,7 @@ def test_held_out_images_are_neither_labelled_nor_trained_on_and_test_images_are
     every = [image.tobytes() for image, _ in Digits("train")]
     pixels = {as_student.numpy().tobytes(): image for as_student, image in zip(plain(schedule), every, strict=True)}
     to_train, unseen = ({pixels[image.numpy().tobytes()] for image in images} for images in (train, held_out))
-    assert len(to_train) + len(unseen) == len(every) and len(unseen) == 270
+    assert len(to_train) + len(unseen) == len(every) and abs(5 * len(unseen) - len(every)) <= 5  # a fifth
     assert seen["labelled"] == to_train
     assert len(seen["trained on"]) > 40 and not seen["trained on"] & unseen
 
