@@ -155,10 +155,10 @@ def test_probes_log_beside_each_other_and_a_second_loader():
     x, y = extract_features(module.backbone, data.dataset("train", "probe"))
     test_x, test_y = extract_features(module.backbone, data.dataset("val", "probe"))
     wanted = KNeighborsClassifier(20, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)).fit(x[rows], y[rows])
-    assert point["knn_top1"] == pytest.approx(wanted.score(test_x, test_y), abs=1 / 150)
+    assert point["knn_top1"] == pytest.approx(wanted.score(test_x, test_y), abs=3 / 450)
     head = next(state["head"] for key, state in saved["callbacks"].items() if "OnlineLinearProbe" in key)
     linear = (test_x @ head["weight"].T + head["bias"]).argmax(1)
-    assert point["linear_top1"] == pytest.approx((linear == test_y).double().mean().item(), abs=1 / 150)
+    assert point["linear_top1"] == pytest.approx((linear == test_y).double().mean().item(), abs=2 / 450)
     assert len(config["trainer"]["callbacks"]) == 2
 
 
@@ -278,10 +278,10 @@ def test_the_probe_agrees_with_scikit_learn_and_a_prior_sees_its_own_preprocessi
         extract_features(prior, Digits(s, transform=prior.preprocess)) for s in ("train", "test")
     )
     nearest = KNeighborsClassifier(1, metric="cosine").fit(x, y).score(test_x, test_y)
-    assert found["knn_top1"] == pytest.approx(nearest, abs=1 / 150)
+    assert found["knn_top1"] == pytest.approx(nearest, abs=2 / 450)
     scale = np.where(x.std(0, correction=0) > 1e-6, x.std(0, correction=0), 1.0)
     linear = LogisticRegression(C=1.0, max_iter=3000).fit((x - x.mean(0)) / scale, y)
-    assert found["linear_top1"] == pytest.approx(linear.score((test_x - x.mean(0)) / scale, test_y), abs=1 / 150)
+    assert found["linear_top1"] == pytest.approx(linear.score((test_x - x.mean(0)) / scale, test_y), abs=3 / 450)
 
 
 # ---- configs -----------------------------------------------------------------------------------------------
