@@ -30,7 +30,7 @@ from images import Images, SSLViews, load_splits, plain_view
 from journal import Journal, without_paths
 from levers import WithNeighbours
 from networks import METHODS, bare_trainer, build, fit, prior_of
-from variants import KINDS, STORES, VARIANTS, callback_of, in_words, kinds_of, levers_of
+from variants import KINDS, STORES, VARIANTS, callback_of, in_words, kinds_of, levers_in, levers_of
 from virtual_clock import VirtualClock
 
 from rela_lightning import TargetStore, build_targets
@@ -214,7 +214,7 @@ def one_run(
         bare_trainer(clock, *callbacks).fit(module, datamodule=data)
     else:
         images = train.rows(range(len(train)), views_of(method))
-        images = WithNeighbours(images, TargetStore(store)) if variant.endswith("+neighbours") else images
+        images = WithNeighbours(images, TargetStore(store)) if "neighbours" in levers_in(variant) else images
         fit(module, images, settings, seed, clock, *callbacks)
     wall = time.perf_counter() - begun
     return {
@@ -332,7 +332,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     if options.action == "calibrate" and not options.batch_sizes:
         parser.error("calibrate needs --batch-sizes, such as 64 128")
-    if options.views == "batch" and any(variant.endswith("+neighbours") for variant in options.variants):
+    if options.views == "batch" and any("neighbours" in levers_in(variant) for variant in options.variants):
         parser.error("neighbours as positives need --views image: a batch's views are of one image each")
     calibrate(options) if options.action == "calibrate" else work(options)
 

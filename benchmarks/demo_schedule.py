@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from common import quiet_lightning
-from curves import shown
+from curves import paired, shown
 from journal import Journal
 from networks import bare_trainer
 from sklearn.model_selection import train_test_split
@@ -132,17 +132,19 @@ def report(units: float) -> None:
     rows = [row for row in Journal(RESULTS, KEY, {}).rows() if row["units"] == units]
     print(f"| run | hands over at | {' | '.join(MEASURES.values())} | few labels against 40% | seeds |")
     print("|---|---:|---:|---:|---:|---:|---:|")
-    for run, schedule in VARIANTS:
-        own = {row["seed"]: row for row in rows if (row["run"], row["schedule"]) == (run, schedule)}
-        other = {row["seed"]: row for row in rows if (row["run"], row["schedule"]) == (RELA, "40%")}
+    of_variant = {
+        variant: sorted((r for r in rows if (r["run"], r["schedule"]) == variant), key=lambda r: r["seed"])
+        for variant in VARIANTS
+    }
+    for (run, schedule), own in of_variant.items():
         if not own:
             continue
-        scores = [shown([row[name] for row in own.values()]) for name in MEASURES]
-        apart = [own[seed]["few_label_top1"] - other[seed]["few_label_top1"] for seed in own.keys() & other.keys()]
+        scores = [shown([row[name] for row in own]) for name in MEASURES]
+        apart = paired(own, of_variant[RELA, "40%"], lambda row: float(row["few_label_top1"]))
         against = shown(apart, "+.1f") if apart and (run, schedule) != (RELA, "40%") else ""
         where = schedule or ""
         if schedule == "default":
-            where += f" ({', '.join(_when(own[seed]['switched_at']) for seed in sorted(own))})"
+            where += f" ({', '.join(_when(row['switched_at']) for row in own)})"
         print(f"| {run} | {where} | {' | '.join(scores)} | {against} | {len(own)} |")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import lightning.pytorch as L
@@ -96,7 +95,7 @@ class Anchor(Schedule):
         if progress < self.at:
             return Weights(0.0, 1.0)
         done = (progress - self.at) / (1.0 - self.at)
-        return Weights(1.0, self.weight * (0.5 * (1.0 + math.cos(math.pi * done)) if self.decay else 1.0))
+        return Weights(1.0, self.weight * (warmup_then_cosine(done, 0.0) if self.decay else 1.0))
 
 
 class WithNeighbours(Images):

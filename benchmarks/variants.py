@@ -79,9 +79,14 @@ def callback_of(variant: str, store: Path, prior: str, schedule: Any = None) -> 
     return ReLACallback(store, **options)
 
 
+def levers_in(variant: str) -> list[str]:
+    """What a variant's name says after its schedule: `s30+rate+teacher` has `rate` and `teacher`."""
+    return variant.split("+")[1:]
+
+
 def levers_of(variant: str, rela: ReLACallback, clock: VirtualClock) -> list[AtHandOver]:
-    """Callbacks of the levers in a variant's name, such as `s30+rate+teacher`."""
-    return [LEVERS[name](rela, clock) for name in variant.split("+")[1:] if name in LEVERS]
+    """Callbacks of the levers in a variant's name."""
+    return [LEVERS[name](rela, clock) for name in levers_in(variant) if name in LEVERS]
 
 
 def schedule_in_words(schedule: Schedule) -> str:
@@ -97,7 +102,7 @@ def in_words(variant: str) -> str | None:
         return None
     rest = {"num_views": 1, **options, **STORES.get(variant, {})}
     words = [f"{name}={value}" for name, value in rest.items() if name != "schedule"]
-    words += [f"lever={name}" for name in variant.split("+")[1:] if name in (*LEVERS, "neighbours")]
+    words += [f"lever={name}" for name in levers_in(variant) if name in (*LEVERS, "neighbours")]
     return ", ".join([schedule_in_words(options["schedule"]()), *words])
 
 

@@ -63,14 +63,11 @@ def _image_and_label(sample: Any, index: int) -> tuple[Any, int]:
         image, label = sample
         return image, int(label)
     except (TypeError, ValueError) as error:
-        parts = [repr(p) if isinstance(p, str) else type(p).__name__ for p in sample] if _is_several(sample) else None
+        parts = sample if isinstance(sample, (tuple, list, dict)) else ()
+        names = ", ".join(repr(part) if isinstance(part, str) else type(part).__name__ for part in parts)
         raise DataError(
             "A row of the data set is not an image and an integer label.",
             expected="(PIL image, integer); -1 for the label of an image that has none",
-            found=f"row {index}: {type(sample).__name__}" + ("" if parts is None else f" of {', '.join(parts)}"),
+            found=f"row {index}: {type(sample).__name__}" + (f" of {names}" if names else ""),
             do="let it return such pairs; ImageFolderData reads folders, also without labels, HuggingFaceData columns",
         ) from error
-
-
-def _is_several(sample: Any) -> bool:
-    return isinstance(sample, (tuple, list, dict))

@@ -15,8 +15,9 @@ from rela_lightning.targets.reduce import STANDARDISATIONS
 
 def as_width(target_dim: int | float | None) -> int | float | None:
     """A whole number above 1 is a width, also as a float: a parser that reads `int | float` may give 100.0 for 100."""
-    whole = isinstance(target_dim, float) and target_dim > 1.0 and target_dim.is_integer()
-    return int(target_dim) if whole and target_dim is not None else target_dim
+    if isinstance(target_dim, float) and target_dim > 1.0 and target_dim.is_integer():
+        return int(target_dim)
+    return target_dim
 
 
 def check_options(
