@@ -202,6 +202,9 @@ def one_run(
         labelling = 0.0 if variant == "e" else labelling_seconds(store)
     kind = {"a": "ssl", "e": "online", "f": "ssl"}.get(variant)
     costs = costs_of(options, method, settings["batch_size"])
+    seen = train
+    if "target" in levers_in(variant):  # a batch says which images it holds; no teacher's forward
+        seen, costs = Images(train.images, torch.arange(len(train))), {**costs, "ssl": costs["transport"]}
     clock = VirtualClock(options.seconds * job["budget"], costs, kind, *callbacks)
     module = build(method, settings, seed)
     if options.channels_last:
@@ -209,11 +212,11 @@ def one_run(
     callbacks += levers_of(variant, callbacks[0], clock) if callbacks else []
     begun = time.perf_counter()
     if options.views == "batch":
-        data = Decoded(train, colour=LIKE_SSL_VIEWS, batch_size=settings["batch_size"], device_views=True, seed=seed)
+        data = Decoded(seen, colour=LIKE_SSL_VIEWS, batch_size=settings["batch_size"], device_views=True, seed=seed)
         torch.manual_seed(seed)
         bare_trainer(clock, *callbacks).fit(module, datamodule=data)
     else:
-        images = train.rows(range(len(train)), views_of(method))
+        images = seen.rows(range(len(seen)), views_of(method))
         images = WithNeighbours(images, TargetStore(store)) if "neighbours" in levers_in(variant) else images
         fit(module, images, settings, seed, clock, *callbacks)
     wall = time.perf_counter() - begun

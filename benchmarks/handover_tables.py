@@ -15,6 +15,7 @@ LEVERS = {
     "optimizer": "optimizer's moments forgotten",
     "slow": "teacher momentum .99 from then on",
     "teacher": "teacher begins as a copy of the student",
+    "target": "cached target in place of the teacher's branch",
     "anchor": "transport stays, at a weight of .1",
     "decay": "transport stays, its weight falls from 1 to 0",
     "views": "transport to 4 stored views an image",

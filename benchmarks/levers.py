@@ -78,6 +78,26 @@ class FreshTeacher(AtHandOver):
         module.teacher_projector.load_state_dict(module.projector.state_dict())
 
 
+class CachedTarget(AtHandOver):
+    """The cached target stands where the teacher's projection stood: both views are pulled to it through the heads.
+
+    Labels of a batch have to be its rows in the store. Targets narrower than the projections are filled up with zeros,
+    which the predictor learns.
+    """
+
+    def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
+        """Note which images these are."""
+        super().on_train_batch_start(trainer, module, batch, batch_idx)
+        self.rows = batch[1]
+
+    def act(self, trainer: Any, module: Any) -> None:
+        """No teacher's forward from here on."""
+        store = TargetStore(self.rela.targets)
+        targets = store[torch.arange(len(store))].float()
+        self.targets = torch.nn.functional.pad(targets, (0, module.predictor.layers[-1].out_features - targets.shape[1]))
+        module.teach = lambda images: self.targets[self.rows]
+
+
 class Anchor(Schedule):
     """Transport alone for a share of the budget, then both losses: the targets stay as an anchor.
 
@@ -136,5 +156,6 @@ LEVERS: dict[str, type[AtHandOver]] = {
     "optimizer": FreshOptimizer,
     "slow": SlowTeacher,
     "teacher": FreshTeacher,
+    "target": CachedTarget,
 }
 """Callbacks by the name of their lever."""

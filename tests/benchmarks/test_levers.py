@@ -89,6 +89,24 @@ def test_each_lever_changes_one_thing_from_the_hand_over_on(train):
     assert teacher.apart[:at] == pytest.approx(plain.apart[:at], rel=1e-4) and teacher.apart[at] == 0.0
 
 
+def test_the_cached_target_takes_the_place_of_the_teacher(script, data, targets64):
+    import torch.nn.functional as F
+    from rela_lightning import TargetStore
+
+    networks, levers = script("networks"), script("levers")
+    module = networks.build("byol", SETTINGS, 0)
+    images, rows = data[0][:8].float() / 255, torch.tensor([5, 0, 63, 7, 9, 12, 2, 30])
+    rela = type("Rela", (), {"targets": targets64, "phase": type("Phase", (), {"weights": Weights(1.0, 0.0)})})
+    lever = levers.LEVERS["target"](rela, type("Clock", (), {"budget_share": lambda self: 0.3})())
+    lever.on_train_batch_start(None, module, ([images, images], rows), 0)
+    module.log_loss, module.move_teacher = (lambda loss, size: loss), (lambda: None)
+    p = module.predictor(module.projector(module(images)))
+    store = TargetStore(targets64)
+    wanted = store[rows].float()
+    expected = -F.cosine_similarity(p, F.pad(wanted, (0, p.shape[1] - wanted.shape[1]))).mean()
+    torch.testing.assert_close(module.training_step(([images, images], rows), 0), expected)
+
+
 def test_an_anchor_stays_or_decays(script):
     anchor = script("levers").Anchor
     assert anchor(0.3, 0.1).weights(0.29) == Weights(0.0, 1.0)
