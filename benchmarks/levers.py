@@ -93,8 +93,8 @@ class CachedTarget(AtHandOver):
     def act(self, trainer: Any, module: Any) -> None:
         """No teacher's forward from here on."""
         store = TargetStore(self.rela.targets)
-        targets = store[torch.arange(len(store))].float()
-        self.targets = torch.nn.functional.pad(targets, (0, module.predictor.layers[-1].out_features - targets.shape[1]))
+        targets, width = store[torch.arange(len(store))].float(), module.predictor.layers[-1].out_features
+        self.targets = torch.nn.functional.pad(targets, (0, width - targets.shape[1]))
         module.teach = lambda images: self.targets[self.rows]
 
 

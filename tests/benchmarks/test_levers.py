@@ -91,6 +91,7 @@ def test_each_lever_changes_one_thing_from_the_hand_over_on(train):
 
 def test_the_cached_target_takes_the_place_of_the_teacher(script, data, targets64):
     import torch.nn.functional as F
+
     from rela_lightning import TargetStore
 
     networks, levers = script("networks"), script("levers")
