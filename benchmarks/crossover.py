@@ -16,13 +16,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from curves import Row, Runs, paired, shown
-from handover_tables import lever_tables, parts_table
+from curves import Row, Runs
+from handover_tables import FIXED, lever_tables, parts_table, regret_table
 from report import DEFAULT, IN_WORDS, NAMES, asked_for, cell, in_order, of_each_prior, top1
-
-FIXED = ("a", "b", "s10", "s20", "switch", "late", "last", "anchor20")
-"""Schedules that a user could fix beforehand; the default is held against the best of them."""
-FEWEST_SEEDS = 3
 
 
 class Setting(NamedTuple):
@@ -56,20 +52,6 @@ def table(group: dict[str, Runs]) -> Iterator[str]:
     for variant in in_order(group):
         cells = (cell(group[variant].get(seconds, [])) for seconds in lengths)
         yield f"| {NAMES[variant]} | {' | '.join(cells)} |"
-
-
-def regrets(group: dict[str, Runs]) -> Iterator[str]:
-    """How far the default is below the best fixed schedule of each length, seed by seed."""
-    for seconds, ours in sorted(group.get(DEFAULT, {}).items()):
-        fixed = {name: group[name][seconds] for name in FIXED if group.get(name, {}).get(seconds)}
-        if len(fixed) < 2:
-            continue
-        best = max(fixed, key=lambda name: statistics.fmean(map(top1, fixed[name])))
-        differences = paired(fixed[best], ours, top1)
-        if differences:
-            few = "" if len(differences) >= FEWEST_SEEDS else f", {len(differences)} seed(s) only"
-            above = f"{shown(differences, '+.1f')} above the default"
-            yield f"- {seconds} s: the best fixed schedule is {NAMES[best]}, {above}{few}."
 
 
 def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
@@ -138,6 +120,7 @@ def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
             "",
             f"![{names}: accuracy against the length of the run]({figures.name}/{picture.name})",
             "",
+            *regret_table({setting.prior: group for setting, group in own.items()}),
             *parts_table({setting.prior: group for setting, group in own.items()}),
         ]
         for setting, group in own.items():
@@ -145,8 +128,6 @@ def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
                 f"### Prior: {IN_WORDS.get(setting.prior, setting.prior)}",
                 "",
                 *table(group),
-                "",
-                *regrets(group),
                 "",
             ]
     lines += lever_tables(explored)
