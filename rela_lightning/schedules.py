@@ -329,7 +329,7 @@ class Plateau(Schedule):
                 do="pass a smaller window or at_least; TransportOnly() is transport to the end",
             )
         self.fired = False
-        self._level = slope or _SLOPES[1]
+        self._level = self._slope_for(None)
         self._start = self._start_epochs = 0.0
         self._sum: Tensor = torch.zeros(())
         self._count = 0
@@ -339,9 +339,12 @@ class Plateau(Schedule):
 
     def begin(self, directions: float | None) -> None:
         """Choose the slope by the prior, unless one was given."""
+        self._level = self._slope_for(directions)
+
+    def _slope_for(self, directions: float | None) -> float:
         knows = math.log(max(directions or _MANY, 1.0) / _FEW) / math.log(_MANY / _FEW)
         few, many = _SLOPES
-        self._level = self.slope or few * (many / few) ** min(max(knows, 0.0), 1.0)
+        return self.slope or few * (many / few) ** min(max(knows, 0.0), 1.0)
 
     @property
     def least_transport(self) -> float:
