@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 from curves import Row, Runs
 from handover_tables import FIXED, lever_tables, parts_table, regret_table
-from report import DEFAULT, IN_WORDS, NAMES, asked_for, cell, in_order, of_each_prior, top1
+from report import asked_for, cell, of_each_prior, top1
+from words import DEFAULT, IN_WORDS, in_order, named
 
 
 class Setting(NamedTuple):
@@ -51,7 +52,7 @@ def table(group: dict[str, Runs]) -> Iterator[str]:
     yield "|---|" + "---:|" * len(lengths)
     for variant in in_order(group):
         cells = (cell(group[variant].get(seconds, [])) for seconds in lengths)
-        yield f"| {NAMES[variant]} | {' | '.join(cells)} |"
+        yield f"| {named(variant)} | {' | '.join(cells)} |"
 
 
 def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
@@ -75,7 +76,7 @@ def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
         for variant in in_order(group):
             runs = group[variant].items()
             points = sorted((seconds, statistics.fmean(map(top1, rows))) for seconds, rows in runs)
-            axis.plot(*zip(*points, strict=True), marker="o", color=colours[variant], label=NAMES[variant])
+            axis.plot(*zip(*points, strict=True), marker="o", color=colours[variant], label=named(variant))
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%d"))
         axis.set_xlabel("seconds of training")
@@ -130,7 +131,9 @@ def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
                 *table(group),
                 "",
             ]
-    lines += lever_tables(explored)
+    levers = [*lever_tables(explored, "validation images"), *lever_tables(rows, "test images")]
+    if levers:
+        lines += ["## What makes a hand-over win or lose", "", "One thing changed at a time.", "", *levers]
     return "\n".join(lines).rstrip() + "\n"
 
 

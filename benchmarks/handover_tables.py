@@ -7,24 +7,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from curves import Row, paired, shown
-from report import DEFAULT, IN_WORDS, NAMES, Group, cell, top1
+from report import Group, cell, top1
+from words import DEFAULT, IN_WORDS, in_levers, named
 
-FIXED = ("a", "b", "s10", "s20", "switch", "late", "last", "anchor20")
+FIXED = ("a", "b", "s10", "s20", "s30", "switch", "late", "last", "anchor20")
 """Schedules that a user could fix beforehand; the default is held against the best of them."""
 FEWEST = 2  # fixed schedules in a cell that says something of the best of them
+HANDED_OVER = {"s30": "at 30%", "plateau": "by the default"}
 PARTS = (0.1, 0.2, 0.5, 1.0)
-LEVERS = {
-    "warm": "heads warmed for the 5% before",
-    "rate": "learning rate warmed up and annealed anew",
-    "optimizer": "optimizer's moments forgotten",
-    "slow": "teacher momentum .99 from then on",
-    "teacher": "teacher begins as a copy of the student",
-    "target": "cached target in place of the teacher's branch",
-    "anchor": "transport stays, at a weight of .1",
-    "decay": "transport stays, its weight falls from 1 to 0",
-    "views": "transport to 4 stored views an image",
-    "neighbours": "neighbours of the targets as positives",
-}
 
 
 def regret(group: Group, seconds: float) -> tuple[str, list[float]] | None:
@@ -59,7 +49,7 @@ def regret_table(groups: dict[str, Group]) -> list[str]:
     ]  # fmt: skip
     for prior, row in found.items():
         cells = (
-            f"{shown(found[1], '+.1f')} ({len(found[1])}), {NAMES[found[0]][4:]}" if found else "–"
+            f"{shown(found[1], '+.1f')} ({len(found[1])}), {named(found[0])[4:]}" if found else "–"
             for found in (row[seconds] for seconds in lengths)
         )
         lines.append(f"| {IN_WORDS.get(prior, prior)} | {' | '.join(cells)} |")
@@ -69,8 +59,11 @@ def regret_table(groups: dict[str, Group]) -> list[str]:
 def parts_of_the_time(group: Group, prior: str) -> Iterator[str]:
     """One prior's row: the default in parts of the longest time that the method alone was given."""
     full = max(group["a"])
-    cells = (cell(group.get(DEFAULT, {}).get(round(part * full), [])) for part in PARTS)
-    yield f"| {IN_WORDS.get(prior, prior)} | {' | '.join(cells)} | {cell(group['a'][full])} |"
+    runs = [group.get(DEFAULT, {}).get(round(part * full), []) for part in PARTS]
+    labelling = [row["labelling_seconds"] for found in runs for row in found]
+    spent = f"{statistics.fmean(labelling):.0f} s" if labelling else "–"
+    cells = " | ".join(map(cell, runs))
+    yield f"| {IN_WORDS.get(prior, prior)} | {spent} | {cells} | {cell(group['a'][full])} |"
 
 
 def parts_table(groups: dict[str, Group]) -> list[str]:
@@ -85,40 +78,44 @@ def parts_table(groups: dict[str, Group]) -> list[str]:
     full = max(max(group["a"]) for group in groups.values())
     lines = [
         f"### A part of {full} s against all of it", "",
-        "Linear top-1 with the default schedule. Labelling is not counted here: its seconds, once a prior, stand in "
-        "[convergence_tables.md](convergence_tables.md).", "",
-        "| prior | " + " | ".join(f"{part:.0%}" for part in PARTS) + " | the method alone, 100% |",
-        "|---|" + "---:|" * (len(PARTS) + 1),
+        "Linear top-1 with the default schedule, after a part of the training time. Labelling comes on top, once a "
+        "prior: processor seconds of the machine that made the runs, which may be slower than the calibrated one.", "",
+        "| prior | labelling | " + " | ".join(f"{part:.0%}" for part in PARTS) + " | the method alone, 100% |",
+        "|---|" + "---:|" * (len(PARTS) + 2),
     ]  # fmt: skip
     for prior, group in groups.items():
         lines += parts_of_the_time(group, prior)
     return [*lines, ""]
 
 
-def lever_tables(rows: Iterable[Row]) -> list[str]:
-    """For each prior and length, how far each lever moves a hand-over at the same share; validation images."""
-    settings: dict[tuple[str, str, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+def lever_tables(rows: Iterable[Row], images: str) -> list[str]:
+    """For each prior and length, how far each lever moves a hand-over at the same share, or the default's.
+
+    Args:
+        rows: Runs, of which those with levers are taken, and those without them beside which they stand.
+        images: What they were measured on.
+    """
+    settings: dict[tuple[str, str, str, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        base, _, lever = row["variant"].partition("+")
-        if base == "s30" and (not lever or lever in LEVERS):
-            setting = row["prior"], row["data"], round(row["seconds_full"] * row["budget"])
-            settings[setting][lever].append(row)
+        base, _, levers = row["variant"].partition("+")
+        if base in HANDED_OVER:
+            setting = base, row["prior"], row["data"], round(row["seconds_full"] * row["budget"])
+            settings[setting][levers].append(row)
     lines: list[str] = []
-    for (prior, data, seconds), runs in sorted(settings.items()):
-        plain = runs.get("", [])
-        if len(runs) < 2 or not plain:
+    for (base, prior, data, seconds), runs in sorted(settings.items()):
+        plain = runs.pop("", [])
+        if not runs or not plain:
             continue
+        title = (
+            f"{IN_WORDS.get(prior, prior)}, {IN_WORDS.get(data, data)}, {seconds} s, handed over {HANDED_OVER[base]}"
+        )
         lines += [
-            f"### {IN_WORDS.get(prior, prior)}, {IN_WORDS.get(data, data)}, {seconds} s", "",
-            "| lever | linear | kNN | linear, against none |", "|---|---:|---:|---:|",
-            f"| none | {cell(plain)} | {cell(plain, 'knn_top1')} | |",
+            f"### {title}, {images}", "",
+            "| what was changed | linear | kNN | linear, against nothing |", "|---|---:|---:|---:|",
+            f"| nothing | {cell(plain)} | {cell(plain, 'knn_top1')} | |",
         ]  # fmt: skip
-        for lever, words in LEVERS.items():
-            if found := runs.get(lever):
-                gap = shown(paired(found, plain, top1), "+.1f")
-                lines.append(f"| {words} | {cell(found)} | {cell(found, 'knn_top1')} | {gap} |")
+        for levers, found in sorted(runs.items(), key=lambda run: -sum(map(top1, run[1])) / len(run[1])):
+            gap = shown(paired(found, plain, top1), "+.1f")
+            lines.append(f"| {in_levers(levers)} | {cell(found)} | {cell(found, 'knn_top1')} | {gap} |")
         lines.append("")
-    if not lines:
-        return []
-    head = "Handed over at 30%; one thing changed at a time, on validation images (`convergence.py explore`)."
-    return ["## What makes a hand-over win or lose", "", head, "", *lines]
+    return lines

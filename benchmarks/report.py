@@ -18,32 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from curves import Row, Runs, at, cost, mean_and_interval, paired, shown, spent
+from words import DEFAULT, IN_WORDS, in_order, named
 
 RESULTS = Path(__file__).parent / "results" / "convergence.jsonl"
-NAMES = {
-    "a": "(a) SSL alone, tuned",
-    "b": "(b) transport alone",
-    "b2": "(b) transport alone, two views",
-    "c": "(c) authors' rule, frozen map",
-    "s10": "(d) Switch(0.1)",
-    "s20": "(d) Switch(0.2)",
-    "switch": "(d) Switch(0.4)",
-    "switch+warm": "(d) Switch(0.4), head warm-up",
-    "late": "(d) Switch(0.8)",
-    "last": "(d) Switch(0.9)",
-    "blend": "(d) Blend",
-    "anchor20": "(d) transport for 20%, then both",
-    "plateau": "(d) Plateau, the default",
-    "mix": "(d) Mix",
-    "e": "(e) online distillation",
-    "f": "(f) supervised",
-}
-IN_WORDS = {
-    "byol": "BYOL", "simclr": "SimCLR", "barlow_twins": "Barlow Twins",
-    "cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST",
-    "efficientnet_lite0": "EfficientNet-Lite0", "random": "an untrained ResNet-18", "digits": "a net trained on digits",
-}  # fmt: skip
-DEFAULT = "plateau"
 COUNTED = (("training", False), ("training and labelling", True))
 Group = dict[str, Runs]
 """Runs of one method, data set and prior, by variant and budget."""
@@ -59,11 +36,6 @@ def cell(rows: list[Row], key: str = "linear_top1") -> str:
     return f"{shown([100 * row[key] for row in rows])} ({len(rows)})" if rows else "–"
 
 
-def in_order(group: Group) -> list[str]:
-    """Variants in the order of their names."""
-    return sorted(group, key=list(NAMES).index)
-
-
 def accuracies(group: Group, budgets: list[float]) -> Iterator[str]:
     """Accuracy at equal training time."""
     yield "Linear top-1, percent, at equal training time; kNN top-1 at the longest budget."
@@ -74,7 +46,7 @@ def accuracies(group: Group, budgets: list[float]) -> Iterator[str]:
         labelling = statistics.fmean(row["labelling_seconds"] for rows in runs.values() for row in rows)
         cells = [cell(runs.get(budget, [])) for budget in budgets]
         cells += [cell(runs.get(budgets[-1], []), "knn_top1"), f"{labelling:.0f}"]
-        yield f"| {NAMES[variant]} | {' | '.join(cells)} |"
+        yield f"| {named(variant)} | {' | '.join(cells)} |"
 
 
 def counted(group: Group, budgets: list[float], full: float) -> Iterator[str]:
@@ -89,7 +61,7 @@ def counted(group: Group, budgets: list[float], full: float) -> Iterator[str]:
     for variant in in_order(group):
         # a budget's last step never quite fills it: half a percent short of the budget counts as the budget
         found = [at(group[variant], b * full * 1.005, labelling=True) for b in budgets]
-        yield f"| {NAMES[variant]} | {' | '.join(shown([100 * v for v in f]) if f else '–' for f in found)} |"
+        yield f"| {named(variant)} | {' | '.join(shown([100 * v for v in f]) if f else '–' for f in found)} |"
 
 
 def seconds(found: tuple[str, list[float]]) -> str:
@@ -110,7 +82,7 @@ def costs(group: Group, goal: float, full: float) -> Iterator[str]:
     yield from ("", "| variant | training | training + labelling |", "|---|---:|---:|")
     for variant in in_order(group):
         both = [seconds(cost(group[variant], goal, labelling=labelling)) for _, labelling in COUNTED]
-        yield f"| {NAMES[variant]} | {both[0]} | {both[1]} |"
+        yield f"| {named(variant)} | {both[0]} | {both[1]} |"
 
 
 def bars(group: Group, goal: float, full: float) -> Iterator[str]:
@@ -187,7 +159,7 @@ def draw(title: str, group: Group, path: Path) -> None:
                 x = statistics.fmean(spent(row, labelling=labelling) for row in rows)
                 points.append((x, mean, 0.0 if math.isinf(half) else half))
             x, y, error = zip(*points, strict=True)
-            axis.errorbar(x, y, yerr=error, marker="o", capsize=2, label=NAMES[variant])
+            axis.errorbar(x, y, yerr=error, marker="o", capsize=2, label=named(variant))
         axis.set_xlabel(f"seconds of {name}")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("linear top-1, %")

@@ -40,6 +40,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "s30+views": {"schedule": functools.partial(Switch, 0.3)},
     "s30+neighbours": {"schedule": functools.partial(Switch, 0.3)},
     **{f"s30+{lever}": {"schedule": functools.partial(Switch, 0.3)} for lever in LEVERS},
+    **{f"plateau+{lever}": {"schedule": Plateau} for lever in LEVERS},
     "e": {"schedule": TransportOnly},  # the teacher in the loop: it embeds the student's view at every step
     "f": None,  # supervised: the ceiling
 }
