@@ -41,16 +41,36 @@ class AtHandOver(L.Callback):
         """Do it."""
 
 
-class FreshRate(AtHandOver):
-    """The learning rate warms up once more, and falls as a cosine over what is left of the budget."""
+class RateFromHere(AtHandOver):
+    """A learning rate of its own from the hand-over on, in place of the clock's."""
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
-        """In place of the clock's learning rate."""
+        """Set it."""
         super().on_train_batch_start(trainer, module, batch, batch_idx)
         if self.at is not None:
             share = (self.clock.budget_share() - self.at) / (1.0 - self.at)
             for group, base in zip(trainer.optimizers[0].param_groups, self.clock.base, strict=True):
-                group["lr"] = base * warmup_then_cosine(share, self.clock.warmup)
+                group["lr"] = base * self.factor(share)
+
+    def factor(self, share: float) -> float:
+        """Of the base learning rate, at a share of what is left of the budget: all that the clock does, once more."""
+        return warmup_then_cosine(share, self.clock.warmup)
+
+
+class Rewarmed(RateFromHere):
+    """The learning rate rises from zero once more, and then goes on as planned."""
+
+    def factor(self, share: float) -> float:
+        """The clock's, times a rise."""
+        return self.clock.factor() * min(max(share / self.clock.warmup, 0.02), 1.0)
+
+
+class Annealed(RateFromHere):
+    """The learning rate falls from its base once more, at once."""
+
+    def factor(self, share: float) -> float:
+        """A cosine."""
+        return warmup_then_cosine(share, 0.0)
 
 
 class FreshOptimizer(AtHandOver):
@@ -152,7 +172,9 @@ def nearest(targets: Tensor, count: int) -> Tensor:
 
 
 LEVERS: dict[str, type[AtHandOver]] = {
-    "rate": FreshRate,
+    "rate": RateFromHere,
+    "rewarmed": Rewarmed,
+    "annealed": Annealed,
     "optimizer": FreshOptimizer,
     "slow": SlowTeacher,
     "teacher": FreshTeacher,

@@ -30,6 +30,8 @@ IN_WORDS = {
 LEVERS = {
     "warm": "heads warmed for the 5% before",
     "rate": "learning rate warmed up and annealed anew",
+    "rewarmed": "learning rate warmed up anew, then as planned",
+    "annealed": "learning rate annealed anew, without warm-up",
     "optimizer": "optimizer's moments forgotten",
     "slow": "teacher momentum .99 from then on",
     "teacher": "teacher begins as a copy of the student",

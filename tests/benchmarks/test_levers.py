@@ -82,6 +82,11 @@ def test_each_lever_changes_one_thing_from_the_hand_over_on(train):
     expected = np.where(share < 0.1, np.maximum(share / 0.1, 0.02), 0.5 * (1 + np.cos(np.pi * (share - 0.1) / 0.9)))
     np.testing.assert_allclose(rate.rates[at:], 1e-3 * expected, rtol=1e-6)
 
+    rise, fall = train("s30+rewarmed"), train("s30+annealed")
+    assert rise.rates[:at] == fall.rates[:at] == plain.rates[:at]
+    np.testing.assert_allclose(rise.rates[at:], plain.rates[at:] * np.clip(share / 0.1, 0.02, 1.0), rtol=1e-6)
+    np.testing.assert_allclose(fall.rates[at:], 1e-3 * 0.5 * (1 + np.cos(np.pi * share)), rtol=1e-6)
+
     fresh = train("s30+optimizer")
     assert fresh.moments[:at] == plain.moments[:at] and fresh.moments[at:] == plain.moments[: len(fresh.moments) - at]
     assert train("s30+slow").momenta == [0.9] * at + [0.99] * (len(plain.momenta) - at)
