@@ -11,7 +11,7 @@ from torch import Tensor
 from virtual_clock import VirtualClock, warmup_then_cosine
 
 from rela_lightning import TargetStore
-from rela_lightning.schedules import Schedule, Weights
+from rela_lightning.schedules import Plateau, Schedule, Weights
 
 _CHUNK = 1000  # rows whose neighbours are looked for at a time
 
@@ -136,6 +136,26 @@ class Anchor(Schedule):
             return Weights(0.0, 1.0)
         done = (progress - self.at) / (1.0 - self.at)
         return Weights(1.0, self.weight * (warmup_then_cosine(done, 0.0) if self.decay else 1.0))
+
+
+class Fading(Plateau):
+    """The default, but for what follows: both losses, the weight of the transport loss falling from 1 to 0."""
+
+    at = 1.0
+    """Share of the budget at the hand-over."""
+
+    def update(self, loss: Tensor, progress: float, epochs: float) -> None:
+        """Note when the rule fires."""
+        super().update(loss, progress, epochs)
+        self.at = min(self.at, progress) if self.fired else 1.0
+
+    def weights(self, progress: float) -> Weights:
+        """`(0, 1)` until the loss has levelled off, then as `Anchor(decay=True)`."""
+        return Anchor(self.at, decay=True).weights(progress) if self.fired else super().weights(progress)
+
+    def is_over(self, progress: float) -> bool:
+        """Not before the end."""
+        return False
 
 
 class WithNeighbours(Images):

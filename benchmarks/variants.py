@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-from levers import LEVERS, Anchor, AtHandOver
+from levers import LEVERS, Anchor, AtHandOver, Fading
 from networks import prior_of
 from virtual_clock import VirtualClock
 
@@ -40,7 +40,10 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "s30+views": {"schedule": functools.partial(Switch, 0.3)},
     "s30+neighbours": {"schedule": functools.partial(Switch, 0.3)},
     **{f"s30+{lever}": {"schedule": functools.partial(Switch, 0.3)} for lever in LEVERS},
+    "s30+decay+rate": {"schedule": functools.partial(Anchor, 0.3, 1.0, decay=True)},
     **{f"plateau+{lever}": {"schedule": Plateau} for lever in LEVERS},
+    "plateau+decay": {"schedule": Fading},
+    "plateau+decay+rate": {"schedule": Fading},
     "e": {"schedule": TransportOnly},  # the teacher in the loop: it embeds the student's view at every step
     "f": None,  # supervised: the ceiling
 }

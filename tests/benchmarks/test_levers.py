@@ -121,6 +121,19 @@ def test_an_anchor_stays_or_decays(script):
     assert decaying == pytest.approx([1.0, 0.5, 0.0])
 
 
+def test_the_default_may_fade(script):
+    plain, fading = script("levers").Plateau(), script("levers").Fading()
+    for schedule in (plain, fading):
+        for step in range(1000):  # level from 30% on
+            schedule.update(torch.tensor(max(1.0 - step / 600, 0.5)), step / 1000, step / 100)
+            if schedule.fired:
+                break
+    assert step / 1000 == fading.at and plain.fired
+    half = (1.0 + fading.at) / 2
+    assert fading.weights(fading.at) == Weights(1.0, 1.0) and fading.weights(half).transport == pytest.approx(0.5)
+    assert not fading.is_over(half) and plain.is_over(half)
+
+
 def test_neighbours_are_the_nearest_others_and_the_second_view(script, data, targets64):
     levers, images = script("levers"), script("images")
     targets = torch.randn(50, 8, dtype=torch.float64)
