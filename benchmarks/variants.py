@@ -42,6 +42,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     **{f"s30+{lever}": {"schedule": functools.partial(Switch, 0.3)} for lever in LEVERS},
     "s30+decay+rate": {"schedule": functools.partial(Anchor, 0.3, 1.0, decay=True)},
     **{f"plateau+{lever}": {"schedule": Plateau} for lever in LEVERS},
+    "s30+target": {"schedule": functools.partial(Switch, 0.3), "verify_targets": 0},  # labels are rows: other data
     "plateau+decay": {"schedule": Fading},
     "plateau+decay+rate": {"schedule": Fading},
     "e": {"schedule": TransportOnly},  # the teacher in the loop: it embeds the student's view at every step
