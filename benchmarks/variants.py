@@ -43,6 +43,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "s30+decay+rate": {"schedule": functools.partial(Anchor, 0.3, 1.0, decay=True)},
     **{f"plateau+{lever}": {"schedule": Plateau} for lever in LEVERS},
     "s30+target": {"schedule": functools.partial(Switch, 0.3), "verify_targets": 0},  # labels are rows: other data
+    "plateau+views+rate": {"schedule": Plateau},
     "plateau+decay": {"schedule": Fading},
     "plateau+decay+rate": {"schedule": Fading},
     "e": {"schedule": TransportOnly},  # the teacher in the loop: it embeds the student's view at every step
@@ -53,6 +54,7 @@ STORES: dict[str, dict[str, Any]] = {
     "isotropic": {"standardise": "isotropic"},
     "rank": {"target_dim": 0.95},
     "s30+views": {"views": 4},
+    "plateau+views+rate": {"views": 4},
 }
 """Options of build_targets for the variants that need targets of their own."""
 KINDS: dict[str, tuple[str, Any]] = {
