@@ -30,7 +30,7 @@ from images import Images, SSLViews, load_splits, plain_view
 from journal import Journal, without_paths
 from levers import WithNeighbours
 from networks import METHODS, bare_trainer, build, fit, prior_of
-from variants import KINDS, STORES, VARIANTS, callback_of, in_words, kinds_of, levers_in, levers_of
+from variants import KINDS, STORES, VARIANTS, callback_of, in_words, kinds_of, levers_in, levers_of, store_in
 from virtual_clock import VirtualClock
 
 from rela_lightning import TargetStore, build_targets
@@ -165,12 +165,13 @@ def views_of(method: str) -> SSLViews:
 
 def targets_of(options: argparse.Namespace, train: Images, prior: str, variant: str = "") -> Path:
     """The store of a prior's targets, built once beside the data, with its seconds in a file beside it."""
-    name = "-".join([prior.replace("/", "-").replace(":", "-"), *([variant] if variant in STORES else [])])
+    own = store_in(variant)
+    name = prior.replace("/", "-").replace(":", "-") + (f"-{own}" if own else "")
     path = options.data_root / f".targets-{options.data}-{len(train)}-{name}"
     if not path.exists():
         network, begun = prior_of(prior), now()
         # 64 images at a time stay in this processor's cache: half the time of 256
-        store = build_targets(network, train.rows(range(len(train))), path, batch_size=64, **STORES.get(variant, {}))
+        store = build_targets(network, train.rows(range(len(train))), path, batch_size=64, **STORES.get(own, {}))
         spent = now() - begun
         if spent > 0.3 * store.manifest["labelling_seconds"]:  # not where another process did the work
             path.with_name(f"{path.name}.seconds").write_text(f"{spent:.2f}")

@@ -53,10 +53,9 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
 STORES: dict[str, dict[str, Any]] = {
     "isotropic": {"standardise": "isotropic"},
     "rank": {"target_dim": 0.95},
-    "s30+views": {"views": 4},
-    "plateau+views+rate": {"views": 4},
+    "views": {"views": 4},
 }
-"""Options of build_targets for the variants that need targets of their own."""
+"""Options of build_targets for the variants, or for a lever in their name, that need targets of their own."""
 KINDS: dict[str, tuple[str, Any]] = {
     "ssl": ("a", None),
     "transport": ("b2", None),
@@ -91,6 +90,11 @@ def levers_in(variant: str) -> list[str]:
     return variant.split("+")[1:]
 
 
+def store_in(variant: str) -> str:
+    """The part of a variant's name that asks for targets of its own; empty where none does."""
+    return next((part for part in variant.split("+") if part in STORES), "")
+
+
 def levers_of(variant: str, rela: ReLACallback, clock: VirtualClock) -> list[AtHandOver]:
     """Callbacks of the levers in a variant's name."""
     return [LEVERS[name](rela, clock) for name in levers_in(variant) if name in LEVERS]
@@ -107,7 +111,7 @@ def in_words(variant: str) -> str | None:
     options = VARIANTS[variant]
     if options is None:
         return None
-    rest = {"num_views": 1, **options, **STORES.get(variant, {})}
+    rest = {"num_views": 1, **options, **STORES.get(store_in(variant), {})}
     words = [f"{name}={value}" for name, value in rest.items() if name != "schedule"]
     words += [f"lever={name}" for name in levers_in(variant) if name in (*LEVERS, "neighbours")]
     return ", ".join([schedule_in_words(options["schedule"]()), *words])

@@ -167,3 +167,10 @@ def test_a_result_names_its_levers(script):
     assert variants.in_words("s30+rate").endswith("lever=rate")
     assert "lever" not in variants.in_words("s30+warm") and "head_warmup=0.05" in variants.in_words("s30+warm")
     assert variants.levers_of("s30+warm", None, None) == []
+
+
+def test_a_lever_may_need_targets_of_its_own(script):
+    variants = script("variants")
+    assert variants.store_in("plateau+views+rate") == variants.store_in("s30+views") == "views"
+    assert "views=4" in variants.in_words("plateau+views+rate")
+    assert variants.store_in("rank") == "rank" and variants.store_in("s30+rate") == variants.store_in("b") == ""
