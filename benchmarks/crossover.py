@@ -35,7 +35,7 @@ def by_seconds(rows: Iterable[Row]) -> dict[Setting, dict[str, Runs]]:
     """Runs by setting, variant and seconds."""
     settings: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     for row in rows:
-        if row["variant"] in (*FIXED, DEFAULT):
+        if row["variant"] in ("a", *FIXED, DEFAULT):
             settings[row["asked"], row["data"], row["images"]].append(row)
     return {
         Setting(*setting, prior): group
@@ -71,7 +71,7 @@ def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
         sharey=True,
         squeeze=False,
     )
-    colours = {variant: f"C{number}" for number, variant in enumerate((*FIXED, DEFAULT))}
+    colours = {variant: f"C{number}" for number, variant in enumerate(("a", *FIXED, DEFAULT))}
     for axis, (setting, group) in zip(axes[0], settings.items(), strict=True):
         for variant in in_order(group):
             runs = group[variant].items()

@@ -10,7 +10,7 @@ from curves import Row, paired, shown
 from report import Group, cell, top1
 from words import DEFAULT, IN_WORDS, in_levers, named
 
-FIXED = ("a", "b", "s10", "s20", "s30", "switch", "late", "last", "anchor20")
+FIXED = ("b", "s10", "s20", "s30", "switch", "late", "last", "anchor20")
 """Schedules that a user could fix beforehand; the default is held against the best of them."""
 FEWEST = 2  # fixed schedules in a cell that says something of the best of them
 HANDED_OVER = {"s30": "at 30%", "plateau": "by the default"}
@@ -20,14 +20,19 @@ PARTS = (0.1, 0.2, 0.5, 1.0)
 def regret(group: Group, seconds: float) -> tuple[str, list[float]] | None:
     """How far the default is below the best fixed schedule of a length, in points, seed by seed.
 
+    The best is that of the largest mean difference among those that share the most seeds with the default: of several
+    that were run once, one is above it by chance.
+
     Returns:
         `(schedule, differences)`; None where fewer than two fixed schedules share a seed with the default.
     """
     ours = group.get(DEFAULT, {}).get(seconds, [])
     gaps = {name: paired(group[name].get(seconds, []), ours, top1) for name in FIXED if name in group}
     gaps = {name: found for name, found in gaps.items() if found}
-    best = max(gaps, key=lambda name: statistics.fmean(gaps[name]), default="")
-    return (best, gaps[best]) if len(gaps) >= FEWEST else None
+    if len(gaps) < FEWEST:
+        return None
+    best = max(gaps, key=lambda name: (len(gaps[name]), statistics.fmean(gaps[name])))
+    return best, gaps[best]
 
 
 def regret_table(groups: dict[str, Group]) -> list[str]:
