@@ -21,6 +21,9 @@ from handover_tables import FIXED, lever_tables, parts_table, regret_table
 from report import asked_for, cell, of_each_prior, top1
 from words import DEFAULT, IN_WORDS, in_order, named
 
+SHOWN = ("a", *FIXED, DEFAULT)
+"""Variants in the tables and pictures of a prior."""
+
 
 class Setting(NamedTuple):
     """What stands in one table."""
@@ -35,7 +38,7 @@ def by_seconds(rows: Iterable[Row]) -> dict[Setting, dict[str, Runs]]:
     """Runs by setting, variant and seconds."""
     settings: dict[tuple[str, str, int], list[Row]] = defaultdict(list)
     for row in rows:
-        if row["variant"] in ("a", *FIXED, DEFAULT):
+        if row["variant"] in SHOWN:
             settings[row["asked"], row["data"], row["images"]].append(row)
     return {
         Setting(*setting, prior): group
@@ -71,7 +74,7 @@ def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
         sharey=True,
         squeeze=False,
     )
-    colours = {variant: f"C{number}" for number, variant in enumerate(("a", *FIXED, DEFAULT))}
+    colours = {variant: f"C{number}" for number, variant in enumerate(SHOWN)}
     for axis, (setting, group) in zip(axes[0], settings.items(), strict=True):
         for variant in in_order(group):
             runs = group[variant].items()
@@ -113,6 +116,7 @@ def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
         own = {
             setting: group for setting, group in settings.items() if (setting.method, setting.data) == (method, data)
         }
+        of_priors = {setting.prior: group for setting, group in own.items()}
         names = f"{IN_WORDS.get(method, method)}, {IN_WORDS.get(data, data)}"
         picture = figures / f"crossover-{method}-{data}.png"
         draw(own, picture)
@@ -121,8 +125,8 @@ def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
             "",
             f"![{names}: accuracy against the length of the run]({figures.name}/{picture.name})",
             "",
-            *regret_table({setting.prior: group for setting, group in own.items()}),
-            *parts_table({setting.prior: group for setting, group in own.items()}),
+            *regret_table(of_priors),
+            *parts_table(of_priors),
         ]
         for setting, group in own.items():
             lines += [
@@ -133,7 +137,7 @@ def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
             ]
     levers = [*lever_tables(explored, "validation images"), *lever_tables(rows, "test images")]
     if levers:
-        lines += ["## What makes a hand-over win or lose", "", "One thing changed at a time.", "", *levers]
+        lines += ["## What makes a hand-over win or lose", "", "One or two things changed at a time.", "", *levers]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -53,12 +53,17 @@ def regret_table(groups: dict[str, Group]) -> list[str]:
         "| prior | " + " | ".join(f"{seconds} s" for seconds in lengths) + " |", "|---|" + "---:|" * len(lengths),
     ]  # fmt: skip
     for prior, row in found.items():
-        cells = (
-            f"{shown(found[1], '+.1f')} ({len(found[1])}), {named(found[0])[4:]}" if found else "–"
-            for found in (row[seconds] for seconds in lengths)
-        )
+        cells = (regret_cell(row[seconds]) for seconds in lengths)
         lines.append(f"| {IN_WORDS.get(prior, prior)} | {' | '.join(cells)} |")
     return [*lines, ""]
+
+
+def regret_cell(found: tuple[str, list[float]] | None) -> str:
+    """`+0.4 ± 1.2 (3), transport alone`: points, interval, seeds, schedule."""
+    if found is None:
+        return "–"
+    best, gaps = found
+    return f"{shown(gaps, '+.1f')} ({len(gaps)}), {named(best)[4:]}"
 
 
 def parts_of_the_time(group: Group, prior: str) -> Iterator[str]:

@@ -20,7 +20,6 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "b2": {"schedule": TransportOnly, "num_views": 2},
     "c": {"schedule": AuthorsRule, "transport_optimizer": None, "num_views": 2},
     "switch": {"schedule": Switch},
-    "switch+warm": {"schedule": Switch, "head_warmup": 0.05},
     "s10": {"schedule": functools.partial(Switch, 0.1)},
     "s20": {"schedule": functools.partial(Switch, 0.2)},
     "anchor20": {"schedule": functools.partial(Anchor, 0.2)},
@@ -34,22 +33,40 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "isotropic": {"schedule": TransportOnly},
     "rank": {"schedule": TransportOnly},
     "s30": {"schedule": functools.partial(Switch, 0.3)},
-    "s30+warm": {"schedule": functools.partial(Switch, 0.3), "head_warmup": 0.05},
-    "s30+anchor": {"schedule": functools.partial(Anchor, 0.3, 0.1)},
-    "s30+decay": {"schedule": functools.partial(Anchor, 0.3, 1.0, decay=True)},
-    "s30+views": {"schedule": functools.partial(Switch, 0.3)},
-    "s30+neighbours": {"schedule": functools.partial(Switch, 0.3)},
-    **{f"s30+{lever}": {"schedule": functools.partial(Switch, 0.3)} for lever in LEVERS},
-    "s30+decay+rate": {"schedule": functools.partial(Anchor, 0.3, 1.0, decay=True)},
-    **{f"plateau+{lever}": {"schedule": Plateau} for lever in LEVERS},
-    "s30+target": {"schedule": functools.partial(Switch, 0.3), "verify_targets": 0},  # labels are rows: other data
-    "plateau+views+rate": {"schedule": Plateau},
-    "plateau+decay": {"schedule": Fading},
-    "plateau+decay+rate": {"schedule": Fading},
     "e": {"schedule": TransportOnly},  # the teacher in the loop: it embeds the student's view at every step
     "f": None,  # supervised: the ceiling
 }
-"""Options of ReLACallback by variant; None for runs without it."""
+"""Options of ReLACallback by variant; None for runs without it. Those with levers are added below."""
+LEVERED = {
+    "switch": ("warm",),
+    "s30": ("warm", "anchor", "decay", "views", "neighbours", *LEVERS),
+    "plateau": ("decay", *LEVERS, "views+rate", "decay+rate"),
+}
+"""Levers that are put to a schedule."""
+SCHEDULES: dict[tuple[str, str], Any] = {
+    ("s30", "anchor"): functools.partial(Anchor, 0.3, 0.1),
+    ("s30", "decay"): functools.partial(Anchor, 0.3, 1.0, decay=True),
+    ("plateau", "decay"): Fading,
+}
+"""What stands for a schedule where a lever changes it."""
+OPTIONS: dict[str, dict[str, Any]] = {
+    "warm": {"head_warmup": 0.05},
+    "target": {"verify_targets": 0},  # labels are rows: other data
+}
+"""Options of ReLACallback that a lever brings."""
+
+
+def with_levers(base: str, levers: list[str]) -> dict[str, Any]:
+    """Options of a schedule with levers."""
+    options = dict(VARIANTS[base] or {})
+    for lever in levers:
+        options |= {"schedule": SCHEDULES.get((base, lever), options["schedule"]), **OPTIONS.get(lever, {})}
+    return options
+
+
+VARIANTS |= {
+    f"{base}+{levers}": with_levers(base, levers.split("+")) for base, found in LEVERED.items() for levers in found
+}
 STORES: dict[str, dict[str, Any]] = {
     "isotropic": {"standardise": "isotropic"},
     "rank": {"target_dim": 0.95},

@@ -8,7 +8,9 @@ import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from rela_lightning import TargetStore
 from rela_lightning.schedules import Weights
 
 COSTS = {"ssl": 1.0, "transport1": 0.4, "mixed": 1.2}
@@ -95,10 +97,6 @@ def test_each_lever_changes_one_thing_from_the_hand_over_on(train):
 
 
 def test_the_cached_target_takes_the_place_of_the_teacher(script, data, targets64):
-    import torch.nn.functional as F
-
-    from rela_lightning import TargetStore
-
     networks, levers = script("networks"), script("levers")
     module = networks.build("byol", SETTINGS, 0)
     images, rows = data[0][:8].float() / 255, torch.tensor([5, 0, 63, 7, 9, 12, 2, 30])
@@ -173,4 +171,5 @@ def test_a_lever_may_need_targets_of_its_own(script):
     variants = script("variants")
     assert variants.store_in("plateau+views+rate") == variants.store_in("s30+views") == "views"
     assert "views=4" in variants.in_words("plateau+views+rate")
+    assert variants.VARIANTS["plateau+target"]["verify_targets"] == 0  # a lever brings its options to any schedule
     assert variants.store_in("rank") == "rank" and variants.store_in("s30+rate") == variants.store_in("b") == ""
