@@ -4,7 +4,7 @@
 
 The runs are those of `convergence.py run`, brought together by their seconds, whatever `--seconds` and `--budgets` they
 were made with: all runs of the fixed schedules and of the default. Cells with fewer than three seeds say so, and no
-claim rests on them.
+claim rests on them. The tables of convergence.md that are copies of these are written too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from typing import NamedTuple
 from curves import Row, Runs
 from handover_tables import FIXED, lever_tables, parts_table, regret_table
 from report import asked_for, cell, of_each_prior, top1
-from words import DEFAULT, IN_WORDS, in_order, named
+from table_copies import with_copies
+from words import DEFAULT, in_order, known_as, named
 
 SHOWN = ("a", *FIXED, DEFAULT)
 """Variants in the tables and pictures of a prior."""
@@ -83,7 +84,7 @@ def draw(settings: dict[Setting, dict[str, Runs]], path: Path) -> None:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%d"))
         axis.set_xlabel("seconds of training")
-        axis.set_title(f"prior: {IN_WORDS.get(setting.prior, setting.prior)}", fontsize=10)
+        axis.set_title(f"prior: {known_as(setting.prior)}", fontsize=10)
         axis.grid(alpha=0.3)
     axes[0][0].set_ylabel("linear top-1, %")
     lines = {label: line for axis in axes[0] for line, label in zip(*axis.get_legend_handles_labels(), strict=True)}
@@ -117,7 +118,7 @@ def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
             setting: group for setting, group in settings.items() if (setting.method, setting.data) == (method, data)
         }
         of_priors = {setting.prior: group for setting, group in own.items()}
-        names = f"{IN_WORDS.get(method, method)}, {IN_WORDS.get(data, data)}"
+        names = f"{known_as(method)}, {known_as(data)}"
         picture = figures / f"crossover-{method}-{data}.png"
         draw(own, picture)
         lines += [
@@ -129,12 +130,7 @@ def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
             *parts_table(of_priors),
         ]
         for setting, group in own.items():
-            lines += [
-                f"### Prior: {IN_WORDS.get(setting.prior, setting.prior)}",
-                "",
-                *table(group),
-                "",
-            ]
+            lines += [f"### Prior: {known_as(setting.prior)}", "", *table(group), ""]
     levers = [*lever_tables(explored, "validation images"), *lever_tables(rows, "test images")]
     if levers:
         lines += ["## What makes a hand-over win or lose", "", "One or two things changed at a time.", "", *levers]
@@ -150,6 +146,10 @@ def main() -> None:
     )
     options.out.write_text(page(rows, tried, options.out.parent / "figures"))
     print(options.out)
+    told = options.out.with_name("convergence.md")
+    if told.exists():
+        told.write_text(with_copies(told.read_text(), told.parent))
+        print(told)
 
 
 if __name__ == "__main__":

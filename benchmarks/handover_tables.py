@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from curves import Row, paired, shown
 from report import Group, cell, top1
-from words import DEFAULT, IN_WORDS, in_levers, named
+from words import DEFAULT, in_levers, known_as, named
 
 FIXED = ("b", "s10", "s20", "s30", "switch", "late", "last", "anchor20")
 """Schedules that a user could fix beforehand; the default is held against the best of them."""
@@ -54,7 +54,7 @@ def regret_table(groups: dict[str, Group]) -> list[str]:
     ]  # fmt: skip
     for prior, row in found.items():
         cells = (regret_cell(row[seconds]) for seconds in lengths)
-        lines.append(f"| {IN_WORDS.get(prior, prior)} | {' | '.join(cells)} |")
+        lines.append(f"| {known_as(prior)} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 
@@ -73,7 +73,7 @@ def parts_of_the_time(group: Group, prior: str) -> Iterator[str]:
     labelling = [row["labelling_seconds"] for found in runs for row in found]
     spent = f"{statistics.fmean(labelling):.0f} s" if labelling else "–"
     cells = " | ".join(map(cell, runs))
-    yield f"| {IN_WORDS.get(prior, prior)} | {spent} | {cells} | {cell(group['a'][full])} |"
+    yield f"| {known_as(prior)} | {spent} | {cells} | {cell(group['a'][full])} |"
 
 
 def parts_table(groups: dict[str, Group]) -> list[str]:
@@ -116,9 +116,7 @@ def lever_tables(rows: Iterable[Row], images: str) -> list[str]:
         plain = runs.pop("", [])
         if not runs or not plain:
             continue
-        title = (
-            f"{IN_WORDS.get(prior, prior)}, {IN_WORDS.get(data, data)}, {seconds} s, handed over {HANDED_OVER[base]}"
-        )
+        title = f"{known_as(prior)}, {known_as(data)}, {seconds} s, handed over {HANDED_OVER[base]}"
         lines += [
             f"### {title}, {images}", "",
             "| what was changed | linear | kNN | linear, against nothing |", "|---|---:|---:|---:|",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from curves import Row, Runs, at, cost, mean_and_interval, paired, shown, spent
-from words import DEFAULT, IN_WORDS, in_order, named
+from words import DEFAULT, in_order, known_as, named
 
 RESULTS = Path(__file__).parent / "results" / "convergence.jsonl"
 COUNTED = (("training", False), ("training and labelling", True))
@@ -198,7 +198,7 @@ def grouped(rows: list[Row]) -> Iterator[tuple[str, str, Group]]:
     for (method, data, images, full), own in sorted(settings.items()):
         for prior, group in of_each_prior(own, lambda row: float(row["budget"])):
             name = f"{method}-{data}-{images}-{full:.0f}-{prior}.png".replace(":", "-").replace("/", "-")
-            method_, data_, prior_ = (IN_WORDS.get(word, word) for word in (method, data, prior or "none"))
+            method_, data_, prior_ = map(known_as, (method, data, prior or "none"))
             yield f"{method_}, {data_}, {images:,} images, {full:.0f} s, prior: {prior_}", name, group
 
 

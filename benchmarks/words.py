@@ -22,7 +22,7 @@ NAMES = {
     "e": "(e) online distillation",
     "f": "(f) supervised",
 }
-IN_WORDS = {
+_IN_WORDS = {
     "byol": "BYOL", "simclr": "SimCLR", "barlow_twins": "Barlow Twins",
     "cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST",
     "efficientnet_lite0": "EfficientNet-Lite0", "random": "an untrained ResNet-18", "digits": "a net trained on digits",
@@ -42,6 +42,11 @@ LEVERS = {
     "neighbours": "neighbours of the targets as positives",
 }
 DEFAULT = "plateau"
+
+
+def known_as(name: str) -> str:
+    """A method, a data set or a prior in words; its own name where there are none."""
+    return _IN_WORDS.get(name, name)
 
 
 def in_levers(levers: str) -> str:
