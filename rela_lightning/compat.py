@@ -8,6 +8,7 @@ nowhere else, and `tests/test_compat.py` has a test for each.
 from __future__ import annotations
 
 import copy
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -36,6 +37,7 @@ __all__ = [
     "lerp_together",
     "module_versions",
     "picklable_default",
+    "planned_steps",
     "private",
     "remove_forward_hooks",
     "tensor_version",
@@ -117,6 +119,15 @@ def _is_timer(callback: Any) -> bool:
         base.__name__ == "Timer" and base.__module__.startswith(tuple(f"{name}." for name in NAMESPACES))
         for base in type(callback).__mro__
     )
+
+
+def planned_steps(trainer: Any) -> float:
+    """Optimizer steps of the whole run, once its data are set up; infinity where no end is planned, or nobody knows.
+
+    For a loader without a length, Lightning gives `max_steps`, also where that is -1 because epochs are planned.
+    """
+    steps = float(trainer.estimated_stepping_batches)
+    return math.inf if steps < 0 else steps
 
 
 def training_loaders(trainer: Any) -> Any:

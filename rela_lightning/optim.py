@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from rela_lightning.compat import planned_steps
 from rela_lightning.errors import ConfigError
 
 __all__ = ["WarmupCosine", "parameter_groups", "with_scheduler"]
@@ -124,7 +125,7 @@ class WarmupCosine(LRScheduler):
                 "WarmupCosine does not know how long the run is.",
                 do="call its `follow(trainer)` in configure_optimizers",
             )
-        batches, steps = self._trainer.num_training_batches, self._trainer.estimated_stepping_batches
+        batches, steps = self._trainer.num_training_batches, planned_steps(self._trainer)
         if math.isinf(batches) or not 0 < steps < math.inf:
             raise _endless(f"{batches} batches an epoch")
         each = math.ceil(batches / self._trainer.accumulate_grad_batches)

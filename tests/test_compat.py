@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections import OrderedDict
 from importlib import import_module
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 import rela_lightning
 from rela_lightning import compat
@@ -28,6 +29,38 @@ both = pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.__name__)
 def test_timers_tell_their_limit(tree: Any) -> None:
     limited, open_ended = tree.callbacks.Timer(duration="00:00:02:00"), tree.callbacks.Timer()
     assert compat.timers([limited, open_ended, tree.callbacks.ModelCheckpoint()]) == [(limited, 120.0)]
+
+
+@both
+@pytest.mark.parametrize(
+    "plan, length, steps",
+    [
+        ({"max_epochs": 3}, 8, 6),
+        ({"max_epochs": 3, "max_steps": 5}, 8, 5),
+        ({"max_epochs": 3}, None, math.inf),
+        ({"max_epochs": 3, "max_steps": 5}, None, 5),
+        ({"max_epochs": -1}, 8, math.inf),
+    ],
+)
+def test_planned_steps(tree: Any, plan: dict[str, int], length: int | None, steps: float) -> None:
+    class Stream(IterableDataset):
+        def __iter__(self) -> Any:
+            return iter(torch.zeros(8, 2))
+
+    class Net(tree.LightningModule):  # type: ignore[name-defined, misc]
+        def on_train_start(self) -> None:
+            found.append(compat.planned_steps(self.trainer))
+
+        def training_step(self, batch: torch.Tensor) -> None:
+            self.trainer.should_stop = True
+
+        def configure_optimizers(self) -> None:
+            return None
+
+    found: list[float] = []
+    loader = DataLoader(Stream() if length is None else torch.zeros(length, 2), batch_size=4)
+    tree.Trainer(accelerator="cpu", barebones=True, **plan).fit(Net(), loader)
+    assert found == [steps]
 
 
 @both

@@ -9,7 +9,7 @@ import torchvision
 from lightning.pytorch.callbacks import ModelCheckpoint
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.methods import BYOL, build_backbone
@@ -107,29 +107,41 @@ def test_loss_gradients_and_teacher_are_the_papers():
     assert len(set(compare.losses)) == 8
 
 
+class Note(L.Callback):
+    """The momentum of each step after the first, at which student and teacher are equal."""
+
+    def __init__(self):
+        self.seen = []
+
+    def weights(self, module):
+        return [next(part.parameters()).detach().clone() for part in (module.projector, module.teacher_projector)]
+
+    def on_train_batch_start(self, trainer, pl_module, *args):
+        self.student, self.before = self.weights(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, *args):
+        gap, left = self.before - self.student, self.weights(pl_module)[1] - self.student
+        if trainer.global_step > 1:
+            self.seen.append(float((left * gap).sum() / gap.square().sum()))
+        trainer.should_stop = trainer.max_epochs == -1 and trainer.global_step == 4
+
+
 def test_a_constant_momentum_and_no_planned_end():
-    class Note(L.Callback):
-        """The momentum of each step after the first, at which student and teacher are equal."""
-
-        def __init__(self):
-            self.seen = []
-
-        def weights(self, module):
-            return [next(part.parameters()).detach().clone() for part in (module.projector, module.teacher_projector)]
-
-        def on_train_batch_start(self, trainer, pl_module, *args):
-            self.student, self.before = self.weights(pl_module)
-
-        def on_train_batch_end(self, trainer, pl_module, *args):
-            gap, left = self.before - self.student, self.weights(pl_module)[1] - self.student
-            if trainer.global_step > 1:
-                self.seen.append(float((left * gap).sum() / gap.square().sum()))
-            trainer.should_stop = trainer.max_epochs == -1 and trainer.global_step == 4
-
     for options, epochs in (({"momentum_end": 0.9}, 1), ({}, -1)):
         note = Note()
         fit(byol(momentum=0.9, **options), epochs=epochs, callbacks=[note], precision="64-true")
         assert note.seen == pytest.approx([0.9] * 3)
+
+
+def test_the_momentum_rises_by_the_epoch_where_a_stream_does_not_say_how_long_it_is():
+    class Stream(IterableDataset):
+        def __iter__(self):
+            return iter([(image, image.flip(-1)) for image in IMAGES[:24]])
+
+    note = Note()
+    trainer = L.Trainer(max_epochs=3, precision="64-true", callbacks=[note], **QUIET)
+    trainer.fit(byol(momentum=0.8), DataLoader(Stream(), batch_size=8))
+    assert note.seen == pytest.approx([0.8] * 2 + [0.9] * 3 + [1.0] * 3)
 
 
 def test_loss_falls_on_a_fixed_batch():

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from rela_lightning.errors import ConfigError, DataError
 from tests.test_methods import IMAGES, LABELS, QUIET
@@ -30,6 +30,25 @@ def test_pairs_are_needed(name: str, batch: Any) -> None:
 def test_two_large_views_are_needed(name: str, batch: Any) -> None:
     with pytest.raises(DataError, match=f"{name} needs two views or more of each image"):
         build(name).training_step(batch, 0)
+
+
+class Stream(IterableDataset):
+    """Two batches, one sample after another; nobody knows how many there are."""
+
+    def __init__(self, rows: Dataset) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Any:
+        return (self.rows[number] for number in range(32))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_stream_over_planned_epochs(name: str) -> None:
+    module = build(name)
+    before = [p.detach().clone() for p in module.backbone.parameters()]
+    trainer = fit(module, DataLoader(Stream(batches(name).dataset), batch_size=16), max_epochs=2)
+    assert trainer.global_step == 4
+    assert not any(torch.equal(old, new) for old, new in zip(before, module.backbone.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -11,6 +11,7 @@ from lightly.models.utils import deactivate_requires_grad, update_momentum
 from lightly.utils.scheduler import cosine_schedule
 from torch import Tensor, nn
 
+from rela_lightning.compat import planned_steps
 from rela_lightning.errors import ConfigError
 from rela_lightning.methods.base import Method
 from rela_lightning.networks.encode import pooled
@@ -21,7 +22,8 @@ class MomentumMethod(Method):
 
     A method builds its heads, among them `projector`, then calls `add_teacher`; each training step begins
     with `move_teacher`. The momentum rises by a cosine from `momentum` to `momentum_end` over the planned
-    steps, as in BYOL (arXiv 2006.07733), and stays at `momentum` where no end is planned.
+    steps, as in BYOL (arXiv 2006.07733), epoch by epoch for a stream that does not
+    say how long it is, and stays at `momentum` where no end is planned.
 
     Args:
         backbone: See `Method`.
@@ -82,9 +84,10 @@ class MomentumMethod(Method):
         return projected
 
     def _momentum_now(self) -> float:
-        steps = self.trainer.estimated_stepping_batches
+        step, steps, epochs = self.trainer.global_step, planned_steps(self.trainer), self.trainer.max_epochs or 0
+        if math.isinf(steps) and epochs > 0:  # a stream: whole epochs are all there is to go by
+            step, steps = self.trainer.current_epoch, epochs
         if math.isinf(steps):
             return self.momentum
-        step = min(self.trainer.global_step, int(steps))
-        momentum: float = cosine_schedule(step, int(steps), self.momentum, self.momentum_end)
+        momentum: float = cosine_schedule(min(step, int(steps)), int(steps), self.momentum, self.momentum_end)
         return momentum
