@@ -69,11 +69,11 @@ class Schedule:
     """Whether `update` matters; only then are losses averaged over ranks and handed over."""
 
     def begin(self, directions: float | None) -> None:
-        """Learn of the targets, before each fit.
+        """Learn of the targets: before each fit, and during it where more is known of them.
 
         Args:
             directions: How many directions the prior's features fill, see `TargetStore.directions`; None where nobody
-                knows, as for targets on the fly.
+                knows yet: targets on the fly are learnt from the first images.
         """
 
     def weights(self, progress: float) -> Weights:
@@ -293,7 +293,7 @@ class Plateau(Schedule):
     Args:
         slope: Fall per epoch below which the loss has levelled off, as a share of the first loss (which is about 1 for
             the cosine), > 0. None goes by the prior: .01 where its features fill 10 directions or fewer, .0025 from 100
-            on or where that is not known, geometric means between.
+            on or as long as that is not known, geometric means between.
         window: Share of the budget that is averaged, in `(0, 0.25]`.
         at_least: No switch before this share of the budget, in `(0, 1]`; nor before two windows are through.
         at_most: The switch comes here at the latest, in `(0, 1]`; 1 leaves it to the loss.

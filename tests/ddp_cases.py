@@ -18,6 +18,7 @@ from rela_lightning import ReLACallback
 from rela_lightning.losses import Contrastive
 from rela_lightning.schedules import AuthorsRule, Blend, Mix, Switch, TransportOnly
 from tests.modules import byol, simclr
+from tests.on_the_fly import Told, prior
 from tests.parts import TwoViews, numbered
 
 
@@ -69,6 +70,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "two crops": (simclr, {"schedule": TransportOnly(), "crops": "stored", "num_views": 2}, {"workers": 1}),
     "contrastive": (simclr, {"schedule": TransportOnly(), "loss": Spying()}, {}),
     "sum of losses": (byol, {"schedule": Blend(), "loss": {"cosine": 1.0, "contrastive": 0.5}}, {}),
+    "on the fly": (byol, {"schedule": Told()}, {}),
     "static graph": (byol, {"schedule": TransportOnly()}, {"static_graph": True}),
 }
 
@@ -109,7 +111,8 @@ def run(name: str, targets: str) -> dict[str, Any]:
     torch.manual_seed(0)
     module = build()
     start = digest(module)
-    callback = ReLACallback(f"{targets}-crops" if "crops" in options else targets, **options)
+    source = {"targets": f"{targets}-crops" if "crops" in options else targets}
+    callback = ReLACallback(**({"prior": prior()} if name == "on the fly" else source), **options)
     watch = Watch()
     strategy = "ddp" if not static else L.strategies.DDPStrategy(static_graph=True)
     trainer = L.Trainer(
@@ -128,6 +131,7 @@ def run(name: str, targets: str) -> dict[str, Any]:
         "heads_moved": watch.heads_moved_in_transport,
         "compared": getattr(callback.loss, "compared", None),
         "losses": getattr(callback.schedule, "seen", []),
+        "told": getattr(callback.schedule, "told", []),
     }
 
 

@@ -64,6 +64,11 @@ def test_the_rule_sees_one_loss(results: dict[str, Any]) -> None:
     assert results["simclr adaptive"][0]["phases"] == [0.0] * 4 + [2.0] * 4, "one batch was on its way"
 
 
+def test_ranks_learn_targets_on_the_fly_together(results: dict[str, Any]) -> None:
+    first, second = (result["told"] for result in results["on the fly"])
+    assert first == second and first[0] is None and first[1] > 1.0
+
+
 def test_the_subset_is_one_draw(results: dict[str, Any]) -> None:
     epochs = [set(a) | set(b) for a, b in zip(*(r["rows"] for r in results["data ratio"]), strict=True)]
     assert [len(rows) for rows in epochs] == [32, 32] and epochs[0] != epochs[1]

@@ -5,22 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as L
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from rela_lightning import ReLACallback, load_prior, transport_loss
+from rela_lightning import ReLACallback, transport_loss
 from rela_lightning.errors import DataError
 from rela_lightning.schedules import Mix, Switch, TransportOnly
 from rela_lightning.targets.reduce import moments, pca
 from rela_lightning.targets.source import BatchRows, PriorTargets
 from tests.modules import NAMESPACES, byol, same, simclr, weights
+from tests.on_the_fly import Told, prior
 from tests.parts import TwoViews, make_digits
 from tests.test_callback import Log, fit, loader, seeded
-
-
-def prior() -> Any:
-    return load_prior("random:lightly:resnet-9", width=0.03125, image_size=16, mean=0.5, std=0.5, seed=1)
 
 
 class Stream(IterableDataset):
@@ -43,9 +41,10 @@ def stream() -> DataLoader:
 @pytest.mark.slow
 @pytest.mark.parametrize("namespace", NAMESPACES)
 @pytest.mark.parametrize("schedule", [Switch(0.5), Mix(), TransportOnly()])
-def test_iterable_data_get_targets_on_the_fly(schedule: Any, namespace: str) -> None:
+def test_iterable_data_get_targets_on_the_fly(schedule: Any, namespace: str, recwarn: Any) -> None:
     module, log = seeded(simclr, namespace), Log()
     fit(module, ReLACallback(prior=prior(), schedule=schedule), log, data=stream(), namespace=namespace, max_epochs=3)
+    assert not any("teach nothing" in str(warning.message) for warning in recwarn), "the plan is in epochs"
     warm = [("rela/loss" in entry) for entry in log.seen]
     assert warm[0] is False and any(warm), "the first batches teach the projection"
     assert log.seen[-1]["rela/phase"] == (2.0 if isinstance(schedule, Switch) else schedule.weights(1).ssl)
@@ -104,6 +103,8 @@ def test_targets_are_the_projected_features_of_the_denormalised_view() -> None:
     made = (rows[-32:] - fitted.mean(dim=0)) @ axes / deviation ** (4 / 7)  # 4 rows for each dimension against 3
     expected = (made / deviation.pow(2 - 8 / 7).mean().sqrt())[:, order]
     torch.testing.assert_close(given[-1][:, 0].double(), expected, rtol=1e-3, atol=1e-3)
+    shares = (deviation.square() / deviation.square().sum()).numpy()
+    assert source.directions == pytest.approx(np.exp(-(shares * np.log(shares)).sum()), rel=1e-3)
 
 
 @pytest.mark.slow
@@ -113,16 +114,19 @@ def test_resume_keeps_the_projection(tmp_path: Any) -> None:
             if trainer.current_epoch == 1:
                 trainer.save_checkpoint(tmp_path / "mid.ckpt")
 
-    callback = ReLACallback(prior=prior(), schedule=Mix())
+    callback = ReLACallback(prior=prior(), schedule=Told())
     fit(seeded(byol), callback, SaveAt(), data=stream(), max_epochs=3)
     state = torch.load(tmp_path / "mid.ckpt", weights_only=True)
     saved = state["callbacks"]["ReLACallback"]["source"]["projection"]
-    resumed = ReLACallback(prior=prior(), schedule=Mix())
+    resumed = ReLACallback(prior=prior(), schedule=Told())
     L.Trainer(
         max_epochs=3, accelerator="cpu", callbacks=[resumed], logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     ).fit(byol(), stream(), ckpt_path=tmp_path / "mid.ckpt")  # fmt: skip
     assert all(torch.equal(a, b) for a, b in zip(saved, resumed.state_dict()["source"]["projection"], strict=True))
+    unknown, learnt = callback.schedule.told
+    assert unknown is None and learnt > 1.0, "a default that goes by the prior hears of it once there are targets"
+    assert resumed.schedule.told == [None, learnt]
 
 
 @pytest.mark.slow

@@ -290,7 +290,7 @@ def test_a_stream_gives_columns_that_vary_on_new_rows_as_they_promise(features):
     new = some[4 * 256 + 32 :]
     whitened = project(new, projection(pca(moments(some[: 4 * 256])), "per_dim")).std(dim=0)
     assert whitened[-64:].mean() > 1.4, "along components fitted to few rows, new rows vary more"
-    by = learnt(some).learn()
+    by, _ = learnt(some).learn()
     given = by.scales.pow(-2 / (4 / 7))  # 4 F rows: scales are variance ** (-4 / 7 / 2), but for one number
     promised = by.scales * given.sqrt()
     ratio = project(new, by).std(dim=0) / promised * promised.square().mean().sqrt()
@@ -310,9 +310,9 @@ def test_the_larger_variance_puts_columns_in_order(features):
 
 def test_a_coarse_stream_leaves_rounding_out(features):
     low = features[:, :16] @ torch.randn(16, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert len(learnt(low, noise=1e-2).learn().scales) <= 16
+    assert len(learnt(low, noise=1e-2).learn()[0].scales) <= 16
     exact = features[:, :64]
-    assert len(learnt(exact).learn().scales) == len(pca(moments(exact[:192])).variance) > 50
+    assert len(learnt(exact).learn()[0].scales) == len(pca(moments(exact[:192])).variance) > 50
 
 
 def test_a_stream_goes_on_where_it_stopped(features):
@@ -328,8 +328,8 @@ def test_a_stream_goes_on_where_it_stopped(features):
     assert second.missing == 128
     for rows in batches[4:]:
         second.add(rows, rows)
-    for a, b in zip(whole.learn(), second.learn(), strict=True):
-        assert torch.equal(a, b)
+    (by, directions), (again, same) = whole.learn(), second.learn()
+    assert all(torch.equal(a, b) for a, b in zip(by, again, strict=True)) and directions == same
 
 
 @pytest.mark.parametrize(

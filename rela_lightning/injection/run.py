@@ -6,7 +6,9 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
+from rela_lightning.compat import planned_steps
 from rela_lightning.errors import TargetError
 from rela_lightning.injection import checks
 from rela_lightning.injection.announce import Announcer
@@ -21,7 +23,7 @@ from rela_lightning.injection.student import Student
 from rela_lightning.injection.teachers import Teachers, named_pairs
 from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
 from rela_lightning.schedules import Weights
-from rela_lightning.targets.source import PriorTargets, open_source
+from rela_lightning.targets.source import BatchRows, PriorTargets, open_source
 
 if TYPE_CHECKING:
     from rela_lightning.callback import ReLACallback
@@ -83,7 +85,7 @@ class Run:
             optimizers=lambda: trainer.optimizers,
         )
         head = TransportHead(self._map, callback.criterion, functools.partial(of_other_ranks, trainer))
-        self.parts = parts = Parts(module, student, head, lambda rows, view: source(rows, view, trainer), replace)
+        self.parts = parts = Parts(module, student, head, self._targets, replace)
         self.rows = RowTracker(
             self._before_loading,
             lookup=source.lookup,
@@ -130,6 +132,12 @@ class Run:
         self._stepping.undo()
         self._patches.undo()
 
+    def _targets(self, rows: BatchRows, view: Tensor) -> Tensor | None:
+        known, targets = self._source.directions, self._source(rows, view, self._trainer)
+        if self._source.directions != known:  # learnt from the images that have passed
+            self._schedule.begin(self._source.directions)
+        return targets
+
     def _before_loading(self, dataset: Any) -> None:
         self._source.check(dataset)
         self.phases.request(self._in_use)
@@ -150,7 +158,7 @@ class Run:
                 self._schedule,
                 images_needed=self._source.images_needed,
                 images_per_step=images,
-                steps=self._trainer.estimated_stepping_batches,
+                steps=planned_steps(self._trainer),
                 spent=self._trainer.global_step,
             )
 
@@ -288,5 +296,6 @@ class Run:
         self._map.load_state_dict(state["transport"])
         self._pairs = state["teachers"]
         self._source.load_state_dict(state["source"])
+        self._schedule.begin(self._source.directions)
         self._schedule.load_state_dict(state["schedule"])
         self.phases.restore(Weights(*state["weights"]), state["progress"], state.get("over", False))

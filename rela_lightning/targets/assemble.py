@@ -60,8 +60,8 @@ def assemble(
 
     Returns:
         Its entries in the manifest: `dim`, `dropped_dimensions` (those without variance), `explained_variance` (a
-        share of the total for each column), `rounding` (see `Rounding`; None without `exact`), `storage_cosine` (least
-        and mean cosine of a stored target with the exact one).
+        share of the total for each component, of which the first `dim` became columns), `rounding` (see `Rounding`;
+        None without `exact`), `storage_cosine` (least and mean cosine of a stored target with the exact one).
 
     Raises:
         TargetError: If all rows are the same or rounding noise, or targets overflow float16.
@@ -87,7 +87,7 @@ def assemble(
         "feature_dim": shape.dim,
         "dropped_dimensions": shape.dim - len(full.variance),
         "rank_tolerance": rank_tolerance(shape.dim),
-        "explained_variance": (kept.variance / full.total).tolist(),
+        "explained_variance": (clear.variance / full.total).tolist(),
         "rounding": None if rounding is None else rounding._asdict(),
         "storage_cosine": cosine,
     }

@@ -6,7 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
-from rela_lightning.targets.reduce import Moments, Projection, merge, moments, pca, projection, variance_elsewhere
+from rela_lightning.targets.reduce import (
+    Moments,
+    Projection,
+    directions_of,
+    merge,
+    moments,
+    pca,
+    projection,
+    variance_elsewhere,
+)
 from rela_lightning.targets.rounding import without_rounding
 
 _COMPARED = 256
@@ -47,14 +56,15 @@ class Learner:
         self._merge("components", features[:left])
         self._merge("variance", features[left:])
 
-    def learn(self) -> Projection:
-        """The map to targets, standardised as `shrunk`.
+    def learn(self) -> tuple[Projection, float]:
+        """The map to targets, standardised as `shrunk`; and how many directions the features fill.
 
         Raises:
             TargetError: If all rows are the same, or rounding noise.
         """
         clear, _ = without_rounding(pca(self._parts["components"]), self._parts["rounding"])
-        return projection(variance_elsewhere(clear, self._parts["variance"]))
+        found = variance_elsewhere(clear, self._parts["variance"])
+        return projection(found), directions_of(found.variance)
 
     def state_dict(self) -> dict[str, Any]:
         """What was collected, as lists of count, mean and scatter."""

@@ -54,6 +54,15 @@ class PCA(NamedTuple):
         return self._replace(components=self.components[:, :count], variance=self.variance[:count])
 
 
+def directions_of(variance: Tensor) -> float:
+    """How many directions share a variance: `exp(-sum_k p_k log p_k)`, `p_k` the share of component k.
+
+    Args:
+        variance: Along each component, or shares of it, `[R]`, >= 0 and not all 0.
+    """
+    return float(torch.special.entr(variance / variance.sum()).sum().exp())
+
+
 class Projection(NamedTuple):
     """The map from features to targets: `(x - mean) @ components * scales`.
 

@@ -124,6 +124,7 @@ class PriorTargets:
         self._scale: Scale | None = None
         self._learner = Learner(prior.feature_dim)
         self._projection: Projection | None = None
+        self.directions: float | None = None  # not known beforehand
 
     @property
     def summary(self) -> str:
@@ -132,8 +133,6 @@ class PriorTargets:
 
     labelling_seconds = 0.0
     """Nothing beforehand."""
-    directions: float | None = None
-    """Not known beforehand."""
 
     @property
     def images_needed(self) -> int:
@@ -200,21 +199,22 @@ class PriorTargets:
             )
         self._learner.add(features.cpu(), exact.cpu())
         if self._learner.missing == 0:
-            learnt = self._learner.learn()
+            learnt, directions = self._learner.learn()
             if trainer.world_size > 1:
-                learnt = Projection(*trainer.strategy.broadcast(tuple(learnt)))
-            self._projection = learnt.to(features.device, torch.float32)
+                *tensors, directions = trainer.strategy.broadcast((*learnt, directions))
+                learnt = Projection(*tensors)
+            self._projection, self.directions = learnt.to(features.device, torch.float32), directions
 
     def state_dict(self) -> dict[str, Any]:
         """The projection, or what was collected for it."""
         if self._projection is not None:
-            return {"projection": [tensor.cpu() for tensor in self._projection]}
+            return {"projection": [tensor.cpu() for tensor in self._projection], "directions": self.directions}
         return self._learner.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         if "projection" in state:
-            self._projection = Projection(*state["projection"])
+            self._projection, self.directions = Projection(*state["projection"]), state.get("directions")
         self._learner.load_state_dict(state)
 
 

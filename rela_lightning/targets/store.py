@@ -21,7 +21,7 @@ from rela_lightning.remote import is_url
 from rela_lightning.targets.keys import KeyTable
 from rela_lightning.targets.manifest import KEYS, PROJECTION, TARGETS, read_manifest
 from rela_lightning.targets.reader import RowReader, StoredRows
-from rela_lightning.targets.reduce import Projection
+from rela_lightning.targets.reduce import Projection, directions_of
 from rela_lightning.targets.remote import local_copy
 from rela_lightning.targets.verify import verify
 
@@ -99,14 +99,13 @@ class TargetStore:
 
     @property
     def directions(self) -> float:
-        """Directions that the prior's features fill, from 1 to `dim`.
+        """Directions that the prior's features fill, at least 1; how many of them became columns makes no difference.
 
-        `exp(-sum_k p_k log p_k)`, p_k the share of column k in the variance of all columns. On small photographs an
-        untrained network and one that learnt to read digits had 5, one that learnt Fashion-MNIST 12, one that learnt
-        ImageNet more than 200.
+        `exp(-sum_k p_k log p_k)`, p_k the share of component k in the variance of all components. On small photographs
+        an untrained network and one that learnt to read digits had 5, one that learnt Fashion-MNIST 12, one that
+        learnt ImageNet more than 200.
         """
-        variance = torch.tensor(self.manifest["explained_variance"], dtype=torch.float64)
-        return float(torch.special.entr(variance / variance.sum()).sum().exp())
+        return directions_of(torch.tensor(self.manifest["explained_variance"], dtype=torch.float64))
 
     def rows_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The row of each sample of a stream, int64 `[n]`.
