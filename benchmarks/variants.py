@@ -23,6 +23,7 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "s10": {"schedule": functools.partial(Switch, 0.1)},
     "s20": {"schedule": functools.partial(Switch, 0.2)},
     "anchor20": {"schedule": functools.partial(Anchor, 0.2)},
+    "s70": {"schedule": functools.partial(Switch, 0.7)},
     "late": {"schedule": functools.partial(Switch, 0.8)},
     "last": {"schedule": functools.partial(Switch, 0.9)},
     "blend": {"schedule": Blend},

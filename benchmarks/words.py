@@ -13,6 +13,7 @@ NAMES = {
     "s20": "(d) Switch(0.2)",
     "s30": "(d) Switch(0.3)",
     "switch": "(d) Switch(0.4)",
+    "s70": "(d) Switch(0.7)",
     "late": "(d) Switch(0.8)",
     "last": "(d) Switch(0.9)",
     "blend": "(d) Blend",

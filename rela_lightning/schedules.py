@@ -35,11 +35,12 @@ class Weights(NamedTuple):
 
 SSL_ONLY = Weights(1.0, 0.0)
 _FEWEST_LOSSES = 50  # in a window of Plateau: the mean of fewer says little
+_LONGEST, _ENOUGH_LOSSES = 4.0, 200  # epochs of a window, whatever the budget, and the losses in one that ends by them
 _OF_STEEPEST = 0.5  # of the steepest fall: more is left only where the loss falls slowly from the start
 _TOO_LATE = 2  # windows before the end: a switch in them never gained anything
 _NO_FALL = 0.2  # of `slope`: a loss that never fell faster than that had nothing to level off from
 _FEW, _MANY = 10.0, 100.0  # directions of a prior that has little to say, and of one that has much
-_SLOPES = 0.01, 0.0025  # of Plateau for the two; see docs/convergence.md
+_SLOPES = 0.01, 0.00175  # of Plateau for the two; see docs/convergence.md
 TRANSPORT_ONLY = Weights(0.0, 1.0)
 
 
@@ -278,10 +279,11 @@ class AuthorsRule(Schedule):
 class Plateau(Schedule):
     """Transport alone for as long as it teaches something: until its loss has levelled off, then SSL alone.
 
-    The loss is averaged over windows of the budget, of 50 steps or more. It has levelled off when it falls, from one
-    window to the next, by less than `slope` of the first loss per epoch, and by less than half of the steepest fall
-    seen. A fall per epoch says the same of a short run and of a long one: what a prior has to say is learnt in a number
-    of passes over the images, and the rest of the budget, be it long, is the objective's. A loss that never fell counts
+    The loss is averaged over windows: a share of the budget of 50 steps or more, in a long run 4 epochs of 200 steps or
+    more. It has levelled off when it falls, from one window to the next, by less than `slope` of the first loss per
+    epoch, and by less than half of the steepest fall seen. A fall per epoch says the same of a short run and of a long
+    one: what a prior has to say is learnt in a number of passes over the images, and the rest of the budget, be it
+    long, is the objective's. A loss that never fell counts
     as level. The same curve on another scale ends at the same step. The switch is for good, within the bounds
     `at_least` and `at_most`, and not in the last two windows, which are too short for the objective. With a prior that
     has little to say it comes early; in a budget too short to learn what a prior says, it never comes. See
@@ -292,9 +294,9 @@ class Plateau(Schedule):
 
     Args:
         slope: Fall per epoch below which the loss has levelled off, as a share of the first loss (which is about 1 for
-            the cosine), > 0. None goes by the prior: .01 where its features fill 10 directions or fewer, .0025 from 100
-            on or as long as that is not known, geometric means between.
-        window: Share of the budget that is averaged, in `(0, 0.25]`.
+            the cosine), > 0. None goes by the prior: .01 where its features fill 10 directions or fewer, .00175 from
+            100 on or as long as that is not known, geometric means between.
+        window: Share of the budget that is averaged, in `(0, 0.25]`; the largest.
         at_least: No switch before this share of the budget, in `(0, 1]`; nor before two windows are through.
         at_most: The switch comes here at the latest, in `(0, 1]`; 1 leaves it to the loss.
 
@@ -348,8 +350,8 @@ class Plateau(Schedule):
 
     @property
     def least_transport(self) -> float:
-        """Two windows, or `at_least` if that is later; `at_most` if that is sooner."""
-        return min(max(self.at_least, 2 * self.window), self.at_most)
+        """`at_least`: two windows may be through before."""
+        return self.at_least
 
     def weights(self, progress: float) -> Weights:
         """`(0, 1)` until the loss has levelled off, `(1, 0)` from then on."""
@@ -365,11 +367,15 @@ class Plateau(Schedule):
         self._first = loss.abs() if self._first is None else self._first
         self._sum = self._sum.to(loss.device) + loss
         self._count += 1
-        if progress - self._start < self.window or self._count < _FEWEST_LOSSES or epochs <= self._start_epochs:
+        share, passes = progress - self._start, epochs - self._start_epochs
+        ended = (share >= self.window and self._count >= _FEWEST_LOSSES) or (
+            passes >= _LONGEST and self._count >= _ENOUGH_LOSSES
+        )
+        if passes <= 0.0 or not ended:
             return
         mean = float(self._sum) / self._count
         if math.isfinite(self._before):
-            fall, slope = (self._before - mean) / (epochs - self._start_epochs), self._level * float(self._first)
+            fall, slope = (self._before - mean) / passes, self._level * float(self._first)
             self._steepest = max(self._steepest, fall)
             left = fall < _OF_STEEPEST * self._steepest or self._steepest <= _NO_FALL * slope
             timely = self.at_least <= progress <= self._last

@@ -55,8 +55,8 @@ class Stepped(Schedule):
 @pytest.mark.parametrize(
     ("schedule", "share"),
     [
-        (Switch(0.4), 0.4), (TransportOnly(), 1.0), (Mix(), 0.0), (Plateau(at_least=0.1), 0.2),
-        (Plateau(at_least=0.3), 0.3), (Plateau(window=0.05), 0.1), (Plateau(at_most=0.1), 0.1), (AuthorsRule(), 0.0),
+        (Switch(0.4), 0.4), (TransportOnly(), 1.0), (Mix(), 0.0), (Plateau(at_least=0.1), 0.1),
+        (Plateau(at_least=0.3), 0.3), (Plateau(), 0.05), (Plateau(at_most=0.1), 0.05), (AuthorsRule(), 0.0),
         (Stepped(), 0.25), (Blend(), 0.001),
     ],
 )  # fmt: skip
