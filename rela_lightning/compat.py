@@ -30,6 +30,7 @@ __all__ = [
     "REENTRANT",
     "SAVE_BEST",
     "DualCallback",
+    "command_arguments",
     "copied_loader",
     "eager",
     "forget_hyper_parameters",
@@ -141,6 +142,12 @@ def copied_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     copied = copy.copy(loader)
     vars(copied).update(changes, _iterator=None)
     return copied
+
+
+def command_arguments(cli: Any, command: str) -> Iterable[str]:
+    """Arguments of a Trainer's method that a command of a LightningCLI passes on."""
+    found: Iterable[str] = private(cli, "_subcommand_method_arguments")[command]
+    return found
 
 
 def forget_hyper_parameters(module: Any, names: Iterable[str]) -> None:

@@ -93,7 +93,7 @@ class FineTuneCLI(RelaCLI):
     def instantiate_classes(self) -> None:
         """Build everything; say so where the images are of another size than the run's."""
         super().instantiate_classes()
-        start = str(self._get(self.config, "model.init_args.backbone"))
+        start = str(self.config[self.command].get("model.init_args.backbone"))
         if start.startswith("run:"):
             own = _data_of(Path(start.removeprefix("run:")))
             say_other_size(self.datamodule, build_data(own) if own is not None else None, "fine-tuned")

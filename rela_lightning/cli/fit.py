@@ -24,7 +24,7 @@ from rela_lightning.cli.messages import Readable
 from rela_lightning.cli.noise import without_noise
 from rela_lightning.cli.speed import ChannelsLast, compile_backbone
 from rela_lightning.cli.system import check_writable
-from rela_lightning.compat import uncompiled
+from rela_lightning.compat import command_arguments, uncompiled
 from rela_lightning.config import own_errors, register_names
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
@@ -165,7 +165,7 @@ class RelaCLI(LightningCLI):
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if "weights_only" in self._subcommand_method_arguments[subcommand]:
+        if "weights_only" in command_arguments(self, subcommand):
             parser.set_defaults({"weights_only": True})
         parser.prog = f"rela {self.spoken or subcommand}"
         return parser
@@ -184,6 +184,11 @@ class RelaCLI(LightningCLI):
         if self._resumed is not None:
             options["ckpt_path"] = str(self._resumed)
 
+    @property
+    def _built(self) -> Any:
+        """The options of the command, with the objects that were made of them."""
+        return self.config_init[self.command]
+
     def instantiate_classes(self) -> None:
         """Build everything; refuse what does not fit together before anything is trained."""
         with own_errors():
@@ -199,7 +204,7 @@ class RelaCLI(LightningCLI):
             warnings.filterwarnings("ignore", message=".*(exists and is not empty|dirpath has changed).*")
             check_belongs(self.model, self._resumed)
         self._check_classes()
-        backend = self._get(self.config_init, "compile", default=False)
+        backend = self._built.get("compile", False)
         if backend is not False:
             compile_backbone(self.model, "inductor" if backend is True else backend)
 
@@ -218,12 +223,12 @@ class RelaCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """A trainer whose checkpoints, logs and record are in the run's folder."""
-        options = self._get(self.config_init, "trainer", default={})
+        options = self._built.get("trainer", {})
         callbacks = options.get("callbacks") or []
         callbacks = list(callbacks) if isinstance(callbacks, Sequence) else [callbacks]
         if self.command == "fit" and not options.get("fast_dev_run"):
             kwargs = {**kwargs, **self._in_folder(options, callbacks)}
-        if self._get(self.config_init, "channels_last"):
+        if self._built.get("channels_last"):
             callbacks.append(ChannelsLast())
         kwargs["callbacks"] = callbacks
         if self.command != "fit" and options.get("logger") is None:  # null in a run's config.yaml
@@ -233,7 +238,7 @@ class RelaCLI(LightningCLI):
 
     def _in_folder(self, options: Any, callbacks: list[Any]) -> dict[str, Any]:
         """Options of the trainer that keep a run in its folder; what is missing goes to the callbacks."""
-        given = self._get(self.config_init, "name")
+        given = self._built.get("name")
         name = given or _name(self.model, self.datamodule, callbacks)
         root = options.get("default_root_dir")
         folder = choose_folder(root, name, self._resumed, given)

@@ -84,7 +84,8 @@ class OnlineLinearProbe(ProbeCallback):
     @property
     def state_key(self) -> str:
         """Key of this probe's state in a checkpoint; two probes of one run may differ in any of these."""
-        return self._generate_state_key(num_classes=self.num_classes, backbone=self.backbone, labels=self.labels)
+        options = {"num_classes": self.num_classes, "backbone": self.backbone, "labels": self.labels}
+        return f"{type(self).__qualname__}{options}"
 
     def state_dict(self) -> dict[str, Any]:
         """The classifier and its optimizer: tensors and primitives; empty before the first step."""
