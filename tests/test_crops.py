@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, RandomSampler, Subset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, Subset
 from torchvision.transforms.v2 import functional as F
 
 from rela_lightning import ReLACallback, TargetStore, build_targets, load_prior
@@ -223,11 +223,14 @@ def test_every_crop_meets_its_own_target(
         assert all(a[1] != b[1] for a, b in zip(first, second, strict=True)), "two views a step show two crops"
 
 
-def test_epochs_without_end_show_every_crop(store: TargetStore, digits64: Any) -> None:
-    """A sampler that goes on for ever in one epoch: crops are drawn at random instead of by epoch."""
+@pytest.mark.parametrize(("draws", "batches"), [(10**6, False), (4 * ROWS, False), (4 * ROWS, True)])
+def test_epochs_without_end_show_every_crop(store: TargetStore, digits64: Any, draws: int, batches: bool) -> None:
+    """A sampler that draws each image many times in one epoch: crops are drawn at random instead of by epoch."""
     module, shown = seeded(byol), Shown(store, digits64)
     data = make_digits(ROWS, TwoViews())
-    endless = DataLoader(data, 16, sampler=RandomSampler(data, replacement=True, num_samples=10**6))
+    sampler = RandomSampler(data, replacement=True, num_samples=draws)
+    by = {"batch_sampler": BatchSampler(sampler, 16, drop_last=False)} if batches else {"batch_size": 16}
+    endless = DataLoader(data, **by, sampler=None if batches else sampler)
     with shown.watching(module.backbone):
         fit(
             module,

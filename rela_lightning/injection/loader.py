@@ -17,6 +17,7 @@ from rela_lightning.data.sampler import BudgetSampler
 from rela_lightning.data.swap import Transform, takes_one_image
 from rela_lightning.data.transforms import default_transport_transform, taking_images_of
 from rela_lightning.errors import ConfigError, DataError, InjectionError
+from rela_lightning.injection.budget import batch_size_of
 from rela_lightning.injection.keyed import check_keyed, keyed_loader
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.tagging import (
@@ -206,7 +207,7 @@ class RowTracker:
 def _sees_images_many_times(loader: DataLoader[Any]) -> bool:
     """Whether one epoch draws twice as many samples as there are, or more; or nobody knows how many."""
     try:
-        samples = len(loader) * (loader.batch_size or 1)
+        samples = len(loader) * (batch_size_of(loader) or 1)
     except (TypeError, NotImplementedError):  # a sampler without a length
         return True
     return samples >= 2 * len(loader.dataset)  # type: ignore[arg-type]
