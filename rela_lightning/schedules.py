@@ -37,7 +37,7 @@ SSL_ONLY = Weights(1.0, 0.0)
 _FEWEST_LOSSES = 50  # in a window of Plateau: the mean of fewer says little
 _LONGEST, _ENOUGH_LOSSES = 4.0, 200  # epochs of a window, whatever the budget, and the losses in one that ends by them
 _OF_STEEPEST = 0.5  # of the steepest fall: more is left only where the loss falls slowly from the start
-_TOO_LATE = 2  # windows before the end: a switch in them never gained anything
+_TOO_LATE = 2  # times `window` before the end: a switch there never gained anything
 _NO_FALL = 0.2  # of `slope`: a loss that never fell faster than that had nothing to level off from
 _FEW, _MANY = 10.0, 100.0  # directions of a prior that has little to say, and of one that has much
 _SLOPES = 0.01, 0.00175  # of Plateau for the two; see docs/convergence.md
@@ -283,11 +283,10 @@ class Plateau(Schedule):
     more. It has levelled off when it falls, from one window to the next, by less than `slope` of the first loss per
     epoch, and by less than half of the steepest fall seen. A fall per epoch says the same of a short run and of a long
     one: what a prior has to say is learnt in a number of passes over the images, and the rest of the budget, be it
-    long, is the objective's. A loss that never fell counts
-    as level. The same curve on another scale ends at the same step. The switch is for good, within the bounds
-    `at_least` and `at_most`, and not in the last two windows, which are too short for the objective. With a prior that
-    has little to say it comes early; in a budget too short to learn what a prior says, it never comes. See
-    docs/convergence.md for measurements.
+    long, is the objective's. A loss that never fell counts as level. The same curve on another scale ends at the same
+    step. The switch is for good, within the bounds `at_least` and `at_most`, and does not come where less than twice
+    `window` of the budget is left, which is too little for the objective. With a prior that has little to say it comes
+    early; in a budget too short to learn what a prior says, it never comes. See docs/convergence.md for measurements.
 
     The loss to the targets of an untrained network falls for ever, and long after the backbone has ceased to gain. So
     the fewer directions the prior's features fill (`TargetStore.directions`), the steeper a fall has to be to count.
@@ -296,7 +295,7 @@ class Plateau(Schedule):
         slope: Fall per epoch below which the loss has levelled off, as a share of the first loss (which is about 1 for
             the cosine), > 0. None goes by the prior: .01 where its features fill 10 directions or fewer, .00175 from
             100 on or as long as that is not known, geometric means between.
-        window: Share of the budget that is averaged, in `(0, 0.25]`; the largest.
+        window: Share of the budget that is averaged at most, in `(0, 0.25]`.
         at_least: No switch before this share of the budget, in `(0, 1]`; nor before two windows are through.
         at_most: The switch comes here at the latest, in `(0, 1]`; 1 leaves it to the loss.
 
@@ -326,7 +325,7 @@ class Plateau(Schedule):
         if at_least > self._last and at_most == 1.0:
             raise ConfigError(
                 "`at_least` leaves no time for a switch by the loss.",
-                expected=f"at most {self._last:.2f}, as the last two windows are too short for the objective",
+                expected=f"at most {self._last:.2f}, as what is left then is too little for the objective",
                 found=at_least,
                 do="pass a smaller window or at_least; TransportOnly() is transport to the end",
             )

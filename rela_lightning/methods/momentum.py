@@ -22,8 +22,8 @@ class MomentumMethod(Method):
 
     A method builds its heads, among them `projector`, then calls `add_teacher`; each training step begins
     with `move_teacher`. The momentum rises by a cosine from `momentum` to `momentum_end` over the planned
-    steps, as in BYOL (arXiv 2006.07733), epoch by epoch for a stream that does not
-    say how long it is, and stays at `momentum` where no end is planned.
+    steps, as in BYOL (arXiv 2006.07733). It rises by the epoch, and ends an epoch short of `momentum_end`,
+    for a stream that does not say how long it is, and stays at `momentum` where no end is planned.
 
     Args:
         backbone: See `Method`.
@@ -85,8 +85,8 @@ class MomentumMethod(Method):
 
     def _momentum_now(self) -> float:
         step, steps, epochs = self.trainer.global_step, planned_steps(self.trainer), self.trainer.max_epochs or 0
-        if math.isinf(steps) and epochs > 0:  # a stream: whole epochs are all there is to go by
-            step, steps = self.trainer.current_epoch, epochs
+        if math.isinf(steps) and epochs > 0:  # a stream: the epochs that are through are all there is to go by
+            step, steps = self.trainer.current_epoch, epochs + 1
         if math.isinf(steps):
             return self.momentum
         momentum: float = cosine_schedule(min(step, int(steps)), int(steps), self.momentum, self.momentum_end)

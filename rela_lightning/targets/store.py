@@ -97,7 +97,7 @@ class TargetStore:
         """Whether rows are found by the key of a sample: targets of a stream."""
         return self.settings.get("lookup") == "key"
 
-    @property
+    @cached_property
     def directions(self) -> float:
         """Directions that the prior's features fill, at least 1; how many of them became columns makes no difference.
 

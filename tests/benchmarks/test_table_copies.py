@@ -33,6 +33,13 @@ In seconds:
 
 | z |
 |---|
+
+## Second
+
+### Costs
+
+| of | the second |
+|---|---|
 """
 
 
@@ -50,7 +57,12 @@ def test_a_table_is_copied_by_its_heading_and_the_rest_of_the_page_is_left(
     )
 
 
-@pytest.mark.parametrize("heading", ["Empty", "Nowhere"])
+def test_a_heading_that_stands_twice_is_told_by_the_one_above(script: Callable[[str], Any]) -> None:
+    assert script("table_copies").table_under("Second / Costs", OTHER) == "| of | the second |\n|---|---|\n"
+    assert script("table_copies").table_under("Costs", OTHER) == "| a | b |\n|---|---|\n| old | 1 |\n"
+
+
+@pytest.mark.parametrize("heading", ["Empty", "Nowhere", "Second / Last"])
 def test_a_heading_without_a_table_is_no_silent_loss(script: Callable[[str], Any], heading: str) -> None:
     with pytest.raises(SystemExit, match=f"no table under the heading '{heading}'"):
         script("table_copies").table_under(heading, OTHER)
