@@ -59,10 +59,12 @@ def regret_table(groups: dict[str, Group]) -> list[str]:
 
 
 def regret_cell(found: tuple[str, list[float]] | None) -> str:
-    """`+0.4 ± 1.2 (3), transport alone`: points, interval, seeds, schedule."""
+    """`+0.4 ± 1.2 (3), transport alone`: points, interval, seeds, schedule; or that the default did the same."""
     if found is None:
         return "–"
     best, gaps = found
+    if not any(gaps):
+        return f"the same as {named(best)[4:]} ({len(gaps)})"
     return f"{shown(gaps, '+.1f')} ({len(gaps)}), {named(best)[4:]}"
 
 
