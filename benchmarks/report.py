@@ -65,8 +65,10 @@ def counted(group: Group, budgets: list[float], full: float) -> Iterator[str]:
 
 
 def seconds(found: tuple[str, list[float]]) -> str:
-    """`28 ± 3`, `≤ 60`: seconds over seeds, after their sign; a bound has no interval."""
+    """`28 ± 3`, `≤ 60`: seconds over seeds, after their sign; a bound has no interval. `–` without a seed."""
     sign, values = found
+    if not values:
+        return "–"
     if sign in ("≤", ">"):
         return f"{sign} {statistics.fmean(values):.0f}"
     return (sign + " " if sign else "") + shown(values, ".0f")
@@ -104,6 +106,8 @@ def bars(group: Group, goal: float, full: float) -> Iterator[str]:
         own = cost(group["a"], goal, labelling=False)
         for name, labelling in COUNTED:
             sign, values = cost(ours, goal, labelling=labelling)
+            if not values:  # no seed was run at every budget
+                continue
             mean, itself = statistics.fmean(values), statistics.fmean(own[1])
             share = f"{sign} {100 * mean / full:.0f}% of that budget".lstrip()
             line = f"- Cost to (a)'s full-budget accuracy, {name}: {seconds((sign, values))} s, {share}"

@@ -126,6 +126,16 @@ def test_the_baseline_may_have_that_accuracy_sooner(script, tmp_path, monkeypatc
     )
 
 
+def test_a_cost_needs_a_seed_with_every_budget(script):
+    later = [{**row, "seed": 7} for row in made_up("plateau", 1.0, [0.6])]
+    group = {
+        "a": {1.0: [{**row, "seed": 7} for row in made_up("a", 1.0, [0.5], prior=None)]},
+        "plateau": {0.5: made_up("plateau", 0.5, [0.55]), 1.0: later},
+    }
+    text = "\n".join(script("report").section("One", group))
+    assert "| (d) Plateau, the default | – | – |" in text and "Cost to" not in text
+
+
 def test_a_single_budget_has_no_cost(written):
     text = section(written, "other")
     assert "the default is -2.0 points from (a)" in text and "Cost" not in text and "Seconds to" not in text
