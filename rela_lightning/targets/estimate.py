@@ -25,8 +25,8 @@ from rela_lightning.targets.shards import Shape, pass_bytes
 
 _LEAST_SECONDS, _MOST_BATCHES = 4.0, 64
 """Batches are timed until both are enough: so many seconds, and three of them; never more than the most."""
-_MANIFEST = 20_000
-"""Bytes of a manifest, about."""
+_MANIFEST, _COMPONENT = 24_500, 25
+"""Bytes of a manifest, about, and of the share of each component in it."""
 
 
 class Estimate(NamedTuple):
@@ -107,10 +107,12 @@ def estimate_targets(
             once += (time.perf_counter() - begun) * len(again) / len(part)
         finally:
             prior.to(home)
-    columns = min(_columns(features, target_dim), max(1, length * shape.views - 1))
+    most = max(1, length * shape.views - 1)
+    columns = min(_columns(features, target_dim), most)
     each, solving = _reduction(features, columns)
     seconds = once + solving + length * (1 / rate + each * shape.views)
-    kept = length * shape.views * record_type(columns, storage).itemsize + 8 * shape.dim * columns + _MANIFEST
+    kept = length * shape.views * record_type(columns, storage).itemsize + 8 * shape.dim * columns
+    kept += _MANIFEST + _COMPONENT * min(shape.dim, most)
     return Estimate(length, rate, seconds, kept, pass_bytes(length, shape), _resident(), str(device))
 
 
