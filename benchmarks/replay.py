@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from convergence import RESULTS
 from curves import Row
+from handover_tables import FIXED
+from words import DEFAULT
 
 from rela_lightning.schedules import Plateau
 
-SAME_LOSS = ("b", "s10", "s20", "switch", "s30", "s70", "late", "last", "plateau")
+SAME_LOSS = (*FIXED, DEFAULT)
 """Variants whose transport phase is the default's: one view, the map trained."""
 
 

@@ -27,6 +27,7 @@ from rela_lightning.targets.on_the_fly import Learner
 from rela_lightning.targets.reduce import moments, pca, project, projection, variance_elsewhere
 from rela_lightning.targets.rounding import embed_exactly, exactly, sampled, strict_float32, without_rounding
 from tests.modules import simclr
+from tests.on_the_fly import prior as prior_on_the_fly
 from tests.test_on_the_fly import Stream
 from tests.test_targets import DIGITS, Digits, pixel_prior
 
@@ -358,9 +359,10 @@ def test_a_projection_learnt_too_late_is_said_before_training(schedule, needed, 
 def test_a_stream_says_that_its_targets_come_too_late():
     options = {**OPTIONS, "max_steps": 8}
     loader = DataLoader(Stream(160), batch_size=16)
-    prior = load_prior("random:lightly:resnet-9", width=0.03125, image_size=16, mean=0.5, std=0.5, seed=1)
     with pytest.warns(UserWarning) as caught:  # 16 features: 64 images, 4 steps
-        L.Trainer(**options, callbacks=[ReLACallback(prior=prior, schedule=Switch(0.5))]).fit(simclr(), loader)
+        L.Trainer(**options, callbacks=[ReLACallback(prior=prior_on_the_fly(), schedule=Switch(0.5))]).fit(
+            simclr(), loader
+        )
     said = "\n".join(str(w.message) for w in caught)
     assert (
         "need 64 images before there are any: 4 steps of 16 images. Switch pulls towards them until step 4 of 8" in said
@@ -368,7 +370,7 @@ def test_a_stream_says_that_its_targets_come_too_late():
     assert "never any targets" not in said
     with pytest.warns(UserWarning, match="never any targets: 32 more images"):
         options["max_steps"] = 2
-        L.Trainer(**options, callbacks=[ReLACallback(prior=prior, schedule=Mix())]).fit(simclr(), loader)
+        L.Trainer(**options, callbacks=[ReLACallback(prior=prior_on_the_fly(), schedule=Mix())]).fit(simclr(), loader)
 
 
 def test_log_level(caplog, tmp_path):
