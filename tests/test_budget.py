@@ -17,7 +17,8 @@ from rela_lightning.injection.budget import Budget
 
 
 def trainer(**options: Any) -> Any:
-    done = SimpleNamespace(current=SimpleNamespace(processed=options.pop("processed", 0)))
+    total = SimpleNamespace(processed=options.pop("total", 0))
+    done = SimpleNamespace(current=SimpleNamespace(processed=options.pop("processed", 0)), total=total)
     base = {"callbacks": [], "max_steps": -1, "max_epochs": -1, "num_training_batches": 10, "global_step": 0,
             "current_epoch": 0, "world_size": 1, "train_dataloader": None}  # fmt: skip
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_progress=done))
@@ -90,7 +91,17 @@ def test_progress_is_the_largest_share(options: Any, expected: float) -> None:
 )
 def test_passes_over_the_images_are_counted_by_what_an_epoch_draws(loader: Any, options: Any, expected: float) -> None:
     at = {"max_epochs": 4, "current_epoch": 2, "processed": 5, "train_dataloader": loader, **options}
-    assert Budget(trainer(**at)).passes() == pytest.approx(expected)
+    assert Budget(trainer(**at)).passes(7) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("size", "agreed", "expected"), [(8, 0, 2.0), (None, 4, 1.0)])
+def test_images_of_a_stream_are_counted_where_it_is_known_how_many_there_are(
+    size: int | None, agreed: int, expected: float
+) -> None:
+    at = {"max_epochs": 4, "num_training_batches": math.inf, "world_size": 2, "total": 10}
+    strategy = SimpleNamespace(broadcast=lambda samples: agreed)
+    budget = Budget(trainer(**at, train_dataloader=DataLoader(Endless(), batch_size=size), strategy=strategy), 80)
+    assert [budget.passes(samples) for samples in (4, 3)] == [expected, expected], "the last batch may be smaller"
 
 
 def test_ranks_agree_on_seconds_and_ask_rarely() -> None:

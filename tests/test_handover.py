@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 
 from rela_lightning import ReLACallback
+from rela_lightning.injection.budget import Budget
 from rela_lightning.injection.phases import Phases
 from rela_lightning.schedules import Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
 from tests.modules import PlainBYOL, byol
@@ -144,7 +145,7 @@ def test_a_logger_hears_of_each_phase_at_any_interval(targets64: Any, tmp_path: 
 def test_late_transport_views_never_reach_the_users_step() -> None:
     run = counters(max_steps=10, global_step=9)
     phases = Phases(Switch(0.5), 0.0, run, lambda: True, lambda views, targets, rows: None)
-    phases.start()
+    phases.start(Budget(run))
     phases.decide(in_flight=6)
     order = [phases.for_batch(views).number for views in (True, False, True, False, False)]
     assert order == [0.0, 2.0, 0.0, 2.0, 2.0]
@@ -195,6 +196,6 @@ def test_other_options_do_not_take_a_switch_back(later: Schedule) -> None:
     phases = Phases(later, 0.0, None, lambda: True, lambda *_: None)
     with pytest.warns(UserWarning, match="stays over"):
         phases.restore(Weights(1.0, 0.0), 0.5, True)
-    phases._budget = mock.Mock(progress=lambda: 0.6, passes=lambda: 6.0)  # type: ignore[assignment]
+    phases._budget = mock.Mock(progress=lambda: 0.6)
     phases.decide()
     assert phases.now.number == 2.0 and phases.over

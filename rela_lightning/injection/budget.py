@@ -18,14 +18,15 @@ class Budget:
 
     Args:
         trainer: The Trainer, after its data are set up.
+        images: Training images that have targets; None where nobody counted them.
         refresh: With several ranks, seconds are agreed on every `refresh` decisions.
 
     Raises:
         ConfigError: If the Trainer plans no end.
     """
 
-    def __init__(self, trainer: Any, refresh: int = 20) -> None:
-        self._trainer = trainer
+    def __init__(self, trainer: Any, images: int | None = None, *, refresh: int = 20) -> None:
+        self._trainer, self._images = trainer, images
         self._refresh = refresh
         self._asked = 0
         self._elapsed = 0.0
@@ -36,6 +37,8 @@ class Budget:
         self._steps = _limit(trainer.max_steps)
         self._epochs = _limit(trainer.max_epochs)
         self._pass = _share_drawn(trainer)
+        self._of_stream = math.isinf(float(trainer.num_training_batches))
+        self._batch = batch_size_of(trainer.train_dataloader)
         if math.isinf(self._steps) and math.isinf(self._epochs) and self._timer is None and not self._clocks:
             raise ConfigError(
                 "A schedule needs to know how long training will last.",
@@ -44,18 +47,33 @@ class Budget:
                 do="pass Trainer(max_epochs=...)",
             )
 
-    def passes(self) -> float:
+    @property
+    def may_not_know_passes(self) -> bool:
+        """Whether a pass is as long as nobody knows, and the plan may end before the third epoch of a stream begins."""
+        return self._of_stream and not self._images and not 3 <= self._epochs < math.inf
+
+    def passes(self, samples: int) -> float:
         """Passes over the training images so far, the same on all ranks.
 
-        An epoch of the Trainer is one, unless it draws fewer images than there are, or each several times.
+        An epoch of the Trainer is one, unless it draws fewer images than there are, or each several times. The epoch of
+        a stream may be of any length, and never end: there the images that have passed are counted, where it is
+        known how many there are.
+
+        Args:
+            samples: Images in the batch under way, on this rank.
         """
-        return self._epochs_done() * self._pass
+        if not (self._of_stream and self._images):
+            return self._epochs_done() * self._pass
+        if self._batch is None:  # the stream makes its batches: ranks agree on the first, as the last may be smaller
+            self._batch = int(self._trainer.strategy.broadcast(samples))
+        batches = self._trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        return float(batches * self._batch * self._trainer.world_size / self._images)
 
     def _epochs_done(self) -> float:
         """Epochs done, with the share of the current one where an epoch's length is known."""
-        per_epoch = float(self._trainer.num_training_batches)
-        if math.isinf(per_epoch):  # a stream: whole epochs are all there is to go by
+        if self._of_stream:
             return float(self._trainer.current_epoch)
+        per_epoch = float(self._trainer.num_training_batches)
         batches = self._trainer.fit_loop.epoch_loop.batch_progress.current.processed
         # between two epochs the count is still that of the last one, which `current_epoch` holds already
         return float(self._trainer.current_epoch + (batches / per_epoch if batches < per_epoch else 0.0))

@@ -109,11 +109,23 @@ def warn_never_hands_over(schedule: Schedule) -> None:
     )
 
 
+def warn_passes_unknown() -> None:
+    """Warn before training on a stream that Plateau may never have what it goes by."""
+    warnings.warn(
+        "Plateau goes by the fall of the transport loss per pass over the images, and how many images there are is not "
+        "known: the stream has no length, and its targets are made on the fly. So it counts whole epochs, and hands "
+        "over in the third at the earliest; in a shorter run the module's own objective never runs. Pass "
+        "Trainer(limit_train_batches=...) for epochs of a known length, label the stream with build_targets, or pass "
+        "schedule=Switch(0.4).",
+        stacklevel=3,
+    )
+
+
 def warn_still_falling(schedule: Schedule) -> None:
     """Warn after training that an adaptive schedule never handed over."""
     warnings.warn(
         f"{type(schedule).__name__} saw no end to the fall of the transport loss: all of this budget went into "
-        "transport, and the module's own objective never ran, because the targets had more to teach. To give the "
+        "transport, and the module's own objective never ran. To give the "
         "objective a share whatever happens, pass schedule=Switch(at), for example Switch(0.4).",
         stacklevel=3,
     )

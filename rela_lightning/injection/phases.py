@@ -54,21 +54,15 @@ class Phases:
         self._least_transport = 0.0
         self.progress = 0.0
         """Share of the budget spent, as far as it has ever been: a longer plan does not take it back."""
-        self.passes = 0.0
-        """Passes over the images, when that was read."""
         self.now = Phase(schedule.weights(0.0))
         self.over = self._is_over()
         """Whether the transport loss is off for good."""
         self._due = True
         self._in_flight = 0
 
-    def start(self) -> None:
-        """Read the plan of the run.
-
-        Raises:
-            ConfigError: If the Trainer plans no end.
-        """
-        self._budget = Budget(self._trainer)
+    def start(self, budget: Budget) -> None:
+        """Go by a budget from now on."""
+        self._budget = budget
         self._least_transport = self._schedule.least_transport
 
     def restore(self, weights: Weights, progress: float, over: bool) -> None:
@@ -103,6 +97,10 @@ class Phases:
         """The progress up to now; the one that was last decided on is a step behind."""
         return self.progress if self._budget is None else max(self.progress, self._budget.progress())
 
+    def passes(self, samples: int) -> float:
+        """Passes over the training images so far; `samples` are in the batch under way."""
+        return 0.0 if self._budget is None else self._budget.passes(samples)
+
     def after_step(self) -> None:
         """An optimizer stepped: decide anew before the next step."""
         self._due = True
@@ -122,7 +120,6 @@ class Phases:
             return
         self._due = again
         self.progress, was_skipped = max(self.progress, self._budget.progress()), self.skips_step
-        self.passes = self._budget.passes()
         progress = self.progress
         weights = SSL_ONLY if self.over else self._schedule.weights(progress)
         warm = False

@@ -12,6 +12,7 @@ from rela_lightning.compat import planned_steps
 from rela_lightning.errors import TargetError
 from rela_lightning.injection import checks
 from rela_lightning.injection.announce import Announcer
+from rela_lightning.injection.budget import Budget
 from rela_lightning.injection.loader import RowTracker
 from rela_lightning.injection.monitors import Logging, Monitors
 from rela_lightning.injection.optim import TransportMap, check_same
@@ -22,7 +23,7 @@ from rela_lightning.injection.step import Parts, Step
 from rela_lightning.injection.student import Student
 from rela_lightning.injection.teachers import Teachers, named_pairs
 from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
-from rela_lightning.schedules import Weights
+from rela_lightning.schedules import Plateau, Weights
 from rela_lightning.targets.source import BatchRows, PriorTargets, open_source
 
 if TYPE_CHECKING:
@@ -146,12 +147,15 @@ class Run:
 
     def start(self) -> None:
         """Read the plan of the run; say what is known of it."""
-        self.phases.start()
+        budget = Budget(self._trainer, self._source.images)
+        self.phases.start(budget)
         if self._callback.teachers != "auto":
             named_pairs(self._module, self._callback.teachers)
         self._announcer.start(self._schedule, over=self.phases.over)
         if not self._schedule.hands_over:
             checks.warn_never_hands_over(self._schedule)
+        if isinstance(self._schedule, Plateau) and budget.may_not_know_passes and not self.phases.over:
+            checks.warn_passes_unknown()
         images = checks.images_per_step(self._trainer)
         if isinstance(self._source, PriorTargets) and images:
             checks.warn_projection_late(
@@ -249,7 +253,7 @@ class Run:
         if step.loss is not None and not self.phases.stepped:
             loss = self._map.step(self._trainer, step.loss)
             if self._schedule.adaptive:
-                self._schedule.update(loss, self.phases.progress, self.phases.passes)
+                self._schedule.update(loss, self.phases.progress, self.phases.passes(step.samples))
         self.phases.after_step()
 
     def end_batch(self) -> None:

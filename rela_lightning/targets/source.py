@@ -81,6 +81,11 @@ class StoredTargets:
         """Directions that the prior's features fill."""
         return self._store.directions
 
+    @property
+    def images(self) -> int | None:
+        """Images that have targets."""
+        return len(self._store)
+
     def check(self, dataset: Any) -> None:
         """Refuse a training data set that the targets do not belong to; a stream is checked batch by batch, by keys."""
         if self._store.keyed:
@@ -133,6 +138,8 @@ class PriorTargets:
 
     labelling_seconds = 0.0
     """Nothing beforehand."""
+    images: int | None = None
+    """Nobody counted them."""
 
     @property
     def images_needed(self) -> int:

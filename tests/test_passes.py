@@ -1,0 +1,110 @@
+"""Passes over the images of a stream, whose epochs may be of any length and never end."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, default_collate
+
+from rela_lightning import ReLACallback, TargetStore, build_targets
+from rela_lightning.schedules import Plateau, Schedule, Switch, TransportOnly
+from tests import on_the_fly
+from tests.modules import byol
+from tests.parts import TwoViews
+from tests.streams import Shards, Training, write_shards
+from tests.test_callback import fit, seeded, trainer
+
+COUNT, BATCH = 64, 16
+
+
+class Endless(IterableDataset):
+    """Training samples of the shards over and over, in batches of its own if asked."""
+
+    def __init__(self, paths: list[str], *, batched: bool = False) -> None:
+        self.samples, self.batched = Shards(paths, Training(TwoViews())), batched
+
+    def __iter__(self) -> Iterator[Any]:
+        samples = itertools.chain.from_iterable(itertools.repeat(self.samples))
+        while self.batched:
+            yield default_collate(list(itertools.islice(samples, BATCH)))
+        yield from samples
+
+
+class Told(TransportOnly):
+    """Keeps the passes it is told of."""
+
+    adaptive = True
+
+    def __init__(self) -> None:
+        self.passes: list[float] = []
+
+    def update(self, loss: Tensor, progress: float, epochs: float) -> None:
+        self.passes.append(epochs)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: Any) -> list[str]:
+    return write_shards(tmp_path_factory.mktemp("shards"), COUNT)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: Any, shards: list[str]) -> TargetStore:
+    return build_targets(on_the_fly.prior(), Shards(shards), tmp_path_factory.mktemp("targets") / "t")
+
+
+def loader(shards: list[str], *, batched: bool = False) -> DataLoader[Any]:
+    return DataLoader(Endless(shards, batched=batched), batch_size=None if batched else BATCH)
+
+
+@pytest.mark.parametrize("batched", [False, True])
+def test_images_that_have_passed_are_counted(shards: list[str], store: TargetStore, batched: bool) -> None:
+    schedule = Told()
+    fit(seeded(byol), ReLACallback(store, schedule=schedule), data=loader(shards, batched=batched), max_steps=6)
+    assert schedule.passes == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
+
+
+def test_a_resumed_run_goes_on_counting(shards: list[str], store: TargetStore, tmp_path: Path) -> None:
+    run = fit(seeded(byol), ReLACallback(store, schedule=Told()), data=loader(shards), max_steps=3)
+    run.save_checkpoint(tmp_path / "three.ckpt")
+    schedule = Told()
+    resumed = trainer("lightning.pytorch", ReLACallback(store, schedule=schedule), max_steps=5)
+    resumed.fit(byol(), loader(shards), ckpt_path=tmp_path / "three.ckpt")
+    assert schedule.passes == [0.75, 1.0]
+
+
+@pytest.mark.slow
+def test_the_default_hands_over_in_a_stream_that_never_ends(shards: list[str], store: TargetStore) -> None:
+    """Which it did not while it went by epochs; the loss lies still, so two windows of 50 steps are enough."""
+    callback = ReLACallback(store)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(saw no end|not known)")
+        run = fit(seeded(byol, lr=0.0), callback, data=loader(shards), max_steps=300)
+    assert run.global_step == 300 and isinstance(callback.schedule, Plateau) and callback.schedule.fired
+
+
+@pytest.mark.parametrize(
+    ("schedule", "plan", "said"),
+    [
+        (None, {"max_steps": 2}, True),
+        (None, {"max_steps": 2, "max_epochs": 2}, True),
+        (None, {"max_steps": 2, "max_epochs": 3}, False),
+        (None, {"max_steps": 2, "limit_train_batches": 4}, False),
+        (Switch(0.4), {"max_steps": 2}, False),
+    ],
+)
+def test_a_default_with_nothing_to_go_by_is_said_before_training(
+    shards: list[str], schedule: Schedule | None, plan: dict[str, Any], said: bool
+) -> None:
+    torch.manual_seed(0)
+    callback = ReLACallback(prior=on_the_fly.prior(), schedule=schedule)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(seeded(byol), callback, data=loader(shards), **plan)
+    assert said == any("how many images there are is not known" in str(warning.message) for warning in caught)
