@@ -8,6 +8,7 @@
 
 A budget in seconds becomes steps through the calibrated step times, so a busy machine changes nothing. Runs
 that are in the results file already are left out: interrupt and repeat as you like, `--shard 0/2` splits them.
+With `--views batch` a run without levers that was cut off goes on from an epoch of the last minutes.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from images import Images, SSLViews, load_splits, plain_view
 from journal import Journal, without_paths
 from levers import WithNeighbours
 from networks import METHODS, bare_trainer, build, fit, prior_of
+from unfinished import Unfinished
 from variants import KINDS, STORES, VARIANTS, callback_of, in_words, kinds_of, levers_in, levers_of, store_in
 from virtual_clock import VirtualClock
 
@@ -211,16 +213,20 @@ def one_run(
     if options.channels_last:
         module.to(memory_format=torch.channels_last)
     callbacks += levers_of(variant, callbacks[0], clock) if callbacks else []
+    kept = unfinished(options, job, len(train))
     begun = time.perf_counter()
     if options.views == "batch":
         data = Decoded(seen, colour=LIKE_SSL_VIEWS, batch_size=settings["batch_size"], device_views=True, seed=seed)
         torch.manual_seed(seed)
-        bare_trainer(clock, *callbacks).fit(module, datamodule=data)
+        keeping = [] if levers_in(variant) else [kept]  # levers have no state to go on from
+        bare_trainer(clock, *callbacks, *keeping).fit(module, datamodule=data, ckpt_path=kept.found)
     else:
         images = seen.rows(range(len(seen)), views_of(method))
         images = WithNeighbours(images, TargetStore(store)) if "neighbours" in levers_in(variant) else images
         fit(module, images, settings, seed, clock, *callbacks)
     wall = time.perf_counter() - begun
+    found = accuracy(module.to("cpu"), train, evaluate, **others)
+    kept.forget()
     return {
         "method": method,
         "steps": clock.steps,
@@ -229,8 +235,14 @@ def one_run(
         "wall_seconds": round(wall, 2),
         "switched_at": clock.switched_at,
         "transport_loss": clock.transport_loss,
-        **accuracy(module.to("cpu"), train, evaluate, **others),
+        **found,
     }
+
+
+def unfinished(options: argparse.Namespace, job: dict[str, Any], images: int) -> Unfinished:
+    """Keeps this run, and finds what an earlier process kept of it."""
+    names = ("method", "prior", "data", "seconds", "channels_last")
+    return Unfinished(options.data_root, json.dumps([job, images, *(getattr(options, name) for name in names)]))
 
 
 LIKE_SSL_VIEWS = {"cj_sat": 0.4}

@@ -43,6 +43,7 @@ class VirtualClock(L.Callback):
         self.costs, self.kind, self.warmup = costs, kind, warmup
         self.callback = callback
         self.elapsed, self.steps, self.switched_at = 0.0, 0, None
+        self.base: list[float] = []
         self._losses: dict[int, list[torch.Tensor]] = {}
 
     def budget_share(self) -> float:
@@ -54,8 +55,8 @@ class VirtualClock(L.Callback):
         return warmup_then_cosine(self.budget_share(), self.warmup)
 
     def on_train_start(self, trainer: Any, module: Any) -> None:
-        """Note the base learning rates."""
-        self.base = [group["lr"] for group in trainer.optimizers[0].param_groups]
+        """Note the base learning rates; those of a run that goes on are no longer in its optimizer."""
+        self.base = self.base or [group["lr"] for group in trainer.optimizers[0].param_groups]
 
     def on_train_batch_start(self, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         """Set the learning rate."""
@@ -84,3 +85,15 @@ class VirtualClock(L.Callback):
     def transport_loss(self) -> list[float]:
         """Mean transport loss of each percent of the budget, as far as it was transport alone."""
         return [round(float(torch.stack(losses).mean()), 4) for _, losses in sorted(self._losses.items())]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run goes on from."""
+        losses = {percent: torch.stack(values) for percent, values in self._losses.items()}
+        kept = {name: getattr(self, name) for name in ("elapsed", "steps", "switched_at", "base")}
+        return {**kept, "losses": losses}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._losses = {percent: list(values) for percent, values in state_dict["losses"].items()}
+        for name in ("elapsed", "steps", "switched_at", "base"):
+            setattr(self, name, state_dict[name])

@@ -212,3 +212,42 @@ def test_a_kind_that_is_calibrated_later_is_on_the_scale_of_the_others(convergen
     step = json.loads(path.read_text())["fashion_mnist"]["step"]["byol/32"]
     assert step["ssl"] == known == step["mixed"] and set(step) == {"ssl", "mixed", "transport1"}
     assert 5 < step["transport1"]["seconds"] < 50 and step["transport1"]["scale"] > 50
+
+
+class Cut(L.Callback):
+    """Ends the process's run in the middle of an epoch."""
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 21:
+            raise RuntimeError("cut off")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["a", "switch"])
+def test_a_run_that_is_cut_off_goes_on_as_if_it_were_not(convergence, data_root, monkeypatch, variant):
+    """From the end of its second epoch of eight steps, in whichever phase."""
+    more = ("--variants", variant, "--views", "batch", "--seconds", 25.0)
+    call(convergence, monkeypatch, *arguments("run", data_root, *more))
+    (whole,) = lines_of(convergence.RESULTS / "convergence.jsonl")
+    assert whole["steps"] > 24 and not list(data_root.glob(".unfinished*"))
+    (convergence.RESULTS / "convergence.jsonl").unlink()
+
+    keep, train = convergence.Unfinished, convergence.bare_trainer
+    monkeypatch.setattr(convergence, "Unfinished", lambda *options: keep(*options, every=0.0))
+    monkeypatch.setattr(convergence, "bare_trainer", lambda *callbacks: train(*callbacks, Cut()))
+    with pytest.raises(RuntimeError, match="cut off"):
+        call(convergence, monkeypatch, *arguments("run", data_root, *more))
+    assert len(list(data_root.glob(".unfinished*.ckpt"))) == 1
+
+    steps: list[int] = []
+
+    class Steps(L.Callback):
+        def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
+            steps.append(trainer.global_step)
+
+    monkeypatch.setattr(convergence, "bare_trainer", lambda *callbacks: train(*callbacks, Steps()))
+    call(convergence, monkeypatch, *arguments("run", data_root, *more))
+    (rest,) = lines_of(convergence.RESULTS / "convergence.jsonl")
+    assert steps[0] == 16 and not list(data_root.glob(".unfinished*"))
+    same = ("steps", "training_seconds", "switched_at", "transport_loss", "linear_top1", "knn_top1")
+    assert {name: rest[name] for name in same} == {name: whole[name] for name in same}
