@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +20,10 @@ from rela_lightning.schedules import Plateau, Schedule, Switch, TransportOnly
 from tests import on_the_fly
 from tests.modules import byol
 from tests.parts import TwoViews
+from tests.ranks import succeeded
 from tests.streams import Shards, Training, write_shards
 from tests.test_callback import fit, seeded, trainer
+from tests.test_streams_ddp import trainer as two_trainer
 
 COUNT, BATCH = 64, 16
 
@@ -27,13 +31,14 @@ COUNT, BATCH = 64, 16
 class Endless(IterableDataset):
     """Training samples of the shards over and over, in batches of its own if asked."""
 
-    def __init__(self, paths: list[str], *, batched: bool = False) -> None:
-        self.samples, self.batched = Shards(paths, Training(TwoViews())), batched
+    def __init__(self, paths: list[str], *, batched: bool = False, first: int = BATCH) -> None:
+        self.samples, self.batched, self.first = Shards(paths, Training(TwoViews())), batched, first
 
     def __iter__(self) -> Iterator[Any]:
         samples = itertools.chain.from_iterable(itertools.repeat(self.samples))
-        while self.batched:
-            yield default_collate(list(itertools.islice(samples, BATCH)))
+        sizes = itertools.chain([self.first], itertools.repeat(BATCH)) if self.batched else ()
+        for size in sizes:
+            yield default_collate(list(itertools.islice(samples, size)))
         yield from samples
 
 
@@ -77,6 +82,23 @@ def test_a_resumed_run_goes_on_counting(shards: list[str], store: TargetStore, t
     resumed = trainer("lightning.pytorch", ReLACallback(store, schedule=schedule), max_steps=5)
     resumed.fit(byol(), loader(shards), ckpt_path=tmp_path / "three.ckpt")
     assert schedule.passes == [0.75, 1.0]
+
+
+def train_as_one_of_two(path: Path, shards: list[str]) -> None:
+    """Train on batches of the stream's own, the first of them smaller on rank 1, and say what was counted."""
+    schedule = Told()
+    first = BATCH - 4 * int(os.environ["LOCAL_RANK"])
+    data = DataLoader(Endless(shards, batched=True, first=first), batch_size=None)
+    run = two_trainer(ReLACallback(path, schedule=schedule), max_steps=4)
+    run.fit(seeded(byol), data)
+    Path(f"{path}-{run.global_rank}.json").write_text(json.dumps(schedule.passes))
+
+
+@pytest.mark.slow
+def test_ranks_count_the_same(shards: list[str], store: TargetStore) -> None:
+    succeeded(train_as_one_of_two, store.path, shards)
+    for rank in (0, 1):
+        assert json.loads(Path(f"{store.path}-{rank}.json").read_text()) == [0.0, 0.5, 1.0, 1.5]
 
 
 @pytest.mark.slow
