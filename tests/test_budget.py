@@ -91,7 +91,7 @@ def test_progress_is_the_largest_share(options: Any, expected: float) -> None:
 )
 def test_passes_over_the_images_are_counted_by_what_an_epoch_draws(loader: Any, options: Any, expected: float) -> None:
     at = {"max_epochs": 4, "current_epoch": 2, "processed": 5, "train_dataloader": loader, **options}
-    assert Budget(trainer(**at)).passes(7) == pytest.approx(expected)
+    assert Budget(trainer(**at)).passes() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("size", "agreed", "expected"), [(8, 0, 2.0), (None, 4, 1.0)])
@@ -101,7 +101,31 @@ def test_images_of_a_stream_are_counted_where_it_is_known_how_many_there_are(
     at = {"max_epochs": 4, "num_training_batches": math.inf, "world_size": 2, "total": 10}
     strategy = SimpleNamespace(broadcast=lambda samples: agreed)
     budget = Budget(trainer(**at, train_dataloader=DataLoader(Endless(), batch_size=size), strategy=strategy), 80)
-    assert [budget.passes(samples) for samples in (4, 3)] == [expected, expected], "the last batch may be smaller"
+    for samples in (4, 3):
+        budget.saw(samples)
+        assert budget.passes() == expected, "the last batch may be smaller"
+
+
+@pytest.mark.parametrize(
+    ("options", "images", "between", "within"),
+    [
+        ({"processed": 5, "total": 5}, 80, 0.0, 0.5),  # of the ten batches in which 80 images pass
+        ({"processed": 5, "total": 5}, None, 0.0, 0.0),
+        ({"processed": 5, "total": 5, "max_steps": 1000}, 80, 0.0, 0.0),  # steps may end an epoch that never would
+        ({"processed": 15, "total": 15}, 80, 0.0, 1.0),  # an epoch that is longer does not end the next one too
+        ({"processed": 5, "total": 45, "current_epoch": 2}, 80, 2.0, 2.25),  # of the 20 batches of those before
+        ({"processed": 5, "total": 45, "current_epoch": 2}, None, 2.0, 2.25),
+        ({"processed": 20, "total": 40, "current_epoch": 2}, 80, 2.0, None),
+    ],
+)
+def test_how_much_of_a_streams_epoch_has_passed(
+    options: dict[str, int], images: int | None, between: float, within: float | None
+) -> None:
+    loader = DataLoader(Endless(), batch_size=8)
+    run = trainer(max_epochs=4, num_training_batches=math.inf, train_dataloader=loader, **options)
+    budget = Budget(run, images)
+    assert budget.progress() == between / 4
+    assert within is None or budget.progress(under_way=True) == within / 4
 
 
 def test_ranks_agree_on_seconds_and_ask_rarely() -> None:

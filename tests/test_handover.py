@@ -196,6 +196,6 @@ def test_other_options_do_not_take_a_switch_back(later: Schedule) -> None:
     phases = Phases(later, 0.0, None, lambda: True, lambda *_: None)
     with pytest.warns(UserWarning, match="stays over"):
         phases.restore(Weights(1.0, 0.0), 0.5, True)
-    phases._budget = mock.Mock(progress=lambda: 0.6)
+    phases._budget = mock.Mock(progress=lambda under_way: 0.6)
     phases.decide()
     assert phases.now.number == 2.0 and phases.over

@@ -16,13 +16,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from rela_lightning import ReLACallback, TargetStore, build_targets
+from rela_lightning.errors import ConfigError
 from rela_lightning.schedules import Plateau, Schedule, Switch, TransportOnly
 from tests import on_the_fly
 from tests.modules import byol
 from tests.parts import TwoViews
 from tests.ranks import succeeded
 from tests.streams import Shards, Training, write_shards
-from tests.test_callback import fit, seeded, trainer
+from tests.test_callback import Log, fit, seeded, trainer
 from tests.test_streams_ddp import trainer as two_trainer
 
 COUNT, BATCH = 64, 16
@@ -103,7 +104,7 @@ def test_ranks_count_the_same(shards: list[str], store: TargetStore) -> None:
 
 @pytest.mark.slow
 def test_the_default_hands_over_in_a_stream_that_never_ends(shards: list[str], store: TargetStore) -> None:
-    """Which it did not while it went by epochs; the loss lies still, so two windows of 50 steps are enough."""
+    """The loss falls by less per pass than it has to; by an epoch that never ends nothing could be told."""
     callback = ReLACallback(store)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(saw no end|not known)")
@@ -130,3 +131,29 @@ def test_a_default_with_nothing_to_go_by_is_said_before_training(
         warnings.simplefilter("always")
         fit(seeded(byol), callback, data=loader(shards), **plan)
     assert said == any("how many images there are is not known" in str(warning.message) for warning in caught)
+
+
+def finite(shards: list[str]) -> DataLoader[Any]:
+    """A stream whose epoch shows each image once, but which has no length."""
+    return DataLoader(Shards(shards, Training(TwoViews())), batch_size=BATCH)
+
+
+def test_a_switch_comes_within_the_one_epoch_of_a_stream(shards: list[str], store: TargetStore) -> None:
+    log = Log()
+    fit(seeded(byol), ReLACallback(store, schedule=Switch(0.5)), log, data=finite(shards), max_epochs=1)
+    assert [entry["rela/phase"] for entry in log.seen] == [0.0, 0.0, 2.0, 2.0]
+
+
+def test_one_epoch_of_any_length_is_refused(shards: list[str]) -> None:
+    """Where the schedule has to know how much is spent, and nothing says so."""
+
+    def train(schedule: Schedule | None, **plan: Any) -> None:
+        callback = ReLACallback(prior=on_the_fly.prior(), schedule=schedule)
+        fit(seeded(byol), callback, data=finite(shards), **{"max_epochs": 1, **plan})
+
+    for schedule in (None, Switch(0.5)):
+        with pytest.raises(ConfigError, match=r"has to know how much[\s\S]*limit_train_batches"):
+            train(schedule)
+    train(TransportOnly())
+    train(Switch(0.5), limit_train_batches=2)
+    train(Switch(0.5), max_epochs=2)

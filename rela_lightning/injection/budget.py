@@ -39,7 +39,8 @@ class Budget:
         self._pass = _share_drawn(trainer)
         self._of_stream = math.isinf(float(trainer.num_training_batches))
         self._batch = batch_size_of(trainer.train_dataloader)
-        if math.isinf(self._steps) and math.isinf(self._epochs) and self._timer is None and not self._clocks:
+        self._by_epochs_alone = math.isinf(self._steps) and self._timer is None and not self._clocks
+        if self._by_epochs_alone and math.isinf(self._epochs):
             raise ConfigError(
                 "A schedule needs to know how long training will last.",
                 expected="a Trainer with max_epochs, max_steps or max_time",
@@ -48,35 +49,69 @@ class Budget:
             )
 
     @property
-    def may_not_know_passes(self) -> bool:
-        """Whether a pass is as long as nobody knows, and the plan may end before the third epoch of a stream begins."""
-        return self._of_stream and not self._images and not 3 <= self._epochs < math.inf
+    def passes_are_epochs(self) -> bool:
+        """Whether whole epochs of a stream are all that is known of its passes, in the first epoch nothing."""
+        return self._of_stream and not self._images
 
-    def passes(self, samples: int) -> float:
+    @property
+    def is_one_epoch_of_any_length(self) -> bool:
+        """Whether nobody knows how much is spent before all of it is."""
+        return self.passes_are_epochs and self._epochs <= 1 and self._by_epochs_alone
+
+    @property
+    def epochs(self) -> float:
+        """Epochs that are planned; infinity where their number is no limit."""
+        return self._epochs
+
+    def saw(self, samples: int) -> None:
+        """Learn the size of the batches that a stream makes itself.
+
+        Args:
+            samples: Images in a batch of this rank. Ranks agree on the first, as the last may be smaller.
+        """
+        if self._batch is None and self._of_stream and self._images:
+            self._batch = int(self._trainer.strategy.broadcast(samples))
+
+    def passes(self) -> float:
         """Passes over the training images so far, the same on all ranks.
 
         An epoch of the Trainer is one, unless it draws fewer images than there are, or each several times. The epoch of
         a stream may be of any length, and never end: there the images that have passed are counted, where it is
         known how many there are.
+        """
+        a_pass = self._batches_of_a_pass()
+        if math.isinf(a_pass):
+            return self._epochs_done() * self._pass
+        return float(self._counted.total.processed / a_pass)
+
+    @property
+    def _counted(self) -> Any:
+        return self._trainer.fit_loop.epoch_loop.batch_progress
+
+    def _batches_of_a_pass(self) -> float:
+        """Batches of each rank in which a stream shows as many images as have targets; infinity where nobody knows."""
+        if not (self._of_stream and self._images and self._batch):
+            return math.inf
+        return self._images / float(self._batch * self._trainer.world_size)
+
+    def _epochs_done(self, under_way: bool = False) -> float:
+        """Epochs done, with the share of the current one where an epoch's length is known.
 
         Args:
-            samples: Images in the batch under way, on this rank.
+            under_way: Whether an epoch surely is. Between two, batches are still those of the last one, which
+                `current_epoch` holds already.
         """
-        if not (self._of_stream and self._images):
-            return self._epochs_done() * self._pass
-        if self._batch is None:  # the stream makes its batches: ranks agree on the first, as the last may be smaller
-            self._batch = int(self._trainer.strategy.broadcast(samples))
-        batches = self._trainer.fit_loop.epoch_loop.batch_progress.total.processed
-        return float(batches * self._batch * self._trainer.world_size / self._images)
-
-    def _epochs_done(self) -> float:
-        """Epochs done, with the share of the current one where an epoch's length is known."""
-        if self._of_stream:
-            return float(self._trainer.current_epoch)
-        per_epoch = float(self._trainer.num_training_batches)
-        batches = self._trainer.fit_loop.epoch_loop.batch_progress.current.processed
-        # between two epochs the count is still that of the last one, which `current_epoch` holds already
-        return float(self._trainer.current_epoch + (batches / per_epoch if batches < per_epoch else 0.0))
+        epochs, batches = float(self._trainer.current_epoch), self._counted.current.processed
+        if not self._of_stream:
+            per_epoch = float(self._trainer.num_training_batches)
+            return epochs + (batches / per_epoch if batches < per_epoch else 0.0)
+        if not under_way:
+            return epochs
+        before = self._counted.total.processed - batches
+        length = before / epochs if before and epochs else math.inf
+        if not epochs and self._by_epochs_alone:  # an epoch that steps will end may be far longer than a pass
+            length = self._batches_of_a_pass()
+        return float(epochs + min(batches / length, 1.0))
 
     def _time_share(self) -> float:
         if self._timer is None:
@@ -89,11 +124,16 @@ class Budget:
         self._asked += 1
         return float(self._elapsed / max(self._seconds, 1e-9))
 
-    def progress(self) -> float:
-        """Share of the budget spent, in `[0, 1]`; the same on all ranks."""
+    def progress(self, under_way: bool = False) -> float:
+        """Share of the budget spent, in `[0, 1]`; the same on all ranks.
+
+        Args:
+            under_way: Whether an epoch surely is: how much of a stream's has passed is known from those before it,
+                and in the first one, where epochs are all that is planned, from the number of images.
+        """
         shares = (
             self._trainer.global_step / max(self._steps, 1.0),
-            self._epochs_done() / max(self._epochs, 1.0),
+            self._epochs_done(under_way) / max(self._epochs, 1.0),
             self._time_share(),
             *(clock() for clock in self._clocks),
         )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import warnings
 from typing import Any
 
 from rela_lightning.errors import ConfigError, InjectionError
-from rela_lightning.injection.budget import batch_size_of
-from rela_lightning.schedules import Schedule
+from rela_lightning.injection.budget import Budget, batch_size_of
+from rela_lightning.schedules import Plateau, Schedule
 
 _SHORTEST_PHASE = 0.01  # of the budget: less is no transport phase, but the first step of a fade
 _TRIED = ("SingleDeviceStrategy", "DDPStrategy")
@@ -109,16 +110,28 @@ def warn_never_hands_over(schedule: Schedule) -> None:
     )
 
 
-def warn_passes_unknown() -> None:
-    """Warn before training on a stream that Plateau may never have what it goes by."""
-    warnings.warn(
-        "Plateau goes by the fall of the transport loss per pass over the images, and how many images there are is not "
-        "known: the stream has no length, and its targets are made on the fly. So it counts whole epochs, and hands "
-        "over in the third at the earliest; in a shorter run the module's own objective never runs. Pass "
-        "Trainer(limit_train_batches=...) for epochs of a known length, label the stream with build_targets, or pass "
-        "schedule=Switch(0.4).",
-        stacklevel=3,
-    )
+def check_spent_known(budget: Budget, schedule: Schedule) -> None:
+    """Refuse a stream of which nobody knows how much has passed; warn where only whole epochs are known of it.
+
+    Raises:
+        ConfigError: If the plan is one epoch of it, and the schedule has to know how much is spent.
+    """
+    if budget.is_one_epoch_of_any_length and (schedule.adaptive or schedule.weights(0.0) != schedule.weights(1.0)):
+        raise ConfigError(
+            f"{type(schedule).__name__} has to know how much of the budget is spent.",
+            expected="a plan of some epochs, of steps or of time, or an epoch of known length",
+            found="one epoch of a stream that has no length, with targets on the fly",
+            do="pass Trainer(limit_train_batches=...), max_steps or max_time",
+        )
+    if isinstance(schedule, Plateau) and budget.passes_are_epochs and not 3 <= budget.epochs < math.inf:
+        warnings.warn(
+            "Plateau goes by the fall of the transport loss per pass over the images, and how many images there are is "
+            "not known: the stream has no length, and its targets are made on the fly. So it counts whole epochs, and "
+            "hands over in the third at the earliest; in a shorter run the module's own objective never runs. Pass "
+            "Trainer(limit_train_batches=...) for epochs of a known length, label the stream with build_targets, or "
+            "pass schedule=Switch(0.4).",
+            stacklevel=3,
+        )
 
 
 def warn_still_falling(schedule: Schedule) -> None:

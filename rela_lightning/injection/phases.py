@@ -97,10 +97,6 @@ class Phases:
         """The progress up to now; the one that was last decided on is a step behind."""
         return self.progress if self._budget is None else max(self.progress, self._budget.progress())
 
-    def passes(self, samples: int) -> float:
-        """Passes over the training images so far; `samples` are in the batch under way."""
-        return 0.0 if self._budget is None else self._budget.passes(samples)
-
     def after_step(self) -> None:
         """An optimizer stepped: decide anew before the next step."""
         self._due = True
@@ -119,7 +115,7 @@ class Phases:
         if not self._due or self._budget is None:
             return
         self._due = again
-        self.progress, was_skipped = max(self.progress, self._budget.progress()), self.skips_step
+        self.progress, was_skipped = max(self.progress, self._budget.progress(not again)), self.skips_step
         progress = self.progress
         weights = SSL_ONLY if self.over else self._schedule.weights(progress)
         warm = False

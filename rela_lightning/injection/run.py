@@ -23,7 +23,7 @@ from rela_lightning.injection.step import Parts, Step
 from rela_lightning.injection.student import Student
 from rela_lightning.injection.teachers import Teachers, named_pairs
 from rela_lightning.injection.transport_head import TransportHead, of_other_ranks
-from rela_lightning.schedules import Plateau, Weights
+from rela_lightning.schedules import Weights
 from rela_lightning.targets.source import BatchRows, PriorTargets, open_source
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Run:
         self._step_detached = False  # whether transport is over and nothing of it is left in the step
         self._ran: Phase | None = None  # of this batch, once its step is under way
         self._logged: tuple[tuple[float, ...], int | None] | None = None
+        self._budget: Budget  # known once training starts
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
         self.monitors = Monitors(trainer, module, self._schedule, self._logging)
@@ -147,15 +148,15 @@ class Run:
 
     def start(self) -> None:
         """Read the plan of the run; say what is known of it."""
-        budget = Budget(self._trainer, self._source.images)
-        self.phases.start(budget)
+        self._budget = Budget(self._trainer, self._source.images)
+        if not self.phases.over:
+            checks.check_spent_known(self._budget, self._schedule)
+        self.phases.start(self._budget)
         if self._callback.teachers != "auto":
             named_pairs(self._module, self._callback.teachers)
         self._announcer.start(self._schedule, over=self.phases.over)
         if not self._schedule.hands_over:
             checks.warn_never_hands_over(self._schedule)
-        if isinstance(self._schedule, Plateau) and budget.may_not_know_passes and not self.phases.over:
-            checks.warn_passes_unknown()
         images = checks.images_per_step(self._trainer)
         if isinstance(self._source, PriorTargets) and images:
             checks.warn_projection_late(
@@ -215,6 +216,7 @@ class Run:
         wrapped = self._trainer.strategy.model is not module  # DDP wraps at one process too
         self._step = step = Step(self.parts, rows, phase, distributed=wrapped)
         output = step.run(original, args, kwargs)
+        self._budget.saw(step.samples)
         if step.loss is not None:
             module.log("rela/loss", step.loss, batch_size=step.samples)
             self._announcer.loss(step.loss)
@@ -253,7 +255,7 @@ class Run:
         if step.loss is not None and not self.phases.stepped:
             loss = self._map.step(self._trainer, step.loss)
             if self._schedule.adaptive:
-                self._schedule.update(loss, self.phases.progress, self.phases.passes(step.samples))
+                self._schedule.update(loss, self.phases.progress, self._budget.passes())
         self.phases.after_step()
 
     def end_batch(self) -> None:

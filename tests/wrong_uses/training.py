@@ -73,6 +73,16 @@ def loader(count: int = 64, data: Any = None, **options: Any) -> DataLoader:
     return DataLoader(data or make_digits(count, TwoViews()), batch_size=16, **options)
 
 
+def endless() -> DataLoader:
+    """Batches of a stream."""
+    return DataLoader(Stream(), batch_size=2)
+
+
+def on_the_fly() -> ReLACallback:
+    """Embeds every batch; to hand over half-way."""
+    return ReLACallback(prior=load_prior("random:lightly:resnet-9", **RANDOM), schedule=Switch(0.5))
+
+
 def others() -> DataLoader:
     """All digits."""
     return loader(data=make_digits(128, TwoViews()).dataset)
@@ -110,7 +120,8 @@ TRAINING = [
         "a prior that did not make the targets",
         lambda p: p.fit(callback(p, prior=load_prior("random:lightly:resnet-9", **RANDOM, seed=5))),
     ),
-    Use("a stream, with targets by row", lambda p: p.fit(callback(p), data=DataLoader(Stream(), batch_size=2))),
+    Use("a stream, with targets by row", lambda p: p.fit(callback(p), data=endless())),
+    Use("a switch within an epoch of any length", lambda p: p.fit(on_the_fly(), data=endless(), max_epochs=1)),
     Use("several loaders at once", lambda p: p.fit(callback(p), data=both())),
     Use("training samples without an image", lambda p: p.fit(callback(p), data=loader(data=Named()))),
     Use("a backbone that does not exist", lambda p: p.fit(callback(p, backbone="trunk"))),
