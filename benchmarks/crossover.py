@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from curves import Row, Runs
-from handover_tables import FIXED, lever_tables, parts_table, regret_table
+from handover_tables import FIXED, lever_tables, parts_tables, regret_table
 from report import asked_for, cell, of_each_prior, top1
 from table_copies import with_copies
 from words import DEFAULT, in_order, known_as, named
@@ -127,7 +127,7 @@ def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
             f"![{names}: accuracy against the length of the run]({figures.name}/{picture.name})",
             "",
             *regret_table(of_priors),
-            *parts_table(of_priors),
+            *parts_tables(of_priors),
         ]
         for setting, group in own.items():
             lines += [f"### Prior: {known_as(setting.prior)}", "", *table(group), ""]

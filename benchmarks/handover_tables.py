@@ -68,36 +68,41 @@ def regret_cell(found: tuple[str, list[float]] | None) -> str:
     return f"{shown(gaps, '+.1f')} ({len(gaps)}), {named(best)[4:]}"
 
 
-def parts_of_the_time(group: Group, prior: str) -> Iterator[str]:
-    """One prior's row: the default in parts of the longest time that the method alone was given."""
-    full = max(group["a"])
+def parts_of_the_time(group: Group, prior: str, full: float) -> str:
+    """One prior's row: the default in parts of a time, and the method alone in all of it."""
     runs = [group.get(DEFAULT, {}).get(round(part * full), []) for part in PARTS]
     labelling = [row["labelling_seconds"] for found in runs for row in found]
     spent = f"{statistics.fmean(labelling):.0f} s" if labelling else "–"
     cells = " | ".join(map(cell, runs))
-    yield f"| {known_as(prior)} | {spent} | {cells} | {cell(group['a'][full])} |"
+    return f"| {known_as(prior)} | {spent} | {cells} | {cell(group['a'].get(full, []))} |"
 
 
-def parts_table(groups: dict[str, Group]) -> list[str]:
+def parts_tables(groups: dict[str, Group]) -> list[str]:
     """The default in 10, 20, 50% of the time, for each prior, beside the method alone in all of it.
+
+    The time is the longest that the method alone was given with the most seeds; where longer ones have fewer, each of
+    them has a table too.
 
     Args:
         groups: Runs by variant and seconds, for each prior.
     """
     groups = {prior: group for prior, group in groups.items() if group.get("a")}
-    if not groups:
-        return []
-    full = max(max(group["a"]) for group in groups.values())
-    lines = [
-        f"### A part of {full} s against all of it", "",
-        "Linear top-1 with the default schedule, after a part of the training time. Labelling comes on top, once a "
-        "prior: processor seconds of the machine that made the runs, which may be slower than the calibrated one.", "",
-        "| prior | labelling | " + " | ".join(f"{part:.0%}" for part in PARTS) + " | the method alone, 100% |",
-        "|---|" + "---:|" * (len(PARTS) + 2),
-    ]  # fmt: skip
-    for prior, group in groups.items():
-        lines += parts_of_the_time(group, prior)
-    return [*lines, ""]
+    seeds: dict[float, int] = defaultdict(int)
+    for group in groups.values():
+        for seconds, runs in group["a"].items():
+            seeds[seconds] = max(seeds[seconds], len(runs))
+    settled = max((seconds for seconds, count in seeds.items() if count == max(seeds.values())), default=0)
+    lines: list[str] = []
+    for full in sorted(seconds for seconds in seeds if seconds >= settled):
+        lines += [
+            f"### A part of {full} s against all of it", "",
+            "Linear top-1 with the default schedule, after a part of the training time. Labelling comes on top, once a "
+            "prior: processor seconds of the machine that made the runs, which may be slower than the calibrated one.",
+            "", "| prior | labelling | " + " | ".join(f"{part:.0%}" for part in PARTS) + " | the method alone, 100% |",
+            "|---|" + "---:|" * (len(PARTS) + 2),
+            *(parts_of_the_time(group, prior, full) for prior, group in groups.items()), "",
+        ]  # fmt: skip
+    return lines
 
 
 def lever_tables(rows: Iterable[Row], images: str) -> list[str]:

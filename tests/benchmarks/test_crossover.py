@@ -73,10 +73,22 @@ def test_parts_of_the_time_stand_beside_the_method_alone_in_all_of_it(script: Ca
         "a": {960: made_up("a", 1.0, [0.50, 0.52]), 96: made_up("a", 0.1, [0.30])},
         "plateau": {96: made_up("plateau", 0.1, [0.49]), 480: made_up("plateau", 0.5, [0.55])},
     }
-    lines = script("handover_tables").parts_table({"p": runs, "without": {"plateau": runs["plateau"]}})
+    lines = script("handover_tables").parts_tables({"p": runs, "without": {"plateau": runs["plateau"]}})
     assert lines[0] == "### A part of 960 s against all of it"
     assert "| p | 20 s | 49.0 (1) | – | 55.0 (1) | – | 51.0 ± 12.7 (2) |" in lines
     assert not any("without" in line for line in lines)
+
+
+def test_a_longer_time_of_fewer_seeds_has_a_table_of_its_own(script: Callable[[str], Any]) -> None:
+    runs = {
+        "a": {960: made_up("a", 1.0, [0.50, 0.52]), 2400: made_up("a", 1.0, [0.60])},
+        "plateau": {240: made_up("plateau", 0.25, [0.45]), 480: made_up("plateau", 0.5, [0.55])},
+    }
+    lines = script("handover_tables").parts_tables({"p": runs})
+    titles = [line for line in lines if line.startswith("#")]
+    assert titles == ["### A part of 960 s against all of it", "### A part of 2400 s against all of it"]
+    assert "| p | 20 s | – | – | 55.0 (1) | – | 51.0 ± 12.7 (2) |" in lines
+    assert "| p | 20 s | 45.0 (1) | 55.0 (1) | – | – | 60.0 (1) |" in lines
 
 
 def test_levers_are_held_against_the_hand_over_without_them_seed_by_seed(page: str) -> None:
