@@ -225,8 +225,6 @@ def one_run(
         images = WithNeighbours(images, TargetStore(store)) if "neighbours" in levers_in(variant) else images
         fit(module, images, settings, seed, clock, *callbacks)
     wall = time.perf_counter() - begun
-    found = accuracy(module.to("cpu"), train, evaluate, **others)
-    kept.forget()
     return {
         "method": method,
         "steps": clock.steps,
@@ -235,14 +233,15 @@ def one_run(
         "wall_seconds": round(wall, 2),
         "switched_at": clock.switched_at,
         "transport_loss": clock.transport_loss,
-        **found,
+        **accuracy(module.to("cpu"), train, evaluate, **others),
     }
 
 
 def unfinished(options: argparse.Namespace, job: dict[str, Any], images: int) -> Unfinished:
-    """Keeps this run, and finds what an earlier process kept of it."""
+    """Keeps this run, and finds what an earlier process kept of it, unless its schedule has changed since."""
     names = ("method", "prior", "data", "seconds", "channels_last")
-    return Unfinished(options.data_root, json.dumps([job, images, *(getattr(options, name) for name in names)]))
+    run = [job, images, in_words(job["variant"]), *(getattr(options, name) for name in names)]
+    return Unfinished(options.data_root, json.dumps(run))
 
 
 LIKE_SSL_VIEWS = {"cj_sat": 0.4}
@@ -291,6 +290,7 @@ def work(options: argparse.Namespace) -> None:
         else:
             row |= one_run(options, job, splits.train, splits.validation)
         journal.append(row)
+        unfinished(options, job, len(splits.train)).forget()
         print({key: row[key] for key in SHOWN}, flush=True)
     if options.action == "tune" and options.choose:
         choose(options, best_of(options, journal.rows()))

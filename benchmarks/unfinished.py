@@ -41,8 +41,8 @@ class Unfinished(L.Callback):
         self._random = None
 
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-        """Keep the run, if it is time; a file that is cut off while it is written does not replace the last one."""
-        if time.perf_counter() - self.kept_at >= self.every:
+        """Keep the run, if it is time and there is more to come; a file that is cut off does not replace the last."""
+        if time.perf_counter() - self.kept_at >= self.every and not trainer.should_stop:
             part = self.path.with_suffix(".part")
             trainer.save_checkpoint(part)
             part.replace(self.path)

@@ -14,6 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from rela_lightning.errors import ConfigError
 from rela_lightning.injection.budget import Budget
+from rela_lightning.injection.passes import Passes
 
 
 def trainer(**options: Any) -> Any:
@@ -73,7 +74,8 @@ class Endless(IterableDataset):
     ],
 )
 def test_progress_is_the_largest_share(options: Any, expected: float) -> None:
-    assert Budget(trainer(**options)).progress() == pytest.approx(expected)
+    run = trainer(**options)
+    assert Budget(run, Passes(run)).progress() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -91,28 +93,50 @@ def test_progress_is_the_largest_share(options: Any, expected: float) -> None:
 )
 def test_passes_over_the_images_are_counted_by_what_an_epoch_draws(loader: Any, options: Any, expected: float) -> None:
     at = {"max_epochs": 4, "current_epoch": 2, "processed": 5, "train_dataloader": loader, **options}
-    assert Budget(trainer(**at)).passes() == pytest.approx(expected)
+    passes = Passes(trainer(**at))
+    passes.start()
+    assert passes.count() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("size", "agreed", "expected"), [(8, 0, 2.0), (None, 4, 1.0)])
-def test_images_of_a_stream_are_counted_where_it_is_known_how_many_there_are(
-    size: int | None, agreed: int, expected: float
-) -> None:
-    at = {"max_epochs": 4, "num_training_batches": math.inf, "world_size": 2, "total": 10}
-    strategy = SimpleNamespace(broadcast=lambda samples: agreed)
-    budget = Budget(trainer(**at, train_dataloader=DataLoader(Endless(), batch_size=size), strategy=strategy), 80)
-    for samples in (4, 3):
-        budget.saw(samples)
-        assert budget.passes() == expected, "the last batch may be smaller"
+@pytest.mark.parametrize("length", [5, math.inf])
+@pytest.mark.parametrize(("size", "expected"), [(8, 2.0), (None, 1.0)])
+def test_images_found_by_key_are_counted_whatever_an_epoch_is(length: float, size: int | None, expected: float) -> None:
+    agreed: list[int] = []
+
+    def broadcast(size: int) -> int:
+        agreed.append(size)
+        return size
+
+    loader = DataLoader(Endless(), batch_size=size)
+    at = {"num_training_batches": length, "world_size": 2, "total": 10, "train_dataloader": loader}
+    passes = Passes(trainer(**at, strategy=SimpleNamespace(broadcast=broadcast)), 80)
+    passes.start()
+    for samples in (4, 3):  # the last batch may be smaller
+        passes.saw(samples)
+        assert passes.count() == expected
+    assert agreed == [size or 4], "once"
+
+
+def test_passes_go_on_from_those_before_with_batches_of_another_size() -> None:
+    run = trainer(num_training_batches=math.inf, total=10, train_dataloader=DataLoader(Endless(), batch_size=4))
+    run.strategy = SimpleNamespace(broadcast=lambda size: size)
+    passes = Passes(run, 80)
+    passes.before = 3.0
+    passes.start()
+    assert passes.count() == 3.0
+    passes.saw(4)
+    run.fit_loop.epoch_loop.batch_progress.total.processed += 5
+    assert passes.count() == 3.25
 
 
 @pytest.mark.parametrize(
     ("options", "images", "between", "within"),
     [
-        ({"processed": 5, "total": 5}, 80, 0.0, 0.5),  # of the ten batches in which 80 images pass
-        ({"processed": 5, "total": 5}, None, 0.0, 0.0),
-        ({"processed": 5, "total": 5, "max_steps": 1000}, 80, 0.0, 0.0),  # steps may end an epoch that never would
-        ({"processed": 15, "total": 15}, 80, 0.0, 1.0),  # an epoch that is longer does not end the next one too
+        ({"processed": 5, "total": 5, "max_epochs": 1}, 80, 0.0, 0.5),  # of the ten batches in which 80 images pass
+        ({"processed": 15, "total": 15, "max_epochs": 1}, 80, 0.0, 1.0),
+        ({"processed": 5, "total": 5, "max_epochs": 1}, None, 0.0, 0.0),
+        ({"processed": 5, "total": 5, "max_epochs": 1, "max_steps": 1000}, 80, 0.0, 0.0),  # steps end it
+        ({"processed": 5, "total": 5}, 80, 0.0, 0.0),  # of several epochs the first will say how long one is
         ({"processed": 5, "total": 45, "current_epoch": 2}, 80, 2.0, 2.25),  # of the 20 batches of those before
         ({"processed": 5, "total": 45, "current_epoch": 2}, None, 2.0, 2.25),
         ({"processed": 20, "total": 40, "current_epoch": 2}, 80, 2.0, None),
@@ -121,11 +145,14 @@ def test_images_of_a_stream_are_counted_where_it_is_known_how_many_there_are(
 def test_how_much_of_a_streams_epoch_has_passed(
     options: dict[str, int], images: int | None, between: float, within: float | None
 ) -> None:
-    loader = DataLoader(Endless(), batch_size=8)
-    run = trainer(max_epochs=4, num_training_batches=math.inf, train_dataloader=loader, **options)
-    budget = Budget(run, images)
-    assert budget.progress() == between / 4
-    assert within is None or budget.progress(under_way=True) == within / 4
+    plan = {"max_epochs": 4, **options}
+    run = trainer(num_training_batches=math.inf, train_dataloader=DataLoader(Endless(), batch_size=8), **plan)
+    run.strategy = SimpleNamespace(broadcast=lambda size: size)
+    passes = Passes(run, images)
+    passes.saw(8)
+    budget = Budget(run, passes)
+    assert budget.progress() == between / plan["max_epochs"]
+    assert within is None or budget.progress(under_way=True) == within / plan["max_epochs"]
 
 
 def test_ranks_agree_on_seconds_and_ask_rarely() -> None:
@@ -135,11 +162,13 @@ def test_ranks_agree_on_seconds_and_ask_rarely() -> None:
         asked.append(value)
         return 30.0  # rank 0's clock
 
-    budget = Budget(trainer(callbacks=[Sixty()], world_size=2, strategy=SimpleNamespace(broadcast=broadcast)))
+    run = trainer(callbacks=[Sixty()], world_size=2, strategy=SimpleNamespace(broadcast=broadcast))
+    budget = Budget(run, Passes(run))
     assert {budget.progress() for _ in range(20)} == {0.3} and len(asked) == 1
 
 
 def test_a_run_without_an_end_is_refused() -> None:
     for others in ([], [Song()], [callbacks.Timer()]):
+        run = trainer(callbacks=others)
         with pytest.raises(ConfigError, match="max_epochs"):
-            Budget(trainer(callbacks=others))
+            Budget(run, Passes(run))

@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from rela_lightning import ReLACallback
 from rela_lightning.injection.budget import Budget
+from rela_lightning.injection.passes import Passes
 from rela_lightning.injection.phases import Phases
 from rela_lightning.schedules import Blend, Mix, Plateau, Schedule, Switch, TransportOnly, Weights
 from tests.modules import PlainBYOL, byol
@@ -145,7 +146,7 @@ def test_a_logger_hears_of_each_phase_at_any_interval(targets64: Any, tmp_path: 
 def test_late_transport_views_never_reach_the_users_step() -> None:
     run = counters(max_steps=10, global_step=9)
     phases = Phases(Switch(0.5), 0.0, run, lambda: True, lambda views, targets, rows: None)
-    phases.start(Budget(run))
+    phases.start(Budget(run, Passes(run)))
     phases.decide(in_flight=6)
     order = [phases.for_batch(views).number for views in (True, False, True, False, False)]
     assert order == [0.0, 2.0, 0.0, 2.0, 2.0]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from rela_lightning import ReLACallback, TargetStore, build_targets
 from rela_lightning.errors import ConfigError
-from rela_lightning.schedules import Plateau, Schedule, Switch, TransportOnly
+from rela_lightning.schedules import AuthorsRule, Plateau, Schedule, Switch, TransportOnly
 from tests import on_the_fly
 from tests.modules import byol
 from tests.parts import TwoViews
@@ -65,14 +65,19 @@ def store(tmp_path_factory: Any, shards: list[str]) -> TargetStore:
     return build_targets(on_the_fly.prior(), Shards(shards), tmp_path_factory.mktemp("targets") / "t")
 
 
-def loader(shards: list[str], *, batched: bool = False) -> DataLoader[Any]:
-    return DataLoader(Endless(shards, batched=batched), batch_size=None if batched else BATCH)
+def loader(shards: list[str], *, batched: bool = False, size: int = BATCH) -> DataLoader[Any]:
+    return DataLoader(Endless(shards, batched=batched), batch_size=None if batched else size)
 
 
-@pytest.mark.parametrize("batched", [False, True])
-def test_images_that_have_passed_are_counted(shards: list[str], store: TargetStore, batched: bool) -> None:
-    schedule = Told()
-    fit(seeded(byol), ReLACallback(store, schedule=schedule), data=loader(shards, batched=batched), max_steps=6)
+@pytest.mark.parametrize(
+    ("batched", "plan"),
+    [(False, {}), (True, {}), (False, {"limit_train_batches": 2, "max_epochs": 3})],
+)
+def test_images_that_have_passed_are_counted(
+    shards: list[str], store: TargetStore, batched: bool, plan: dict[str, int]
+) -> None:
+    schedule, data = Told(), loader(shards, batched=batched)
+    fit(seeded(byol), ReLACallback(store, schedule=schedule), data=data, **{"max_steps": 6, **plan})
     assert schedule.passes == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
 
 
@@ -81,8 +86,8 @@ def test_a_resumed_run_goes_on_counting(shards: list[str], store: TargetStore, t
     run.save_checkpoint(tmp_path / "three.ckpt")
     schedule = Told()
     resumed = trainer("lightning.pytorch", ReLACallback(store, schedule=schedule), max_steps=5)
-    resumed.fit(byol(), loader(shards), ckpt_path=tmp_path / "three.ckpt")
-    assert schedule.passes == [0.75, 1.0]
+    resumed.fit(byol(), loader(shards, size=8), ckpt_path=tmp_path / "three.ckpt")
+    assert schedule.passes == [0.75, 0.875], "also with other batches"
 
 
 def train_as_one_of_two(path: Path, shards: list[str]) -> None:
@@ -117,7 +122,9 @@ def test_the_default_hands_over_in_a_stream_that_never_ends(shards: list[str], s
     [
         (None, {"max_steps": 2}, True),
         (None, {"max_steps": 2, "max_epochs": 2}, True),
-        (None, {"max_steps": 2, "max_epochs": 3}, False),
+        (None, {"max_steps": 2, "max_epochs": 3}, True),  # steps may end the first of them
+        (None, {"max_epochs": 3}, False),
+        (Plateau(at_most=0.5), {"max_steps": 2}, False),
         (None, {"max_steps": 2, "limit_train_batches": 4}, False),
         (Switch(0.4), {"max_steps": 2}, False),
     ],
@@ -129,7 +136,7 @@ def test_a_default_with_nothing_to_go_by_is_said_before_training(
     callback = ReLACallback(prior=on_the_fly.prior(), schedule=schedule)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        fit(seeded(byol), callback, data=loader(shards), **plan)
+        fit(seeded(byol), callback, data=loader(shards) if "max_steps" in plan else finite(shards), **plan)
     assert said == any("how many images there are is not known" in str(warning.message) for warning in caught)
 
 
@@ -155,5 +162,12 @@ def test_one_epoch_of_any_length_is_refused(shards: list[str]) -> None:
         with pytest.raises(ConfigError, match=r"has to know how much[\s\S]*limit_train_batches"):
             train(schedule)
     train(TransportOnly())
+    train(AuthorsRule())  # goes by the number of steps
     train(Switch(0.5), limit_train_batches=2)
     train(Switch(0.5), max_epochs=2)
+
+
+def test_an_epoch_shorter_than_a_pass_says_that_the_switch_never_came(shards: list[str], store: TargetStore) -> None:
+    part = DataLoader(Shards(shards[:1], Training(TwoViews())), batch_size=8)
+    with pytest.warns(UserWarning, match="Switch had not handed over when training ended, its last step at 12%"):
+        fit(seeded(byol), ReLACallback(store, schedule=Switch(0.4)), data=part, max_epochs=1)

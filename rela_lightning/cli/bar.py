@@ -8,7 +8,7 @@ from typing import Any
 
 from lightning.pytorch.callbacks import RichProgressBar
 
-from rela_lightning.injection.budget import batch_size_of
+from rela_lightning.injection.passes import batch_size_of
 
 _BATCHES = 50
 

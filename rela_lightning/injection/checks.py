@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
 from typing import Any
 
 from rela_lightning.errors import ConfigError, InjectionError
-from rela_lightning.injection.budget import Budget, batch_size_of
+from rela_lightning.injection.budget import Budget
+from rela_lightning.injection.passes import batch_size_of
 from rela_lightning.schedules import Plateau, Schedule
 
 _SHORTEST_PHASE = 0.01  # of the budget: less is no transport phase, but the first step of a fade
@@ -116,30 +116,34 @@ def check_spent_known(budget: Budget, schedule: Schedule) -> None:
     Raises:
         ConfigError: If the plan is one epoch of it, and the schedule has to know how much is spent.
     """
-    if budget.is_one_epoch_of_any_length and (schedule.adaptive or schedule.weights(0.0) != schedule.weights(1.0)):
+    if not budget.knows_whole_epochs_only:
+        return
+    changes = len({schedule.weights(p / 10) for p in range(11)}) > 1
+    if budget.is_one_epoch and (changes or isinstance(schedule, Plateau)):
         raise ConfigError(
             f"{type(schedule).__name__} has to know how much of the budget is spent.",
             expected="a plan of some epochs, of steps or of time, or an epoch of known length",
             found="one epoch of a stream that has no length, with targets on the fly",
             do="pass Trainer(limit_train_batches=...), max_steps or max_time",
         )
-    if isinstance(schedule, Plateau) and budget.passes_are_epochs and not 3 <= budget.epochs < math.inf:
+    if isinstance(schedule, Plateau) and schedule.at_most == 1.0 and not budget.has_three_epochs:
         warnings.warn(
             "Plateau goes by the fall of the transport loss per pass over the images, and how many images there are is "
             "not known: the stream has no length, and its targets are made on the fly. So it counts whole epochs, and "
             "hands over in the third at the earliest; in a shorter run the module's own objective never runs. Pass "
-            "Trainer(limit_train_batches=...) for epochs of a known length, label the stream with build_targets, or "
-            "pass schedule=Switch(0.4).",
+            "Trainer(limit_train_batches=...), with the batches in which all images pass about once; label the stream "
+            "with build_targets; or pass schedule=Switch(0.4).",
             stacklevel=3,
         )
 
 
-def warn_still_falling(schedule: Schedule) -> None:
-    """Warn after training that an adaptive schedule never handed over."""
+def warn_never_handed_over(schedule: Schedule, progress: float) -> None:
+    """Warn after training that a schedule which hands over never did."""
+    cause = "saw no end to the fall of the transport loss" if schedule.adaptive else "had not handed over"
     warnings.warn(
-        f"{type(schedule).__name__} saw no end to the fall of the transport loss: all of this budget went into "
-        "transport, and the module's own objective never ran. To give the "
-        "objective a share whatever happens, pass schedule=Switch(at), for example Switch(0.4).",
+        f"{type(schedule).__name__} {cause} when training ended, its last step at {progress:.0%} of the budget: all of "
+        "it went into transport, and the module's own objective never ran. To give the objective a share whatever "
+        "happens, train to the end of the plan with schedule=Switch(at), for example Switch(0.4).",
         stacklevel=3,
     )
 

@@ -17,8 +17,8 @@ from rela_lightning.data.sampler import BudgetSampler
 from rela_lightning.data.swap import Transform, takes_one_image
 from rela_lightning.data.transforms import default_transport_transform, taking_images_of
 from rela_lightning.errors import ConfigError, DataError, InjectionError
-from rela_lightning.injection.budget import batch_size_of
 from rela_lightning.injection.keyed import check_keyed, keyed_loader
+from rela_lightning.injection.passes import batch_size_of
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.tagging import (
     TRANSPORT_VIEWS,

@@ -16,6 +16,7 @@ from rela_lightning.injection.budget import Budget
 from rela_lightning.injection.loader import RowTracker
 from rela_lightning.injection.monitors import Logging, Monitors
 from rela_lightning.injection.optim import TransportMap, check_same
+from rela_lightning.injection.passes import Passes
 from rela_lightning.injection.patch import Patches
 from rela_lightning.injection.patience import Patience
 from rela_lightning.injection.phases import Phase, Phases
@@ -60,7 +61,6 @@ class Run:
         self._step_detached = False  # whether transport is over and nothing of it is left in the step
         self._ran: Phase | None = None  # of this batch, once its step is under way
         self._logged: tuple[tuple[float, ...], int | None] | None = None
-        self._budget: Budget  # known once training starts
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
         self.monitors = Monitors(trainer, module, self._schedule, self._logging)
@@ -72,6 +72,7 @@ class Run:
             num_views=callback.num_views,
         )
         self._schedule.begin(source.directions)
+        self._passes = Passes(trainer, source.images)
         self._announcer = Announcer(source.summary, callback.loss, source.labelling_seconds)
         self._map = TransportMap(callback.transport_optimizer, callback.seed)
         student = Student(
@@ -148,10 +149,11 @@ class Run:
 
     def start(self) -> None:
         """Read the plan of the run; say what is known of it."""
-        self._budget = Budget(self._trainer, self._source.images)
+        self._passes.start()
+        budget = Budget(self._trainer, self._passes)
         if not self.phases.over:
-            checks.check_spent_known(self._budget, self._schedule)
-        self.phases.start(self._budget)
+            checks.check_spent_known(budget, self._schedule)
+        self.phases.start(budget)
         if self._callback.teachers != "auto":
             named_pairs(self._module, self._callback.teachers)
         self._announcer.start(self._schedule, over=self.phases.over)
@@ -172,8 +174,9 @@ class Run:
         self._announcer.end(self._trainer)
         if isinstance(self._source, PriorTargets) and self._source.images_needed:
             checks.warn_projection_never(self._source.images_needed)
-        if self._schedule.adaptive and self.phases.now.weights.transport_only:
-            checks.warn_still_falling(self._schedule)
+        hands_over = self._schedule.hands_over and not self._trainer.fast_dev_run
+        if hands_over and self.phases.now.weights.transport_only:
+            checks.warn_never_handed_over(self._schedule, self.phases.progress)
 
     def start_epoch(self) -> None:
         """Decide before the epoch's first batch is fetched."""
@@ -216,8 +219,8 @@ class Run:
         wrapped = self._trainer.strategy.model is not module  # DDP wraps at one process too
         self._step = step = Step(self.parts, rows, phase, distributed=wrapped)
         output = step.run(original, args, kwargs)
-        self._budget.saw(step.samples)
         if step.loss is not None:
+            self._passes.saw(step.samples)
             module.log("rela/loss", step.loss, batch_size=step.samples)
             self._announcer.loss(step.loss)
             following = [] if self._teachers is None else [pair.teacher for pair in self._teachers.pairs]
@@ -255,7 +258,7 @@ class Run:
         if step.loss is not None and not self.phases.stepped:
             loss = self._map.step(self._trainer, step.loss)
             if self._schedule.adaptive:
-                self._schedule.update(loss, self.phases.progress, self._budget.passes())
+                self._schedule.update(loss, self.phases.progress, self._passes.count())
         self.phases.after_step()
 
     def end_batch(self) -> None:
@@ -281,6 +284,7 @@ class Run:
             "weights": list(self.phases.now.weights),
             "progress": self.phases.spent(),
             "over": self.phases.over,
+            "passes": self._passes.count(),
             "targets": self._source.fingerprint,
             "source": self._source.state_dict(),
         }
@@ -299,6 +303,7 @@ class Run:
                 do="pass the targets of that run, or start afresh",
             )
         check_same("schedule", type(self._schedule).__name__, state["schedule_class"])
+        self._passes.before = state.get("passes")
         self._map.load_state_dict(state["transport"])
         self._pairs = state["teachers"]
         self._source.load_state_dict(state["source"])

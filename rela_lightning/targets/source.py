@@ -83,8 +83,8 @@ class StoredTargets:
 
     @property
     def images(self) -> int | None:
-        """Images that have targets."""
-        return len(self._store)
+        """Images that have targets by key; None where they are found by row."""
+        return len(self._store) if self._store.keyed else None
 
     def check(self, dataset: Any) -> None:
         """Refuse a training data set that the targets do not belong to; a stream is checked batch by batch, by keys."""
