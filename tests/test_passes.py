@@ -109,8 +109,8 @@ def test_ranks_count_the_same(shards: list[str], store: TargetStore) -> None:
 
 @pytest.mark.slow
 def test_the_default_hands_over_in_a_stream_that_never_ends(shards: list[str], store: TargetStore) -> None:
-    """The loss falls by less per pass than it has to; by an epoch that never ends nothing could be told."""
-    callback = ReLACallback(store)
+    """The loss lies still for two windows of 50 steps; by an epoch that never ends nothing could be told."""
+    callback = ReLACallback(store, transport_optimizer=None)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message=".*(saw no end|not known)")
         run = fit(seeded(byol, lr=0.0), callback, data=loader(shards), max_steps=160)
