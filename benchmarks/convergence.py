@@ -193,9 +193,14 @@ def costs_of(options: argparse.Namespace, method: str, batch_size: int) -> dict[
 
 
 def one_run(
-    options: argparse.Namespace, job: dict[str, Any], train: Images, evaluate: Images, **others: Images
+    options: argparse.Namespace,
+    job: dict[str, Any],
+    train: Images,
+    evaluate: Images,
+    kept: Unfinished,
+    **others: Images,
 ) -> dict[str, Any]:
-    """Train one variant for its budget and probe it."""
+    """Train one variant for its budget, from where it was kept if it was, and probe it."""
     variant, settings, seed = job["variant"], job["settings"], job["seed"]
     method = "supervised" if variant == "f" else options.method
     callbacks, labelling = [], 0.0
@@ -213,7 +218,6 @@ def one_run(
     if options.channels_last:
         module.to(memory_format=torch.channels_last)
     callbacks += levers_of(variant, callbacks[0], clock) if callbacks else []
-    kept = unfinished(options, job, len(train))
     begun = time.perf_counter()
     if options.views == "batch":
         data = Decoded(seen, colour=LIKE_SSL_VIEWS, batch_size=settings["batch_size"], device_views=True, seed=seed)
@@ -235,13 +239,6 @@ def one_run(
         "transport_loss": clock.transport_loss,
         **accuracy(module.to("cpu"), train, evaluate, **others),
     }
-
-
-def unfinished(options: argparse.Namespace, job: dict[str, Any], images: int) -> Unfinished:
-    """Keeps this run, and finds what an earlier process kept of it, unless its schedule has changed since."""
-    names = ("method", "prior", "data", "seconds", "channels_last")
-    run = [job, images, in_words(job["variant"]), *(getattr(options, name) for name in names)]
-    return Unfinished(options.data_root, json.dumps(run))
 
 
 LIKE_SSL_VIEWS = {"cj_sat": 0.4}
@@ -285,12 +282,13 @@ def work(options: argparse.Namespace) -> None:
         row |= {"views": "batch"} if options.views == "batch" else {}
         if journal.has(row):
             continue
+        kept = Unfinished(options.data_root, json.dumps(row, sort_keys=True))
         if options.action == "run":  # choices are made on validation images, whose accuracies stand beside
-            row |= one_run(options, job, splits.train, splits.test, validation=splits.validation)
+            row |= one_run(options, job, splits.train, splits.test, kept, validation=splits.validation)
         else:
-            row |= one_run(options, job, splits.train, splits.validation)
+            row |= one_run(options, job, splits.train, splits.validation, kept)
         journal.append(row)
-        unfinished(options, job, len(splits.train)).forget()
+        kept.forget()
         print({key: row[key] for key in SHOWN}, flush=True)
     if options.action == "tune" and options.choose:
         choose(options, best_of(options, journal.rows()))

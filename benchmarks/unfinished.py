@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as L
 
+from rela_lightning.files import write_whole
 from rela_lightning.runs.random_state import random_state, restore
 
 
@@ -43,9 +44,7 @@ class Unfinished(L.Callback):
     def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
         """Keep the run, if it is time and there is more to come; a file that is cut off does not replace the last."""
         if time.perf_counter() - self.kept_at >= self.every and not trainer.should_stop:
-            part = self.path.with_suffix(".part")
-            trainer.save_checkpoint(part)
-            part.replace(self.path)
+            write_whole(self.path, trainer.save_checkpoint)
             self.kept_at = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:

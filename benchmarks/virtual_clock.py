@@ -94,6 +94,6 @@ class VirtualClock(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from there."""
-        self._losses = {percent: list(values) for percent, values in state_dict["losses"].items()}
-        for name in ("elapsed", "steps", "switched_at", "base"):
-            setattr(self, name, state_dict[name])
+        kept = {**state_dict}
+        self._losses = {percent: list(values) for percent, values in kept.pop("losses").items()}
+        vars(self).update(kept)

@@ -45,7 +45,7 @@ def test_only_run_sees_the_test_images(convergence, script, data_root, monkeypat
     splits = script("images").load_splits("fashion_mnist", data_root, 128)
     judged: list[torch.Tensor] = []
 
-    def one_run(options: Any, job: Any, train: Any, evaluate: Any, validation: Any = None) -> dict[str, Any]:
+    def one_run(options: Any, job: Any, train: Any, evaluate: Any, kept: Any, validation: Any = None) -> dict[str, Any]:
         judged.append(evaluate.images)
         if options.action == "run":  # whose choices are made on these
             assert torch.equal(validation.images, splits.validation.images)
@@ -61,7 +61,7 @@ def test_only_run_sees_the_test_images(convergence, script, data_root, monkeypat
 
 
 def test_the_best_settings_on_validation_images_are_kept_and_used(convergence, data_root, monkeypatch):
-    def one_run(options: Any, job: Any, train: Any, evaluate: Any, **others: Any) -> dict[str, Any]:
+    def one_run(options: Any, job: Any, train: Any, evaluate: Any, kept: Any, **others: Any) -> dict[str, Any]:
         settings = job["settings"]
         top1 = 0.5 - abs(settings["lr"] - 2e-3) + 0.01 * (settings["momentum"] == 0.99) + settings["batch_size"] / 1e4
         return {"method": "byol", "steps": 1, "linear_top1": top1, "knn_top1": 0.5}
@@ -81,7 +81,7 @@ def test_the_best_settings_on_validation_images_are_kept_and_used(convergence, d
 def test_runs_are_made_once_and_shared_out(convergence, data_root, monkeypatch):
     made: list[tuple[Any, ...]] = []
 
-    def one_run(options: Any, job: Any, train: Any, evaluate: Any, **others: Any) -> dict[str, Any]:
+    def one_run(options: Any, job: Any, train: Any, evaluate: Any, kept: Any, **others: Any) -> dict[str, Any]:
         made.append((job["variant"], job["budget"], job["seed"]))
         return {"method": "byol", "steps": 1, "linear_top1": 0.5, "knn_top1": 0.5}
 

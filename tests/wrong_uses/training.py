@@ -73,7 +73,7 @@ def loader(count: int = 64, data: Any = None, **options: Any) -> DataLoader:
     return DataLoader(data or make_digits(count, TwoViews()), batch_size=16, **options)
 
 
-def endless() -> DataLoader:
+def streamed() -> DataLoader:
     """Batches of a stream."""
     return DataLoader(Stream(), batch_size=2)
 
@@ -120,8 +120,8 @@ TRAINING = [
         "a prior that did not make the targets",
         lambda p: p.fit(callback(p, prior=load_prior("random:lightly:resnet-9", **RANDOM, seed=5))),
     ),
-    Use("a stream, with targets by row", lambda p: p.fit(callback(p), data=endless())),
-    Use("a switch within an epoch of any length", lambda p: p.fit(on_the_fly(), data=endless(), max_epochs=1)),
+    Use("a stream, with targets by row", lambda p: p.fit(callback(p), data=streamed())),
+    Use("a switch within an epoch of any length", lambda p: p.fit(on_the_fly(), data=streamed(), max_epochs=1)),
     Use("several loaders at once", lambda p: p.fit(callback(p), data=both())),
     Use("training samples without an image", lambda p: p.fit(callback(p), data=loader(data=Named()))),
     Use("a backbone that does not exist", lambda p: p.fit(callback(p, backbone="trunk"))),
