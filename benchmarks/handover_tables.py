@@ -10,7 +10,7 @@ from curves import Row, paired, shown
 from report import Group, cell, top1
 from words import DEFAULT, in_levers, known_as, named
 
-FIXED = ("b", "s10", "s20", "s30", "switch", "s70", "late", "last", "anchor20")
+FIXED = ("b", "s10", "s20", "s30", "switch", "s50", "s60", "s70", "late", "last", "anchor20")
 """Schedules that a user could fix beforehand; the default is held against the best of them."""
 FEWEST = 2  # fixed schedules in a cell that says something of the best of them
 HANDED_OVER = {"s30": "at 30%", "plateau": "by the default"}

@@ -34,6 +34,8 @@ VARIANTS: dict[str, dict[str, Any] | None] = {
     "isotropic": {"schedule": TransportOnly},
     "rank": {"schedule": TransportOnly},
     "s30": {"schedule": functools.partial(Switch, 0.3)},
+    "s50": {"schedule": functools.partial(Switch, 0.5)},
+    "s60": {"schedule": functools.partial(Switch, 0.6)},
     "e": {"schedule": TransportOnly},  # the teacher in the loop: it embeds the student's view at every step
     "f": None,  # supervised: the ceiling
 }

@@ -13,6 +13,8 @@ NAMES = {
     "s20": "(d) Switch(0.2)",
     "s30": "(d) Switch(0.3)",
     "switch": "(d) Switch(0.4)",
+    "s50": "(d) Switch(0.5)",
+    "s60": "(d) Switch(0.6)",
     "s70": "(d) Switch(0.7)",
     "late": "(d) Switch(0.8)",
     "last": "(d) Switch(0.9)",

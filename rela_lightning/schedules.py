@@ -35,7 +35,8 @@ class Weights(NamedTuple):
 
 SSL_ONLY = Weights(1.0, 0.0)
 _FEWEST_LOSSES = 50  # in a window of Plateau: the mean of fewer says little
-_LONGEST, _ENOUGH_LOSSES = 4.0, 200  # epochs of a window, whatever the budget, and the losses in one that ends by them
+_LONGEST = 4.0  # epochs of a window, whatever the budget
+_STEPS_OF_AN_EPOCH = 150  # at least: fewer steps teach less, however many images are in them
 _OF_STEEPEST = 0.5  # of the steepest fall: more is left only where the loss falls slowly from the start
 _TOO_LATE = 2  # times `window` before the end: a switch there never gained anything
 _NO_FALL = 0.2  # of `slope`: a loss that never fell faster than that had nothing to level off from
@@ -279,12 +280,13 @@ class AuthorsRule(Schedule):
 class Plateau(Schedule):
     """Transport alone for as long as it teaches something: until its loss has levelled off, then SSL alone.
 
-    The loss is averaged over windows: a share of the budget of 50 steps or more, in a long run 4 epochs of 200 steps or
-    more. It has levelled off when it falls, from one window to the next, by less than `slope` of the first loss per
-    epoch, and by less than half of the steepest fall seen. A fall per epoch says the same of a short run and of a long
-    one: what a prior has to say is learnt in a number of passes over the images, and the rest of the budget, be it
-    long, is the objective's. A loss that never fell counts as level. The same curve on another scale ends at the same
-    step. The switch is for good, within the bounds `at_least` and `at_most`, and does not come where less than twice
+    The loss is averaged over windows: a share of the budget of 50 steps or more, in a long run 4 epochs. It has levelled
+    off when it falls, from one window to the next, by less than `slope` of the first loss per epoch, and by less than
+    half of the steepest fall seen. A fall per epoch says the same of a short run and of a long one: what a prior has to
+    say is learnt in a number of passes over the images, and the rest of the budget, be it long, is the objective's.
+    Where an epoch has fewer than 150 steps (few images, large batches), 150 steps count as one: a loss that falls
+    little in few steps has not levelled off. A loss that never fell counts as level. The same curve on another scale
+    ends at the same step. The switch is for good, within the bounds `at_least` and `at_most`, and does not come where less than twice
     `window` of the budget is left, which is too little for the objective. With a prior that has little to say it comes
     early; in a budget too short to learn what a prior says, it never comes. See docs/convergence.md for measurements.
 
@@ -366,11 +368,9 @@ class Plateau(Schedule):
         self._first = loss.abs() if self._first is None else self._first
         self._sum = self._sum.to(loss.device) + loss
         self._count += 1
-        share, passes = progress - self._start, epochs - self._start_epochs
-        ended = (share >= self.window and self._count >= _FEWEST_LOSSES) or (
-            passes >= _LONGEST and self._count >= _ENOUGH_LOSSES
-        )
-        if passes <= 0.0 or not ended:
+        passes = min(epochs - self._start_epochs, self._count / _STEPS_OF_AN_EPOCH)
+        by_share = progress - self._start >= self.window and self._count >= _FEWEST_LOSSES
+        if passes <= 0.0 or not (by_share or passes >= _LONGEST):
             return
         mean = float(self._sum) / self._count
         if math.isfinite(self._before):

@@ -72,25 +72,6 @@ def test_a_loss_that_lies_still_is_let_go_after_two_windows(namespace: str, targ
     assert all(watch.attached[:transport])
 
 
-class StopAt(L.Callback):
-    """Ends a fit long before its plan does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        trainer.should_stop = trainer.global_step >= self.step
-
-
-@pytest.mark.slow
-def test_in_a_long_run_a_window_is_no_longer_than_it_has_to_be(targets64: Any) -> None:
-    """A quarter of a hundred epochs would be 800 steps; 200 are more than 4 epochs, and enough."""
-    log = Log()
-    loader = DataLoader(make_digits(64, Fixed()), batch_size=2)
-    fit(seeded(byol, lr=0.0), still(targets64), log, StopAt(410), data=loader, max_epochs=100)
-    assert 400 <= phases(log).index(2.0) <= 403
-
-
 @pytest.mark.slow
 def test_a_loss_that_falls_is_kept(targets64: Any) -> None:
     log, module = Log(), seeded(byol)

@@ -97,8 +97,8 @@ def test_options_out_of_range_are_refused(build) -> None:
         build()
 
 
-def run_plateau(plateau: Plateau, curve, steps: int = 1000, start: int = 0, epochs: float = 20.0) -> float | None:
-    """Share of the budget at which it lets go of a loss curve over progress in [0, 1]."""
+def run_plateau(plateau: Plateau, curve, steps: int = 3200, start: int = 0, epochs: float = 20.0) -> float | None:
+    """Share of the budget at which it lets go of a loss curve over progress in [0, 1]; an epoch has 160 steps."""
     for step in range(start, steps):
         if plateau.weights(step / steps) == (1.0, 0.0):
             return step / steps
@@ -129,7 +129,8 @@ def test_plateau_averages_enough_losses_to_tell() -> None:
     assert run_plateau(Plateau(), lambda p: 1.0 - 0.3 * p + float(noise[round(100 * p)]), steps=100) is None
     assert run_plateau(Plateau(), lambda p: 1.0, steps=125) == pytest.approx(0.8, abs=0.05), "two windows of fifty"
     noise = 0.05 * torch.randn(1000, generator=torch.Generator().manual_seed(0))  # 4 epochs of 5 steps are 20 losses
-    assert run_plateau(Plateau(), lambda p: 1.0 - 0.6 * p + float(noise[round(1000 * p)]), epochs=200.0) is None
+    noisy = run_plateau(Plateau(), lambda p: 1.0 - 0.6 * p + float(noise[round(1000 * p)]), steps=1000, epochs=200.0)
+    assert noisy is None
 
 
 def test_plateau_goes_by_the_shape_of_the_fall_not_by_its_height() -> None:
@@ -158,9 +159,19 @@ def test_plateau_lets_go_after_as_many_epochs_in_a_long_run_as_in_a_longer_one(e
     def loss(p: float) -> float:
         return 0.7 + 0.3 * math.exp(-p * epochs / 4)
 
-    at = run_plateau(Plateau(), loss, steps=100 * epochs, epochs=epochs)
+    at = run_plateau(Plateau(), loss, steps=150 * epochs, epochs=epochs)
     slope_reached = 4 * math.log(0.3 / 4 / 0.00175)  # where the derivative of the loss is .00175 an epoch
     assert slope_reached <= at * epochs <= slope_reached + 2 * 4.0, "in one of the two windows of 4 epochs after it"
+
+
+@pytest.mark.parametrize("share", [0.5, 0.25])
+def test_plateau_takes_no_small_steps_for_a_level(share: float) -> None:
+    """The same steps on a share of the images, or in larger batches, are more epochs: no reason to leave sooner."""
+
+    def left(epochs: float) -> float | None:
+        return run_plateau(Plateau(), lambda p: 0.7 + 0.3 * math.exp(-10 * p), steps=150 * 80, epochs=epochs)
+
+    assert left(80 / share) == pytest.approx(left(80), abs=0.001)
 
 
 def test_plateau_keeps_to_the_targets_where_the_run_is_short() -> None:
@@ -202,7 +213,7 @@ def test_plateau_leaves_a_prior_of_few_directions_sooner(directions: float | Non
 
     def left(plateau: Plateau) -> float | None:
         plateau.begin(directions)
-        return run_plateau(plateau, loss, steps=6000, epochs=epochs)
+        return run_plateau(plateau, loss, steps=160 * epochs, epochs=epochs)
 
     at = left(Plateau(window=1 / epochs))
     assert at * epochs == pytest.approx(10 * math.log(0.3 / 10 / slope), abs=2.0), (
@@ -213,13 +224,13 @@ def test_plateau_leaves_a_prior_of_few_directions_sooner(directions: float | Non
     )
 
 
-@pytest.mark.parametrize("stop", [100, 317])
+@pytest.mark.parametrize("stop", [100, 817])
 def test_plateau_survives_its_state(stop: int) -> None:
     curve = FALLS_TO_THIRTY_PERCENT["falls, then flat"]
     whole = run_plateau(Plateau(), curve)
     first, second = Plateau(), Plateau()
     for step in range(stop):
-        first.update(torch.tensor(curve(step / 1000)), step / 1000, step / 50)
+        first.update(torch.tensor(curve(step / 3200)), step / 3200, step / 160)
     second.load_state_dict(first.state_dict())
     assert run_plateau(second, curve, start=stop) == whole
 
