@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import functools
 import importlib
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as L
 import torch
-from images import Images, SSLViews
+from images import Images
 from torch import nn
 from torch.utils.data import DataLoader
-from torchvision.transforms.functional import pil_to_tensor
 
 from rela_lightning import load_prior, methods
-from rela_lightning.data import Digits
 
 BACKBONE = {"backbone": "lightly:resnet-9", "backbone_kwargs": {"width": 0.25}}
+DIGITS_PRIOR = Path(__file__).parent / "results" / "digits_prior.safetensors"
+"""Weights of a ResNet-9 that learnt scikit-learn's digits, see train_digits_prior.py."""
 METHODS = {"byol": "BYOL", "simclr": "SimCLR", "barlow_twins": "BarlowTwins", "supervised": "Supervised"}
 
 
@@ -79,16 +80,7 @@ def prior_of(name: str) -> Any:
     if name == "random":
         return load_prior("random:lightly:resnet-18", width=0.5, image_size=32, mean=0.5, std=0.5, seed=0)
     if name == "digits":
-        return load_prior(trained_on_digits(), image_size=32, mean=0.5, std=0.5, pooling="avg")
+        return load_prior(
+            f"checkpoint:{DIGITS_PRIOR}", arch=BACKBONE["backbone"], width=0.25, image_size=32, mean=0.5, std=0.5
+        )
     return load_prior(name, image_size=64)
-
-
-def trained_on_digits() -> nn.Module:
-    """The backbone of a ResNet-9 that learnt scikit-learn's digits from their labels: a prior from another world."""
-    digits = Digits("train")
-    images = torch.stack([pil_to_tensor(image) for image, _ in digits])
-    data = Images(images, torch.tensor(digits.targets), SSLViews(1))
-    settings = {"lr": 1e-3, "batch_size": 64, "momentum": 0.99}
-    module: Any = build("supervised", settings, 0)
-    fit(module, data, settings, 0, max_steps=300)
-    return module.backbone.eval()
