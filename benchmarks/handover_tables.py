@@ -106,24 +106,24 @@ def parts_tables(groups: dict[str, Group]) -> list[str]:
 
 
 def lever_tables(rows: Iterable[Row], images: str) -> list[str]:
-    """For each prior and length, how far each lever moves a hand-over at the same share, or the default's.
+    """For each method, prior and length, how far each lever moves a hand-over at the same share, or the default's.
 
     Args:
         rows: Runs, of which those with levers are taken, and those without them beside which they stand.
         images: What they were measured on.
     """
-    settings: dict[tuple[str, str, str, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    settings: dict[tuple[str, str, str, str, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         base, _, levers = row["variant"].partition("+")
         if base in HANDED_OVER:
-            setting = base, row["prior"], row["data"], round(row["seconds_full"] * row["budget"])
+            setting = base, row["asked"], row["prior"], row["data"], round(row["seconds_full"] * row["budget"])
             settings[setting][levers].append(row)
     lines: list[str] = []
-    for (base, prior, data, seconds), runs in sorted(settings.items()):
+    for (base, method, prior, data, seconds), runs in sorted(settings.items()):
         plain = runs.pop("", [])
         if not runs or not plain:
             continue
-        title = f"{known_as(prior)}, {known_as(data)}, {seconds} s, handed over {HANDED_OVER[base]}"
+        title = f"{known_as(method)}, {known_as(prior)}, {known_as(data)}, {seconds} s, handed over {HANDED_OVER[base]}"
         lines += [
             f"### {title}, {images}", "",
             "| what was changed | linear | kNN | linear, against nothing |", "|---|---:|---:|---:|",

@@ -95,7 +95,7 @@ def test_the_first_step_is_that_of_the_loss(targets64: Any) -> None:
 def test_plateau_lets_go_of_a_loss_of_any_scale(targets64: Any) -> None:
     phases = []
     for scale in (1.0, 100.0):
-        log, schedule = Log(), Plateau(slope=0.5, window=0.25)
+        log, schedule = Log(), Plateau(slope=5.0, window=0.25)
         callback = ReLACallback(targets64, schedule=schedule, loss={"cosine": scale}, transform=None)
         data = DataLoader(make_digits(64, Fixed()), batch_size=16, shuffle=True)
         fit(seeded(byol), callback, log, data=data, max_epochs=50)

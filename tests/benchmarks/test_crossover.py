@@ -26,6 +26,7 @@ EXPLORED = [
     *made_up("s30", 1.0, [0.50, 0.52]),
     *made_up("s30+rate", 1.0, [0.51, 0.55]),
     *made_up("s30", 1.0, [0.40], prior="other"),
+    *made_up("s30", 1.0, [0.90], asked="simclr"),
     *made_up("s30+rate+views", 1.0, [0.58, 0.58]),
 ]
 
@@ -93,7 +94,7 @@ def test_a_longer_time_of_fewer_seeds_has_a_table_of_its_own(script: Callable[[s
 
 def test_levers_are_held_against_the_hand_over_without_them_seed_by_seed(page: str) -> None:
     part = page.split("## What makes a hand-over win or lose")[1]
-    assert "### p, CIFAR-10, 100 s, handed over at 30%, validation images" in part and "other" not in part
+    assert "### BYOL, p, CIFAR-10, 100 s, handed over at 30%, validation images" in part and "other" not in part
     assert "| nothing | 51.0 ± 12.7 (2) | 41.0 ± 12.7 (2) | |" in part
     assert "| learning rate warmed up and annealed anew | 53.0 ± 25.4 (2) | 43.0 ± 25.4 (2) | +2.0 ± 12.7 |" in part
     both = "learning rate warmed up and annealed anew; transport to 4 stored views an image"
@@ -105,6 +106,6 @@ def test_levers_of_the_default_stand_beside_the_default_on_test_images(
 ) -> None:
     rows = [*ROWS, *made_up("plateau+rate", 1.0, [0.63, 0.64, 0.65])]
     page = script("crossover").page(rows, [], tmp_path / "figures")
-    part = page.split("### p, CIFAR-10, 100 s, handed over by the default, test images")[1]
+    part = page.split("### BYOL, p, CIFAR-10, 100 s, handed over by the default, test images")[1]
     assert "| learning rate warmed up and annealed anew | 64.0 ± 2.5 (3) | 54.0 ± 2.5 (3) | +3.0 ± 2.5 |" in part
     assert "plateau+rate" not in page.split("## What makes")[0]
