@@ -280,15 +280,16 @@ class AuthorsRule(Schedule):
 class Plateau(Schedule):
     """Transport alone for as long as it teaches something: until its loss has levelled off, then SSL alone.
 
-    The loss is averaged over windows: a share of the budget of 50 steps or more, in a long run 4 epochs. It has levelled
-    off when it falls, from one window to the next, by less than `slope` of the first loss per epoch, and by less than
-    half of the steepest fall seen. A fall per epoch says the same of a short run and of a long one: what a prior has to
-    say is learnt in a number of passes over the images, and the rest of the budget, be it long, is the objective's.
-    Where an epoch has fewer than 150 steps (few images, large batches), 150 steps count as one: a loss that falls
-    little in few steps has not levelled off. A loss that never fell counts as level. The same curve on another scale
-    ends at the same step. The switch is for good, within the bounds `at_least` and `at_most`, and does not come where less than twice
-    `window` of the budget is left, which is too little for the objective. With a prior that has little to say it comes
-    early; in a budget too short to learn what a prior says, it never comes. See docs/convergence.md for measurements.
+    The loss is averaged over windows: a share of the budget of 50 steps or more, in a long run 4 epochs. It has
+    levelled off when it falls, from one window to the next, by less than `slope` of the first loss per epoch, and by
+    less than half of the steepest fall seen. A fall per epoch says the same of a short run and of a long one: what a
+    prior has to say is learnt in a number of passes over the images, and the rest of the budget, be it long, is the
+    objective's. Where an epoch has fewer than 150 steps (few images, large batches), 150 steps count as one: a loss
+    that falls little in few steps has not levelled off. A loss that never fell counts as level. The same curve on
+    another scale ends at the same step. The switch is for good, within the bounds `at_least` and `at_most`, and does
+    not come where less than twice `window` of the budget is left, which is too little for the objective. With a prior
+    that has little to say it comes early; in a budget too short to learn what a prior says, it never comes. See
+    docs/convergence.md for measurements.
 
     The loss to the targets of an untrained network falls for ever, and long after the backbone has ceased to gain. So
     the fewer directions the prior's features fill (`TargetStore.directions`), the steeper a fall has to be to count.
