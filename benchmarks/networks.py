@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from rela_lightning import load_prior, methods
 
-BACKBONE = {"backbone": "lightly:resnet-9", "backbone_kwargs": {"width": 0.25}}
+BACKBONE: dict[str, Any] = {"backbone": "lightly:resnet-9", "backbone_kwargs": {"width": 0.25}}
 DIGITS_PRIOR = Path(__file__).parent / "results" / "digits_prior.safetensors"
 """Weights of a ResNet-9 that learnt scikit-learn's digits, see train_digits_prior.py."""
 METHODS = {"byol": "BYOL", "simclr": "SimCLR", "barlow_twins": "BarlowTwins", "supervised": "Supervised"}
@@ -80,7 +80,6 @@ def prior_of(name: str) -> Any:
     if name == "random":
         return load_prior("random:lightly:resnet-18", width=0.5, image_size=32, mean=0.5, std=0.5, seed=0)
     if name == "digits":
-        return load_prior(
-            f"checkpoint:{DIGITS_PRIOR}", arch=BACKBONE["backbone"], width=0.25, image_size=32, mean=0.5, std=0.5
-        )
+        backbone = {"arch": BACKBONE["backbone"], **BACKBONE["backbone_kwargs"]}
+        return load_prior(f"checkpoint:{DIGITS_PRIOR}", **backbone, image_size=32, mean=0.5, std=0.5)
     return load_prior(name, image_size=64)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import normalize
 
 from rela_lightning import load_prior
 from rela_lightning.data import Digits
+from rela_lightning.probe import knn_predict
 
 
 def nearest_is_right(prior) -> float:
@@ -16,9 +16,9 @@ def nearest_is_right(prior) -> float:
         digits = Digits(split)
         images = torch.stack([prior.preprocess(digits[row][0]) for row in range(count)])
         with torch.no_grad():
-            parts.append((normalize(prior(images)), torch.tensor(digits.targets[:count])))
+            parts.append((prior(images), torch.tensor(digits.targets[:count])))
     (there, known), (asked, labels) = parts
-    return float((known[(asked @ there.T).argmax(1)] == labels).float().mean())
+    return float((knn_predict(there, known, asked, k=1) == labels).float().mean())
 
 
 def test_the_digits_prior_knows_digits(script) -> None:
