@@ -112,6 +112,18 @@ def test_an_interrupted_pass_goes_on_with_the_samples_that_are_missing(tmp_path,
     assert not partial_folder(tmp_path / "t").exists()
 
 
+def test_a_key_with_two_images_is_refused_also_where_the_pass_was_interrupted_between_them(tmp_path, shards):
+    for again in (False, True):
+        twice = Shards(shards, lambda key, image: as_dict("a/00000" if key in KEYS[:2] else key, image))
+        if again:  # key 0 is in the first shard, key 1 in the second; the first samples are read twice beforehand
+            twice.fail_at = 16 + 16 + 16
+            with pytest.raises(OSError, match="went away"):
+                build_targets(prior(), twice, tmp_path / "t", batch_size=4)
+            twice.fail_at = None
+        with pytest.raises(TargetError, match=r"more than one image[\s\S]*'a/00000'"):
+            build_targets(prior(), twice, tmp_path / "t", batch_size=4)
+
+
 def test_a_second_call_returns_the_same_targets_at_once(tmp_path, shards):
     path, stream = tmp_path / "t", Shards(shards, shuffle=True)
     build_targets(prior(), stream, path)

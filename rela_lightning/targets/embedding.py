@@ -14,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from rela_lightning.priors.base import Prior
 from rela_lightning.process_group import wait_at_exit
+from rela_lightning.targets.keys import held_lines
 from rela_lightning.targets.label_stream import LabelStream
 from rela_lightning.targets.label_view import CropsOf, LabelItem, LabelView, drawn_crops, embed
 from rela_lightning.targets.partial import prepare
@@ -41,7 +42,7 @@ class LabellingSteps:
         """This rank's share of the rows that no shard holds yet; of a stream, what it gives this rank."""
         plan, trainer = self.plan, self.trainer
         if plan.length is None:
-            held = np.unique(held_indices(plan.folder, plan.shape))
+            held = held_lines(plan.folder, np.unique(held_indices(plan.folder, plan.shape)))
             return self._loader(LabelStream(plan.dataset, self.prior.preprocess, self._crops, held))
         rows = missing_rows(plan.folder, plan.length, plan.shape)
         split = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}

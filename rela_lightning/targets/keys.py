@@ -124,6 +124,20 @@ def read_lines(folder: Path) -> Iterator[KeyLine]:
                     continue
 
 
+def held_lines(folder: Path, held: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Sorted hashes of the lines of samples whose features a pass holds, uint64.
+
+    Args:
+        folder: Of the pass.
+        held: Sorted hashes of the keys whose rows are there, as the shards hold them.
+    """
+    kinds = np.dtype([("key", "u8"), ("line", "u8")])
+    noted = np.fromiter((tuple(hashes_of([line.key, line.text()])) for line in read_lines(folder)), kinds)
+    whole = places(held, noted["key"].astype(np.int64)) >= 0
+    lines: NDArray[np.uint64] = np.unique(noted["line"][whole])
+    return lines
+
+
 def refuse_ambiguous(folder: Path, repeated: NDArray[np.uint64]) -> None:
     """Do nothing if each of some hashes, which came more than once, stands for one key and one image.
 

@@ -86,17 +86,19 @@ class LabelStream(IterableDataset[LabelItem]):
         stream: The stream. How it is shared among processes is its own matter.
         preprocess: The prior's preprocessing.
         crops: Crops of an image, from it and the hash of its key.
-        held: Hashes of the keys that are done, int64, sorted.
+        held: Sorted hashes of the lines of the samples that are done, uint64. A key that comes with another image is
+            embedded as well, so that the pass can refuse it.
     """
 
-    def __init__(self, stream: Stream, preprocess: Any, crops: CropsOf, held: NDArray[np.int64]) -> None:
+    def __init__(self, stream: Stream, preprocess: Any, crops: CropsOf, held: NDArray[np.uint64]) -> None:
         self.stream, self.preprocess, self.crops, self.held = stream, preprocess, crops, held
 
     def __iter__(self) -> Iterator[LabelItem]:
         for sample in self.stream:
-            if places(self.held, np.asarray([sample.number]))[0] < 0:
+            line = sample.line.text()
+            if places(self.held, hashes_of([line]))[0] < 0:
                 item = label_item(sample.image, sample.number, self.preprocess, self.crops)
-                yield item._replace(line=sample.line.text())
+                yield item._replace(line=line)
 
 
 def refuse_changing(stream: Stream) -> list[KeyLine]:
