@@ -33,6 +33,7 @@ from rela_lightning.diagnostics.survey import survey
 from rela_lightning.diagnostics.worth import worth_of
 from rela_lightning.errors import ConfigError
 from rela_lightning.fingerprint.dataset import sampled_rows
+from rela_lightning.networks.preprocess import preprocessed
 from rela_lightning.priors.base import FusedPrior, Prior
 from rela_lightning.priors.load import load_prior
 from rela_lightning.rng import preserved_rng
@@ -182,7 +183,7 @@ def _looks(dataset: Any, rows: list[int], parts: list[Any], thumbnails: bool) ->
             looks.thumbnails.append(_thumbnail(array))
         for part, inputs in zip(parts, looks.inputs, strict=True):
             if number < MOST_INPUTS:
-                inputs.append(part.preprocess(image))
+                inputs.append(preprocessed(part.preprocess, image))
     return looks
 
 

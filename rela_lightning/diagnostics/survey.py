@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.transforms import TransportViews
 from rela_lightning.fingerprint.dataset import sampled_rows
-from rela_lightning.networks.preprocess import Preprocess, with_channels
+from rela_lightning.networks.preprocess import Preprocess, preprocessed, with_channels
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
 from rela_lightning.progress import Progress
@@ -108,10 +108,10 @@ def survey(
                 view = _view(image, seed + row) if place < num_views else None
                 for name, prior in priors.items():
                     begun = time.perf_counter()
-                    inputs[name].append(prior.preprocess(image))
+                    inputs[name].append(preprocessed(prior.preprocess, image))
                     prepared[name] += time.perf_counter() - begun
                     if view is not None:
-                        of_views[name].append(prior.preprocess(view))
+                        of_views[name].append(preprocessed(prior.preprocess, view))
                 if image_size is not None:
                     kept.append(_small(image, image_size))
             for name, prior in priors.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, Literal
@@ -146,7 +146,27 @@ class EachPreprocess:
 
     def __call__(self, image: Any) -> tuple[Tensor, ...]:
         """One float32 tensor `[..., C, H, W]` for each part."""
-        return tuple(part(image) for part in self.parts)
+        return tuple(preprocessed(part, image) for part in self.parts)
+
+
+def preprocessed(preprocess: Callable[[Any], Any], image: Any) -> Any:
+    """What a prior's preprocessing makes of an image, in whatever form that comes.
+
+    A preprocessing of the user's own takes what it was promised, single images of 8 bits: one that divides by 255
+    would make floats in [0, 1] black.
+
+    Args:
+        preprocess: `Preprocess`, `EachPreprocess`, or the user's.
+        image: PIL image, or tensor `[..., C, H, W]`, uint8 or float in [0, 1].
+
+    Returns:
+        Float tensor `[..., C, H, W]`, or several for a fusion of priors.
+    """
+    if isinstance(preprocess, (Preprocess, EachPreprocess)) or not isinstance(image, Tensor):
+        return preprocess(image)
+    if image.is_floating_point():
+        image = (image * 255).round().to(torch.uint8)
+    return torch.stack([preprocess(one) for one in image]) if image.ndim > 3 else preprocess(image)
 
 
 def customised(

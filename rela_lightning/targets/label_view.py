@@ -15,6 +15,7 @@ from rela_lightning.data.eight_bit import eight_bit
 from rela_lightning.data.find_image import find_image
 from rela_lightning.data.swap import has_rows, swapped_transform
 from rela_lightning.errors import DataError
+from rela_lightning.networks.preprocess import preprocessed
 from rela_lightning.rng import preserved_rng
 
 CropsOf = Callable[[Any, int], Sequence[Crop]]
@@ -123,7 +124,7 @@ class LabelItem(NamedTuple):
 def label_item(image: Any, row: int, preprocess: Any, crops: CropsOf) -> LabelItem:
     """A raw image as labelling sees it; `row` stands for it in the pass."""
     chosen = crops(image, row)
-    images = default_collate([preprocess(cut(image, crop)) for crop in chosen])
+    images = default_collate([preprocessed(preprocess, cut(image, crop)) for crop in chosen])
     size = torch.tensor(size_of(image), dtype=torch.int32)
     return LabelItem(row, size, torch.tensor(chosen, dtype=torch.int32), images)
 

@@ -12,7 +12,7 @@ from rela_lightning.data.normalisation import Scale, stated_scale
 from rela_lightning.data.swap import has_rows, transform_owners
 from rela_lightning.data.transforms import common_scale
 from rela_lightning.errors import DataError, TargetError
-from rela_lightning.networks.preprocess import EachPreprocess, Preprocess
+from rela_lightning.networks.preprocess import preprocessed
 from rela_lightning.priors import Prior, load_prior
 from rela_lightning.targets.lookup import Crops, TargetLookup
 from rela_lightning.targets.on_the_fly import Learner
@@ -188,10 +188,7 @@ class PriorTargets:
             images = images * std + mean
         if self._projection is None:
             _check_range(images)
-        images = images.clamp(0.0, 1.0)
-        if isinstance(self.prior.preprocess, (Preprocess, EachPreprocess)):
-            return self.prior.preprocess(images)  # takes whole batches
-        return torch.stack([self.prior.preprocess(image) for image in images])
+        return preprocessed(self.prior.preprocess, images.clamp(0.0, 1.0))
 
     def _collect(self, features: Tensor, inputs: Any, trainer: Any) -> None:
         exact = exactly(self.prior, inputs) if self._learner.compares else features
