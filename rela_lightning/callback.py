@@ -159,7 +159,8 @@ class ReLACallback(DualCallback):
         self.verify_targets, self.seed, self.own_forward = verify_targets, seed, own_forward
         self.key = key
         self.allow_untested_strategy = allow_untested_strategy
-        self._fresh = self.schedule.state_dict()
+        self._fresh = self.schedule.fresh  # also where another callback has used it
+        self._evaluates = False  # whether what is loaded now is for validation, test or prediction
         self._loaded: dict[str, Any] = {}  # state given to us before setup
         self._left: dict[str, Any] = {}  # state at the end of the last fit
         self._run: Run | None = None
@@ -173,7 +174,8 @@ class ReLACallback(DualCallback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Attach to the trainer and the module; refuses what cannot work."""
-        if stage != "fit":
+        self._evaluates = stage != "fit"
+        if self._evaluates:
             return
         wait_at_exit()
         self._detach()
@@ -193,11 +195,13 @@ class ReLACallback(DualCallback):
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Take everything off again."""
+        self._evaluates = False
         if stage == "fit":
             self._detach()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Take everything off, also after a failure."""
+        self._evaluates = False
         self._detach()
 
     def _detach(self) -> None:
@@ -242,7 +246,7 @@ class ReLACallback(DualCallback):
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Step W; keep parameters that took no part out of the user's optimizer step."""
         if self._run is not None:
-            self._run.before_optimizer_step()
+            self._run.before_optimizer_step(optimizer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Move the teachers in the transport phase."""
@@ -261,11 +265,13 @@ class ReLACallback(DualCallback):
         return self._loaded or self._left if self._run is None else self._run.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore what `state_dict` returned; what is loaded to evaluate a checkpoint is not for the next fit.
 
         Raises:
             TargetError: If the run that is resumed used other targets.
         """
+        if self._evaluates:
+            return
         self._loaded = state_dict
         if self._run is not None and state_dict:
             self._run.load_state_dict(state_dict)

@@ -7,6 +7,7 @@ the user's run alone, whatever s is.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, NamedTuple
 
@@ -82,8 +83,8 @@ class Schedule:
         """Weights of the next optimizer step. Changes nothing: it may be asked for any progress, at any time.
 
         Args:
-            progress: Share of the planned budget already spent, in `[0, 1]`. It never goes back, also where a run is
-                resumed with a longer plan.
+            progress: Share of the planned budget already spent, in `[0, 1]`. Where a run is resumed with a longer plan
+                it goes back for an adaptive schedule that is not over, and for no other.
 
         Returns:
             `(ssl, transport)`.
@@ -99,6 +100,11 @@ class Schedule:
             epochs: Passes over the training images before it, with the share of the one under way where its length is
                 known. An epoch of the Trainer that draws half of the images is half of one.
         """
+
+    @functools.cached_property
+    def fresh(self) -> dict[str, Tensor]:
+        """`state_dict()` as it was when first asked, before any fit: each fit that is not resumed begins with it."""
+        return self.state_dict()
 
     @property
     def hands_over(self) -> bool:
@@ -369,6 +375,7 @@ class Plateau(Schedule):
         self._first = loss.abs() if self._first is None else self._first
         self._sum = self._sum.to(loss.device) + loss
         self._count += 1
+        self._start = min(self._start, progress)  # resumed with a longer plan
         passes = min(epochs - self._start_epochs, self._count / _STEPS_OF_AN_EPOCH)
         by_share = progress - self._start >= self.window and self._count >= _FEWEST_LOSSES
         if passes <= 0.0 or not (by_share or passes >= _LONGEST):

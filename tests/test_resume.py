@@ -13,7 +13,7 @@ from torch import nn
 
 from rela_lightning import ReLACallback
 from rela_lightning.errors import ConfigError
-from rela_lightning.schedules import Plateau, Switch, TransportOnly
+from rela_lightning.schedules import Plateau, Schedule, Switch, TransportOnly
 from tests.modules import byol
 from tests.test_callback import Log, fit, loader, seeded, trainer
 
@@ -66,3 +66,82 @@ def test_progress_survives_another_batch_size(targets64: Any, tmp_path: Any) -> 
     run = trainer("lightning.pytorch", ReLACallback(targets64, schedule=Switch(0.6)), log, max_epochs=5)
     run.fit(byol(), loader(batch_size=32), ckpt_path=tmp_path / "a.ckpt")
     assert [entry["rela/phase"] for entry in log.seen] == [0.0] * 2 + [2.0] * 4
+
+
+def phases(log: Log) -> list[float]:
+    return [entry["rela/phase"] for entry in log.seen]
+
+
+def test_a_plateau_that_a_finished_run_did_not_see_is_found_by_a_longer_one(targets64: Any, tmp_path: Any) -> None:
+    """The loss lies still, so that two windows suffice: half of the longer plan."""
+
+    def still() -> ReLACallback:
+        schedule = Plateau(window=0.25)
+        return ReLACallback(targets64, schedule=schedule, transport_optimizer=None, num_views=2, transform=None)
+
+    data, short, long = loader(batch_size=4, shuffle=False), Log(), Log()  # 16 steps an epoch
+    run = fit(seeded(byol, lr=0.0), still(), short, max_epochs=5, data=data)
+    assert set(phases(short)) == {0.0}, "windows of 50 losses do not fit in"
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    again = trainer("lightning.pytorch", still(), long, max_epochs=25)
+    again.fit(byol(lr=0.0), data, ckpt_path=tmp_path / "a.ckpt")
+    assert phases(long)[0] == 0.0 and phases(long)[-1] == 2.0
+
+
+def test_what_is_loaded_to_evaluate_a_checkpoint_is_not_for_the_next_fit(targets64: Any, tmp_path: Any) -> None:
+    class Validated(type(byol())):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            return None
+
+    rela = ReLACallback(targets64, schedule=Switch(0.5))
+    fit(seeded(Validated), rela).save_checkpoint(tmp_path / "a.ckpt")
+    log = Log()
+    run = trainer("lightning.pytorch", rela, log)
+    run.validate(Validated(), loader(), ckpt_path=tmp_path / "a.ckpt")
+    run.fit(seeded(Validated), loader())
+    assert phases(log) == [0.0] * 4 + [2.0] * 4
+
+
+class Fires(Schedule):
+    """Over after some losses."""
+
+    adaptive = True
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def weights(self, progress: float) -> Any:
+        return Switch(0.5).weights(float(self.count >= 4))
+
+    def is_over(self, progress: float) -> bool:
+        return self.count >= 4
+
+    def update(self, loss: torch.Tensor, progress: float, epochs: float) -> None:
+        self.count += 1
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"count": torch.tensor(self.count)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.count = int(state["count"])
+
+
+def test_one_schedule_for_two_runs_begins_afresh_in_each(targets64: Any) -> None:
+    schedule, logs = Fires(), [Log(), Log()]
+    for log in logs:
+        fit(seeded(byol), ReLACallback(targets64, schedule=schedule), log)
+    assert phases(logs[0]) == phases(logs[1]) == [0.0] * 4 + [2.0] * 4 and schedule.count == 4
+
+
+def test_a_validation_step_may_call_the_training_step(targets64: Any) -> None:
+    class Shared(type(byol())):
+        def validation_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = self.training_step(batch, batch_idx)
+            seen.append(float(loss))
+            return loss
+
+    seen: list[float] = []
+    module = seeded(Shared)
+    run = trainer("lightning.pytorch", ReLACallback(targets64, schedule=Switch(0.5)), num_sanity_val_steps=1)
+    run.fit(module, loader(), loader(shuffle=False))
+    assert len(seen) == 9 and module.steps_run == 9 + 4, "one to try, four an epoch; four of its own after the switch"

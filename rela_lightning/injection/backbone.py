@@ -71,6 +71,7 @@ class Backbone:
         self._has_cls_token = has_cls_token(self.network)
         self._calls: list[Call] | None = None
         self._detach = False
+        self._cuts: list[Tensor] = []  # what the caller got in place of the network's outputs
         self._layer, self._layer_output = feature_layer, None
         self._taken: set[tuple[int, ...]] = set()  # shapes of images that a call of ours has taken
         self._takes_list = False
@@ -103,11 +104,23 @@ class Backbone:
         if inputs is not None and read is not None and first_tensor(read).requires_grad:
             self._calls.append(Call(inputs, read))
         self._layer_output = None
-        return _detached(output) if self._detach else output
+        return apply_to_collection(output, Tensor, self._cut) if self._detach else output
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Trainable parameters of the network that is called."""
         return (parameter for parameter in self.network.parameters() if parameter.requires_grad)
+
+    def reaches(self, reached: set[int]) -> bool:
+        """Whether a loss comes from a call that is recorded: one whose graph holds leaf tensors with these ids."""
+        return any(id(leaf) in reached for leaf in (self._cuts if self._detach else self.parameters()))
+
+    def _cut(self, output: Tensor) -> Tensor:
+        """The same values without the network's graph; that a loss comes from them can be told all the same."""
+        if not output.requires_grad:
+            return output
+        leaf = output.detach().requires_grad_()
+        self._cuts.append(leaf)
+        return leaf.clone()  # a head may change it in place
 
     @contextmanager
     def recording(self, *, detach: bool = False) -> Iterator[list[Call]]:
@@ -117,11 +130,11 @@ class Backbone:
             detach: Hand the caller features without gradient, so that its loss trains the heads alone.
         """
         calls: list[Call] = []
-        self._calls, self._detach = calls, detach
+        self._calls, self._detach, self._cuts = calls, detach, []
         try:
             yield calls
         finally:
-            self._calls, self._detach = None, False
+            self._calls, self._detach, self._cuts = None, False, []
 
     def features(self, call: Call) -> Tensor:
         """Pooled features `[R, F]` of a call; of one on a list, of its images one after the other."""
@@ -234,10 +247,6 @@ def _last_linear(network: nn.Module, width: int) -> str:
     name, last = layers[-1] if layers else ("", network)
     ends = isinstance(last, nn.Linear) and last.out_features == width
     return f"{name}, Linear({last.in_features}, {width})" if ends else ""
-
-
-def _detached(output: Any) -> Any:
-    return apply_to_collection(output, Tensor, torch.Tensor.detach)
 
 
 def _attribute(module: nn.Module, owner: Any, attribute: str, name: str) -> Any:

@@ -101,6 +101,17 @@ def replaces_step(module: Any, step: str, transport_resolution: int | None) -> b
     return bool(replace)
 
 
+def check_still_automatic(module: Any, *, replace: bool) -> None:
+    """Refuse a module that has turned automatic optimization off in `setup`, which comes after the callback's."""
+    if replace and not module.automatic_optimization:
+        raise ConfigError(
+            "The module runs its own optimizer steps, and said so after ReLA had decided to leave its step out.",
+            expected="automatic_optimization = False in the module's __init__",
+            found=f"{type(module).__name__}, which sets it in setup or later",
+            do='set it in __init__, or pass step="swap_loss"',
+        )
+
+
 def warn_never_hands_over(schedule: Schedule) -> None:
     """Warn before training that transport is on to the end."""
     warnings.warn(

@@ -29,6 +29,10 @@ class TransportMap:
         self._factory = optimizer
         self._seed = seed
         self._restored: dict[str, Any] | None = None
+        self._loss: Tensor | None = None  # of the last step whose gradient W holds
+        self._losses = 0  # whose gradients W holds
+        self.losses_per_step = 1
+        """Losses that went into the last step of W: more than one where gradients are accumulated."""
         self.linear: LinearTransport | None = None
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -60,19 +64,27 @@ class TransportMap:
             self.linear.requires_grad_(False)
         return self.linear
 
-    def step(self, trainer: Any, loss: Tensor) -> Tensor:
+    def saw(self, loss: Tensor) -> None:
+        """Note a scalar loss that W's next step will follow."""
+        self._loss, self._losses = loss.detach(), self._losses + 1
+
+    def step(self, trainer: Any) -> Tensor | None:
         """One step of W's optimizer, gradients averaged over ranks.
 
         Args:
             trainer: For its strategy's reduction and its precision plugin's scaler.
-            loss: Scalar loss of this step.
 
         Returns:
-            The loss averaged over ranks; it travels with the gradients, in one reduction.
+            The last loss averaged over ranks; it travels with the gradients, in one reduction. None, and no step, where
+            no loss came since the last one: another optimizer of the module is stepping.
         """
+        if self._loss is None:
+            return None
+        loss, self._loss = self._loss, None
+        self.losses_per_step, self._losses = self._losses, 0
         parameters = list(self.linear.parameters()) if self.linear is not None else []
         gradients = [p.grad for p in parameters if p.grad is not None]
-        loss = loss.detach().float().reshape(1)
+        loss = loss.float().reshape(1)
         if trainer.world_size > 1:
             flat = torch.cat([g.reshape(-1) for g in gradients] + [loss])
             flat = trainer.strategy.reduce(flat, reduce_op="mean")
@@ -99,11 +111,13 @@ class TransportMap:
         if self.optimizer is not None:
             state["optimizer"] = self.optimizer.state_dict()
             state["optimizer_class"] = type(self.optimizer).__name__
+        state["losses_per_step"] = self.losses_per_step
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the state until `build` knows the device."""
         self._restored = state or None
+        self.losses_per_step = state.get("losses_per_step", 1)
 
 
 def check_same(option: str, now: str, before: str) -> None:

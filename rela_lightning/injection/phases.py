@@ -69,6 +69,8 @@ class Phases:
         """Go on where a run stood; once let go, it stays let go, also where the schedule has other options now."""
         self.now, self.progress = Phase(weights), progress
         self.over = over or self._is_over()
+        if self._schedule.adaptive and not self.over:  # a loss is still to be seen, under whatever plan there is now
+            self.progress = 0.0
         if over and not self._is_over():
             rank_zero_warn(
                 f"The run had handed over before, and {type(self._schedule).__name__} with its present options would "

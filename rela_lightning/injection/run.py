@@ -149,6 +149,7 @@ class Run:
 
     def start(self) -> None:
         """Read the plan of the run; say what is known of it."""
+        checks.check_still_automatic(self._module, replace=self.parts.replace)
         self._passes.start()
         budget = Budget(self._trainer, self._passes)
         if not self.phases.over:
@@ -211,13 +212,14 @@ class Run:
         return self._teachers
 
     def _training_step(self, original: Any, *args: Any, **kwargs: Any) -> Any:
-        if not self._in_use or self._step_detached:
+        if not self._in_use or self._step_detached or not self._trainer.training:  # a validation step may call it
             return original(*args, **kwargs)
         rows = self.rows.take()
         self._ran = phase = self.phases.for_batch(rows.transport_views)
         module = self._module
         wrapped = self._trainer.strategy.model is not module  # DDP wraps at one process too
-        self._step = step = Step(self.parts, rows, phase, distributed=wrapped)
+        scales = getattr(self._trainer.precision_plugin, "scaler", None) is not None  # and looks for a gradient
+        self._step = step = Step(self.parts, rows, phase, distributed=wrapped or scales)
         output = step.run(original, args, kwargs)
         if step.loss is not None:
             self._passes.saw(step.samples)
@@ -248,17 +250,17 @@ class Run:
     def _manual_backward(self, original: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
         return original(loss if self._step is None else self._step.backward(loss), *args, **kwargs)
 
-    def before_optimizer_step(self) -> None:
+    def before_optimizer_step(self, optimizer: Any) -> None:
         """Step W; keep parameters that took no part out of the user's optimizer step."""
-        step = self._step
-        if step is None:
+        if self._step is None:
             return
-        for parameter in step.unused:
-            parameter.grad = None
-        if step.loss is not None and not self.phases.stepped:
-            loss = self._map.step(self._trainer, step.loss)
-            if self._schedule.adaptive:
-                self._schedule.update(loss, self.phases.progress, self._passes.count())
+        unused = {id(parameter) for parameter in self._step.unused}
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            if id(parameter) in unused:
+                parameter.grad = None
+        loss = self._map.step(self._trainer)
+        if loss is not None and self._schedule.adaptive:
+            self._schedule.update(loss, self.phases.progress, self._passes.count())
         self.phases.after_step()
 
     def end_batch(self) -> None:

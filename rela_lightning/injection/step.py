@@ -132,27 +132,34 @@ class Step:
         """The loss given to `manual_backward`.
 
         The first one in a step that reaches the backbone carries the transport loss; further ones that reach it
-        get the SSL weight. A loss that does not reach it, such as a probe's, stays as it is.
+        get the SSL weight, which is 1 while heads are warmed. A loss that does not reach it, such as a probe's, stays
+        as it is.
         """
         combine = self._on_backward
         if combine is None:
             return loss
         reached, hidden = reached_parameters(loss)
-        if not self.phase.warm_heads and not hidden and not self._reaches_backbone(reached):
+        if not hidden and not self._reaches_backbone(reached):
             self._kept |= reached
             self.unused = [p for p in self.unused if id(p) not in self._kept]
             return loss
-        return combine(loss) if self.loss is None else self.phase.weights.ssl * loss
+        if self.loss is None:
+            return combine(loss)
+        return loss if self.phase.warm_heads else self.phase.weights.ssl * loss
 
     @property
     def _automatic(self) -> bool:
         return bool(self._parts.module.automatic_optimization)
 
     def _transport(self, features: Features, targets: Tensor, index: Tensor) -> Tensor:
-        """Weighted transport loss."""
+        """Weighted transport loss.
+
+        Who accumulates gradients under manual optimization divides the loss, where Lightning does it otherwise.
+        """
+        losses = 1 if self._automatic else self._parts.head.losses_per_step
         loss = self._parts.head.loss(features, targets, index)
         self.loss = loss.detach()
-        return self.phase.weights.transport * loss
+        return self.phase.weights.transport / losses * loss
 
     def _combined(self, own: Tensor, transport: Tensor) -> Tensor:
         weights = self.phase.weights
@@ -170,9 +177,7 @@ class Step:
 
     def _reaches_backbone(self, reached: set[int]) -> bool:
         backbone = self._parts.student.backbone
-        if backbone is None:  # not known yet: a loss through a called submodule will tell
-            return True
-        return any(id(p) in reached for p in backbone.parameters())
+        return backbone is None or backbone.reaches(reached)  # not known yet: a loss through a submodule will tell
 
     def _without_targets(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A step before there are targets: the user's own, or, in the transport phase, one that moves nothing."""

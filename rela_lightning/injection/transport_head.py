@@ -59,7 +59,14 @@ class TransportHead:
         mapped, wanted = linear(values), pair(targets, features)
         self._guard.add(mapped, rows, index)
         parts = [self._compare(mapped[part], wanted[part]) for part in by_view(rows, len(index))]
-        return torch.stack(parts).mean()
+        loss = torch.stack(parts).mean()
+        self._transport.saw(loss)
+        return loss
+
+    @property
+    def losses_per_step(self) -> int:
+        """See `TransportMap`."""
+        return self._transport.losses_per_step
 
     def check_deferred(self) -> None:
         """Check the values that were not finite, left on the device.
