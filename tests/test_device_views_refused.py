@@ -28,6 +28,7 @@ SIMCLR = build_views("simclr", 32, mean=(0.5,) * 3, std=(0.5,) * 3)
         (torch.zeros(40, 40, dtype=torch.uint8), r"\[40, 40\]"),
         (Image.new("L", (40, 40)), "mode L"),
         (Image.new("RGBA", (40, 40)), "mode RGBA"),
+        (Image.new("YCbCr", (40, 40)), "mode YCbCr"),
         (Image.new("I;16", (40, 40)), "mode I;16"),
         (np.zeros((40, 40, 3), np.uint8), "ndarray"),
     ],

@@ -10,24 +10,30 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import functional as F
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
 
 from rela_lightning import build_targets
 from rela_lightning.data import RGBImages
 from rela_lightning.data.folder import FolderImages
 from rela_lightning.data.label_map import mapped_labels, read_label_map
+from rela_lightning.data.swap import swapped_transform
+from rela_lightning.data.transforms import default_transport_transform
 from rela_lightning.data.views import probe_view
 from rela_lightning.errors import DataError
 from rela_lightning.networks.preprocess import Preprocess
-from rela_lightning.targets.label_view import pixels
+from rela_lightning.targets.label_view import pixels, raw_image
 from tests.image_files import crop, write_classes
 from tests.test_targets import pixel_prior
 
 GREY = np.asarray(crop(0, 3).convert("L"))
 PLAIN = Preprocess((48, 48), (0.0,) * 3, (1.0,) * 3)
+PROBE = probe_view(32, mean=[0.4] * 3, std=[0.2] * 3)
 
 
 class One:
@@ -95,6 +101,54 @@ def test_colour_of_any_mode_is_what_pillow_makes_of_it(tmp_path: Path) -> None:
         np.testing.assert_allclose(PLAIN(image).numpy() * 255, want, atol=1e-3)
     with_alpha(photo).save(tmp_path / "a.png")
     assert (pixels(FolderImages(tmp_path)[0][0]) == pixels(photo)).all()
+
+
+class Own:
+    """Photos, the last one in another form, under a transform of the user's that makes them RGB, or grey."""
+
+    def __init__(self, odd: Any, mode: str = "RGB") -> None:
+        self.images = [*[crop(row, row) for row in range(30)], odd]
+        self.transform = v2.Compose([
+            lambda image: image.convert(mode), v2.RandomResizedCrop(32), v2.ToImage(), v2.ToDtype(torch.float32, True)
+        ])  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.transform(self.images[row]), row
+
+
+@pytest.mark.parametrize("mode", ["P", "P, clear", "RGBA", "LA", "CMYK", "1", "HSV", "YCbCr", "L"])
+def test_the_transport_phase_shows_images_of_any_mode_as_the_prior_saw_them(mode: str) -> None:
+    photo = crop(0, 3)
+    made = {"P": of_palette(photo), "RGBA": with_alpha(photo), "LA": with_alpha(photo, "LA")}
+    made["P, clear"] = made["P"].copy()
+    made["P, clear"].info["transparency"] = 3
+    odd = made[mode] if mode in made else photo.convert(mode)
+    data = Own(odd)
+    views = default_transport_transform(data, 2)
+    assert views is not None
+    seen = raw_image(data, 30)
+    with swapped_transform(data, views):
+        found = seeded_call(lambda: data[30][0])
+    assert found.shape == (3, 32, 32)
+    assert torch.equal(found, seeded_call(lambda: views(seen.convert("RGB"))))
+    assert default_transport_transform(Own(odd, "L"), 2)(odd).shape == (1, 32, 32)
+    assert torch.equal(PROBE(odd), PROBE(odd.convert("RGB")))
+
+
+def test_alpha_is_dropped_from_tensors_in_the_transport_phase_too() -> None:
+    rgba = pil_to_tensor(with_alpha(crop(0, 3)))
+    views = default_transport_transform(Own(crop(0, 3)), 2)
+    assert torch.equal(seeded_call(lambda: views(rgba)), seeded_call(lambda: views(rgba[:3])))
+    array = np.asarray(crop(0, 3))
+    assert torch.equal(seeded_call(lambda: views(array)), seeded_call(lambda: views(crop(0, 3))))
+
+
+def seeded_call(make: Any) -> torch.Tensor:
+    torch.manual_seed(0)
+    return make()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as F
 
+from rela_lightning.data.channels import with_channels
 from rela_lightning.data.crops import RATIO, SCALE, cut
 from rela_lightning.data.normalisation import Scale, observed_scale, stated_scale
 from rela_lightning.data.swap import Call, Transform, observed_calls, rows_of_all_parts, transform_owners
@@ -45,7 +48,7 @@ class TransportViews:
     ) -> None:
         self.num_views = num_views
         self.distinct = num_views if distinct is None else min(distinct, num_views)
-        self.prepare = v2.Compose([v2.ToImage(), v2.RGB() if channels == 3 else v2.Grayscale()])
+        self.channels = channels
         self.random_crop = v2.Compose(
             [
                 v2.RandomResizedCrop(list(size), scale=SCALE, ratio=RATIO, antialias=True),
@@ -65,20 +68,27 @@ class TransportViews:
         """Views of one image.
 
         Args:
-            image: PIL image, or uint8 tensor `[C, H, W]`.
+            image: PIL image of any mode, uint8 or float tensor `[C, H, W]`, or array `[H, W, C]`.
             crops: The crop of each distinct view, see `rela_lightning.data.crops`: exactly these are made, and their
                 colours alone are random. None draws them.
 
         Returns:
             Views `[C, H, W]`, float32.
         """
-        image = self.prepare(image)
+        image = self._with_channels(image)
         if crops is None:
             parts = [self.random_crop(image) for _ in range(max(self.distinct, 1))]
         else:
             parts = [self.resize(cut(image, crop)) for crop in crops]
         views: list[Tensor] = [self.colour(part) for part in parts]
         return views[0] if self.num_views == 0 else [views[i % len(views)] for i in range(self.num_views)]
+
+    def _with_channels(self, image: Any) -> Tensor:
+        """The image as a tensor, its mode converted as in labelling: the views show what the prior saw."""
+        if not isinstance(image, Image.Image):
+            image = F.to_image(image)
+        tensor: Tensor = F.to_image(with_channels(image, self.channels))
+        return tensor
 
 
 def is_image(value: Any) -> bool:

@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from PIL import Image
+
+from rela_lightning.data.eight_bit import eight_bit
 from rela_lightning.data.thin import middle
 from rela_lightning.errors import ConfigError
 
@@ -84,7 +87,7 @@ def build_views(
 
 
 def probe_view(image_size: int, *, mean: Sequence[float], std: Sequence[float]) -> Callable[[Any], Any]:
-    """The view without augmentation: from a PIL image to a normalised float tensor `[3, H, W]`.
+    """The view without augmentation: from a PIL image of any mode to a normalised float tensor `[3, H, W]`.
 
     The shorter side is resized to 8/7 of `image_size` (256 for 224) and the centre is cut out; up to 96 px it is
     resized to `image_size` itself.
@@ -97,8 +100,12 @@ def probe_view(image_size: int, *, mean: Sequence[float], std: Sequence[float]) 
     """
     from torchvision.transforms import v2
 
-    view: Callable[[Any], Any] = v2.Compose([probe_crop(image_size), normalised(mean, std)])
+    view: Callable[[Any], Any] = v2.Compose([_eight_bit, probe_crop(image_size), normalised(mean, std)])
     return view
+
+
+def _eight_bit(image: Any) -> Any:
+    return eight_bit(image) if isinstance(image, Image.Image) else image
 
 
 def probe_crop(image_size: int) -> Callable[[Any], Any]:

@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.transforms import TransportViews
 from rela_lightning.fingerprint.dataset import sampled_rows
-from rela_lightning.networks.preprocess import Preprocess, preprocessed, with_channels
+from rela_lightning.networks.preprocess import Preprocess, preprocessed
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
 from rela_lightning.progress import Progress
@@ -157,7 +157,7 @@ def _view(image: Any, seed: int) -> Tensor:
     height, width = (max(1, round(side * shrink)) for side in size_of(image))
     with preserved_rng():
         torch.default_generator.manual_seed(seed)
-        views = TransportViews((height, width), num_views=1)(with_channels(image, 3))
+        views = TransportViews((height, width), num_views=1)(image)
     return views[0]
 
 

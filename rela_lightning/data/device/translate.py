@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.transforms import v2
 
 from rela_lightning.data.device.steps import Blur, Crop, Grey, Jitter, Normalise, Solarise, Sometimes, Step
 from rela_lightning.data.transforms import TransportViews
@@ -59,7 +60,8 @@ def recipe_of(transform: Any) -> Recipe:
     from lightly.transforms.multi_view_transform import MultiViewTransform
 
     if isinstance(transform, TransportViews):
-        alike = _view([transform.prepare, transform.random_crop, transform.colour])
+        grey = [v2.Grayscale()] if transform.channels == 1 else []
+        alike = _view([*grey, transform.random_crop, transform.colour])
         alike.count = max(transform.distinct, 1)
         shown = [place % alike.count for place in range(transform.num_views)]
         return Recipe([alike], shown or None)

@@ -136,9 +136,7 @@ class DeviceViews:
         """
         pixels = image if isinstance(image, Tensor) else _from_pil(image)
         if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != 3:
-            raise _not_rgb(
-                f"a tensor {list(pixels.shape)}, {pixels.dtype}" if pixels is image else f"mode {image.mode}"
-            )
+            raise _not_rgb(f"a tensor {list(pixels.shape)}, {pixels.dtype}")
         shown = _NO_CROPS if crops is None else torch.tensor(crops, dtype=torch.int32).view(-1, 5)
         origin = getattr(image, "origin", None)
         row = int(torch.randint(2**62, ())) if origin is None else origin.row
@@ -188,6 +186,8 @@ class DeviceViews:
 def _from_pil(image: Any) -> Tensor:
     if not isinstance(image, Image.Image):
         raise _not_rgb(type(image).__name__)
+    if image.mode != "RGB":  # others have three channels too, such as YCbCr
+        raise _not_rgb(f"mode {image.mode}")
     pixels: Tensor = F.pil_to_tensor(image)
     return pixels
 
