@@ -11,10 +11,12 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from rela_lightning import load_prior
 from rela_lightning.cli import main
-from rela_lightning.data import DigitsData
+from rela_lightning.data import Digits, DigitsData
+from rela_lightning.data.few_labels import FewLabels
 from rela_lightning.errors import ConfigError, DataError, NetworkError
 from rela_lightning.methods import FineTune
 from rela_lightning.networks.backbones import build_backbone
@@ -153,9 +155,29 @@ def test_few_labels_are_the_same_of_each_class_and_others_with_another_seed() ->
         DigitsData(labels_per_class=0)
 
 
-def test_few_labels_need_labels() -> None:
-    from rela_lightning.data.few_labels import FewLabels
+class LowOrHigh(Dataset[Any]):
+    """Digits of other labels than their own: whether they are below five."""
 
+    def __init__(self, dataset: Any) -> None:
+        self.dataset, self.targets = dataset, [label // 5 for label in dataset.targets]
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.dataset[row][0], self.targets[row]
+
+
+def test_few_labels_are_those_that_are_handed_out() -> None:
+    digits = LowOrHigh(Digits("test"))
+    some = Subset(digits, range(40, 140))
+    for dataset in (digits, some, ConcatDataset([digits, some])):
+        few = FewLabels(dataset, 3)
+        found = [label for _, label in few]
+        assert sorted(found) == [0] * 3 + [1] * 3 and found == few.targets
+
+
+def test_few_labels_need_labels() -> None:
     with pytest.raises(DataError, match="where there are none"):
         FewLabels([torch.zeros(3), torch.zeros(3)], 1)
 

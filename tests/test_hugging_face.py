@@ -105,6 +105,15 @@ def same_images(found: Any, start: int = 0) -> None:
         np.testing.assert_array_equal(np.asarray(found[row][0]), np.asarray(image.convert("RGB")))
 
 
+@pytest.mark.parametrize("label, classes", [("label", 10), ("coarse_label", 2), ("word", 2)])
+def test_few_labels_are_drawn_by_the_column_of_the_labels(tmp_path, label, classes):
+    coarse = [digit // 5 for digit in rows(100)["label"]]
+    table = made(100).add_column("coarse_label", coarse).add_column("word", [["low", "high"][one] for one in coarse])
+    table.save_to_disk(tmp_path / "few")
+    few = HuggingFaceData(str(tmp_path / "few"), label=label, labels_per_class=3, **OPTIONS).dataset("train", "probe")
+    assert np.bincount([few[row][1] for row in range(len(few))]).tolist() == [3] * classes
+
+
 def test_a_saved_data_set_gives_the_images_in_their_order(saved):
     data = HuggingFaceData(saved, **OPTIONS)
     data.setup("fit")

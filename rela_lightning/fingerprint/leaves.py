@@ -60,15 +60,20 @@ def labels(leaf: Any) -> np.ndarray | None:
     column = _arrow_column(leaf, _COLUMNS[0])
     if column is not None and column.dtype.kind in "iu":
         return column.astype(np.int64)
-    for attribute in _LABELS:
-        found = _integers(_listed(leaf, attribute, len(leaf)))
-        if found is not None:
-            return found
+    found = own_labels(leaf)
+    if found is not None:
+        return found
     samples = leaf if isinstance(leaf, (list, tuple)) else _listed(leaf, "samples", len(leaf))
     if isinstance(samples, (list, tuple)) and samples and isinstance(samples[0], (list, tuple)):
         return _integers([sample[1] if len(sample) > 1 else None for sample in samples])
     tensors = getattr(leaf, "tensors", None)
     return _integers(tensors[1]) if isinstance(tensors, (list, tuple)) and len(tensors) > 1 else None
+
+
+def own_labels(dataset: Any) -> np.ndarray | None:
+    """Int64 label of each row, as `targets`, `labels` and the like of a data set or wrapper tell it, or `None`."""
+    found = (_integers(_listed(dataset, attribute, len(dataset))) for attribute in _LABELS)
+    return next((values for values in found if values is not None), None)
 
 
 def images(leaf: Any) -> Stored | None:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
 from rela_lightning.data.swap import swapped_transform
-from rela_lightning.fingerprint.leaves import arrow_rows, file_names, hugging_face, images, labels
+from rela_lightning.fingerprint.leaves import arrow_rows, file_names, hugging_face, images, labels, own_labels
 from rela_lightning.targets.label_view import unchanged
 
 _EXTENSIONS = frozenset(["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "gif", "npy"])
@@ -91,12 +91,20 @@ def compare_order(stored: dict[str, str], found: dict[str, str]) -> tuple[list[s
     return differ, "the data sets do not both tell file names, labels or stored images"
 
 
-def rows_of(dataset: Any, probes: Sequence[int]) -> Rows | None:
-    """Follow wrappers to the innermost data sets; `None` where one changes the order in an unknown way."""
+def rows_of(dataset: Any, probes: Sequence[int], ends: Callable[[Any], bool] = lambda _: False) -> Rows | None:
+    """Follow wrappers to the innermost data sets; `None` where one changes the order in an unknown way.
+
+    Args:
+        dataset: Map-style; left as it is.
+        probes: A few rows, to find out whether a wrapper of an unknown class keeps the order.
+        ends: Whether to stop at a wrapper, as if it were innermost.
+    """
     length, inner = len(dataset), getattr(dataset, "dataset", None)
     indices = getattr(dataset, "indices", None)
+    if ends(dataset):
+        return Rows((dataset,), np.zeros(length, np.int64), np.arange(length))
     if isinstance(dataset, ConcatDataset) and type(dataset).__getitem__ is ConcatDataset.__getitem__:
-        return _joined([rows_of(part, _first(part)) for part in dataset.datasets])
+        return _joined([rows_of(part, _first(part), ends) for part in dataset.datasets])
     if not (hasattr(inner, "__getitem__") and hasattr(inner, "__len__")) or isinstance(inner, (str, dict)):
         if isinstance(getattr(dataset, "datasets", None), (list, tuple, dict)):
             return None
@@ -108,7 +116,7 @@ def rows_of(dataset: Any, probes: Sequence[int]) -> Rows | None:
     known = isinstance(dataset, Subset) and type(dataset).__getitem__ is Subset.__getitem__
     if not known and not _reads(dataset, probes, order):
         return None
-    below = rows_of(inner, _first(inner))
+    below = rows_of(inner, _first(inner), ends)
     if below is None or (length and (order.max() >= len(below.row) or order.min() < -len(below.row))):
         return None
     return Rows(below.leaves, below.leaf[order], below.row[order])
@@ -126,8 +134,11 @@ def names_of(dataset: Any) -> list[str] | None:
 
 
 def labels_of(dataset: Any) -> list[int] | None:
-    """Label of each row; None where a data set tells none without opening images."""
-    rows = rows_of(dataset, _first(dataset))
+    """Label of each row; None where a data set tells none without opening images.
+
+    The outermost wrapper that tells labels decides: it may hand out others than the data set inside it.
+    """
+    rows = rows_of(dataset, _first(dataset), lambda each: own_labels(each) is not None)
     found = _gather(rows, [labels(leaf) for leaf in rows.leaves]) if rows is not None else None
     return found.tolist() if found is not None else None
 
