@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import stat
 import sys
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as L
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 from torchvision import models
@@ -59,6 +63,69 @@ def test_numbers_that_are_no_resnet_stay(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4, 4))
     out = export_backbone(network, tmp_path / "b.safetensors", key="")
     assert set(load_file(out)) == {"0.weight", "0.bias", "3.weight", "3.bias"}
+
+
+class Named(L.LightningModule):
+    """A network named by a hyper-parameter, and changed after it was built, as for small images."""
+
+    def __init__(self, backbone: str = "resnet18", changed: bool = True) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.backbone, self.head = models.get_model(backbone), nn.Linear(512, 4)
+        self.backbone.fc = nn.Identity()
+        if changed:
+            self.backbone.maxpool = nn.Identity()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        raise NotImplementedError
+
+
+def dilated() -> nn.Module:
+    return wrapped(models.resnet50(replace_stride_with_dilation=[False, True, True]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [Named, lambda: Named(changed=False), lambda: holding(dilated())])
+def test_what_is_exported_computes_what_the_module_does(make: Any, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = make().train()
+    images = real_images(2, 64)
+    expected = pooled_features(module.backbone, images)
+    out = export_backbone(module, tmp_path / "b.onnx", key="backbone", image_size=64)
+    torch.testing.assert_close(onnx_features(out, images), expected, rtol=1e-3, atol=1e-3)
+    folder = export_backbone(module, tmp_path / "hub", key="backbone", format="hub")
+    unchanged = isinstance(module, Named) and not module.hparams.changed
+    config = json.loads((folder / "config.json").read_text())
+    assert ("architecture" in config) == unchanged == (config["rela_lightning"]["backbone"] is not None)
+    again = make()
+    again.backbone.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
+    torch.testing.assert_close(pooled_features(again.backbone, images), expected)
+    assert module.training and module.backbone.training, "the module is left as it was"
+
+
+def test_the_weights_of_a_changed_resnet_have_its_names_and_no_recipe(tmp_path: Path) -> None:
+    module = holding(dilated())
+    out = export_backbone(module, tmp_path / "b.safetensors", key="backbone")
+    plain = models.resnet50(replace_stride_with_dilation=[False, True, True])
+    plain.fc = nn.Identity()
+    plain.load_state_dict(load_file(out), strict=True)
+    with safe_open(out, "pt") as file:
+        assert "backbone" not in file.metadata()
+    images = real_images(1, 64)
+    torch.testing.assert_close(pooled_features(plain, images), pooled_features(module.backbone, images))
+
+
+def pooled_features(network: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """Of a network that averages its maps itself; it is left in the mode that it was in."""
+    network = copy.deepcopy(network).eval()
+    with torch.no_grad():
+        return network(images).flatten(1)
+
+
+def onnx_features(path: Path, images: torch.Tensor) -> torch.Tensor:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 @pytest.mark.parametrize("ending", ["safetensors", "pt"])

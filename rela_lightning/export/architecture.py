@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from rela_lightning.compat import eager
 from rela_lightning.errors import ConfigError, ReLAError
+from rela_lightning.export.inputs import inputs_of
+from rela_lightning.export.sequence import by_own_names, recognised
 from rela_lightning.export.source import Source, read_source, unwrapped
 from rela_lightning.networks.backbones import build_plain, spec_of
-from rela_lightning.networks.encode import pooled
+from rela_lightning.networks.encode import encode
 from rela_lightning.rng import preserved_rng
 from rela_lightning.weights import State, fill, mismatch
 
@@ -53,6 +56,8 @@ class Plain(NamedTuple):
 
     network: nn.Module | None
     recipe: Recipe | None
+    state: State
+    """The weights by the names of that network."""
 
 
 def recipe_of(hyper: Mapping[str, Any]) -> Recipe | None:
@@ -82,8 +87,12 @@ def plain_network(
     *,
     backbone_kwargs: Mapping[str, Any] | None = None,
     cifar_stem: bool = False,
+    image_size: int | None = None,
 ) -> Plain:
     """The network to which the weights belong.
+
+    What hyper-parameters or names say of it is compared with the module, where there is one: a network that was changed
+    after it was built has the same tensors and other features, and is taken as it is.
 
     Args:
         source: Where the weights are from.
@@ -93,6 +102,7 @@ def plain_network(
             module.
         backbone_kwargs: For `build_backbone`, beside a name.
         cifar_stem: For `build_backbone`, beside a name.
+        image_size: Side of the images, pixels, where it is given.
 
     Returns:
         The network with the weights, float32, in eval mode, on the CPU; None where nothing says what it is.
@@ -103,18 +113,61 @@ def plain_network(
     if (backbone_kwargs or cifar_stem) and not isinstance(architecture, str):
         raise ConfigError("backbone_kwargs and cifar_stem go with an `architecture` by name.", found=architecture)
     if isinstance(architecture, nn.Module):
-        return Plain(_filled(copy.deepcopy(unwrapped(architecture)), state, type(architecture).__name__), None)
+        given = copy.deepcopy(unwrapped(architecture))
+        named = by_own_names(state, given) or state
+        return Plain(_filled(given, named, type(architecture).__name__), None, named)
     if architecture is not None:
         recipe = make_recipe(architecture, backbone_kwargs or {}, cifar_stem)
-        return Plain(_filled(recipe.build(), state, architecture), recipe)
+        built = recipe.build()
+        named = by_own_names(state, built) or state
+        return Plain(_filled(built, named, architecture), recipe, named)
+    own = None if source.module is None else copy.deepcopy(_inside(source.module, key))
+    for recipe, named in _guesses(source, state):
+        try:
+            built = _filled(recipe.build(), named, recipe.name)
+        except ReLAError:  # another module's `backbone`, or a class that builds its own
+            continue
+        size = inputs_of(built, source.facts, image_size=image_size).size or usual_size(recipe)
+        if own is None or same_features(built, own.cpu().float(), size):
+            return Plain(built, recipe, named)
+    if own is not None:
+        with suppress(ReLAError):  # compiled deeper inside, so that names differ
+            return Plain(_filled(own, state, key), None, state)
+    return Plain(None, None, state)
+
+
+def _guesses(source: Source, state: State) -> Iterator[tuple[Recipe, State]]:
+    """What the network may be, and the weights by its names."""
+    found = recognised(state)
+    if found is not None:
+        name, named = found
+        yield make_recipe(name, {}, cifar_stem=False), named
     saved = recipe_of(source.hyper)
     if saved is not None:
-        with suppress(ReLAError):  # another module's `backbone`, or a class that builds its own
-            return Plain(_filled(saved.build(), state, saved.name), saved)
-    if source.module is not None:
-        with suppress(ReLAError):  # compiled deeper inside, so that names differ
-            return Plain(_filled(copy.deepcopy(_inside(source.module, key)), state, key), None)
-    return Plain(None, None)
+        yield saved, state
+
+
+def usual_size(recipe: Recipe | None) -> int:
+    """Side of the images where nothing else says it, pixels."""
+    return 32 if recipe is not None and (recipe.cifar_stem or recipe.source == "lightly") else 224
+
+
+def same_features(network: nn.Module, other: nn.Module, size: int) -> bool:
+    """Whether two networks, float32 and on the CPU, give the same pooled features of a random image.
+
+    Args:
+        network: One that says how many channels it takes.
+        other: Of anybody.
+        size: Side of the image, pixels.
+    """
+    channels = inputs_of(network, {}).channels
+    image = torch.randn(1, channels, size, size, generator=torch.Generator().manual_seed(0))
+    try:
+        with eager():
+            ours, theirs = encode(network, image), encode(other, image)
+    except Exception:  # a network of somebody else's may raise anything
+        return False
+    return ours.shape == theirs.shape and torch.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 def _inside(module: nn.Module, key: str) -> nn.Module:
@@ -158,13 +211,13 @@ def missing_keys(recipe: Recipe, state: State) -> list[str]:
     return [name for name in full.state_dict() if name not in state]
 
 
-def timm_name(plain: Plain, state: State) -> str | None:
+def timm_name(plain: Plain) -> str | None:
     """The timm model that loads these weights and computes the same; None if there is none.
 
     timm's networks are their own; of torchvision's those count that timm has under the same name, with the same
     tensors and, on a random image, the same features.
     """
-    network, recipe = plain
+    network, recipe, state = plain
     if network is None or recipe is None or recipe.cifar_stem or recipe.source in ("lightly", "own"):
         return None
     if recipe.source == "timm":
@@ -173,12 +226,9 @@ def timm_name(plain: Plain, state: State) -> str | None:
 
     if recipe.kwargs or not timm.is_model(recipe.model):
         return None
-    with preserved_rng(), torch.no_grad():
-        twin = timm.create_model(recipe.model, num_classes=0).eval()
-        if mismatch(twin.state_dict(), state) is not None:
-            return None
-        fill(twin, state)
-        image = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-        theirs, ours = pooled(twin, twin(image), image), pooled(network, network(image), image)
-    same = theirs.shape == ours.shape and torch.allclose(theirs, ours, rtol=1e-3, atol=1e-4)
-    return recipe.model if same else None
+    with preserved_rng():
+        twin = timm.create_model(recipe.model, num_classes=0)
+    if mismatch(twin.state_dict(), state) is not None:
+        return None
+    fill(twin, state)
+    return recipe.model if same_features(network, twin, 224) else None

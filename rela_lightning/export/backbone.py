@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 from rela_lightning.errors import ConfigError
-from rela_lightning.export.architecture import Plain, Recipe, make_recipe, missing_keys, plain_network
+from rela_lightning.export.architecture import Recipe, missing_keys, plain_network, usual_size
 from rela_lightning.export.hub import FILES, write_hub
 from rela_lightning.export.inputs import Inputs, inputs_of
 from rela_lightning.export.keys import cut, find_key
 from rela_lightning.export.onnx import require_onnx, write_onnx
-from rela_lightning.export.sequence import by_own_names, is_numbered, recognised
+from rela_lightning.export.sequence import recognised
 from rela_lightning.export.source import Source, read_source
 from rela_lightning.files import check_free, write_whole
 from rela_lightning.remote import is_url, write_at
@@ -59,6 +59,10 @@ def export_backbone(
     `nn.Sequential(*list(resnet.children())[:-1])` is recognised and gets its own names back, another network wrapped
     so by its `architecture`. Heads, teachers, optimizers and the
     prefixes of torch.compile and DDP stay behind; tensors keep their dtype.
+
+    ONNX and hub folders compute what a module in memory computes. Of a checkpoint alone its hyper-parameters, or the
+    tensors of a wrapped ResNet, are taken at their word: a network that was changed after it was built (pooling taken
+    out, strides) is not known there, and needs its module, or itself as `architecture`.
 
     Args:
         checkpoint: Lightning checkpoint; run folder, of which the last checkpoint is taken; weights file; or a module.
@@ -117,24 +121,27 @@ def export_backbone(
     found = find_key(source.state, key, frozen=source.frozen, whole=not source.lightning)
     state = cut(source.state, found)
     _check_finite(state)
-    if is_numbered(state):
-        architecture, state = _by_own_names(state, architecture, backbone_kwargs, cifar_stem=cifar_stem)
-    plain = plain_network(source, found, state, architecture, backbone_kwargs=backbone_kwargs, cifar_stem=cifar_stem)
+    options = {"backbone_kwargs": backbone_kwargs, "cifar_stem": cifar_stem, "image_size": image_size}
+    plain = plain_network(source, found, state, architecture, **options)
     if plain.network is None and format in ("onnx", "hub"):
         raise _unknown_network(format, source)
     inputs = inputs_of(plain.network, source.facts, image_size=image_size, mean=mean, std=std)
-    missing = missing_keys(plain.recipe, state) if plain.recipe is not None else []
+    missing = missing_keys(plain.recipe, plain.state) if plain.recipe is not None else []
     metadata = _metadata(found, plain.recipe, missing, inputs)
     if format == "hub":
-        write_hub(out, plain, state, inputs, source.facts, missing=missing, metadata=metadata, versions=versions())
+        write_hub(out, plain, inputs, source.facts, missing=missing, metadata=metadata, versions=versions())
     elif format == "onnx" and plain.network is not None:
-        network, size = plain.network, inputs.size or _usual_size(plain)
+        network, size = plain.network, inputs.size or usual_size(plain.recipe)
         metadata |= {"image_size": str(size), "normalisation": inputs.normalisation}
         write_whole(out, lambda file: write_onnx(network, file, channels=inputs.channels, size=size, metadata=metadata))
-    elif format == "safetensors":
-        write_whole(out, lambda file: save_file(state, file, metadata))
     else:
-        write_whole(out, lambda file: torch.save(state, file))
+        # a ResNet that was changed and wrapped has the names of its tensors all the same
+        named = recognised(plain.state) if architecture is None else None
+        tensors = plain.state if named is None else named[1]
+        as_safetensors = format == "safetensors"
+        write_whole(
+            out, lambda file: save_file(tensors, file, metadata) if as_safetensors else torch.save(tensors, file)
+        )
     log.info("%s: %d tensors of %r as %s", out, len(state), found or "the whole module", format)
     return out
 
@@ -156,18 +163,6 @@ def format_of(path: str | Path) -> Format:
             do="end the name so, or say which format it is: format=hub (--format hub) writes a folder",
         )
     return named[suffix]
-
-
-def _by_own_names(
-    state: State, architecture: Any, backbone_kwargs: Mapping[str, Any] | None, *, cifar_stem: bool
-) -> tuple[Any, State]:
-    """Tensors of numbered children by the names of the architecture, given or recognised, where they fit it."""
-    if architecture is None:
-        return recognised(state) or (None, state)
-    network = architecture
-    if isinstance(architecture, str):
-        network = make_recipe(architecture, backbone_kwargs or {}, cifar_stem).build()
-    return architecture, by_own_names(state, network) or state
 
 
 def _check_output(out: Path, format: str, overwrite: bool) -> None:
@@ -210,11 +205,6 @@ def _unknown_network(format: str, source: Source) -> UnknownNetwork:
         found=f"backbone={saved!r}, which the weights do not fit" if saved else "weights alone",
         do="pass architecture='resnet50', 'timm:vit_small_patch16_224', 'lightly:resnet-18' or the network itself",
     )
-
-
-def _usual_size(plain: Plain) -> int:
-    recipe = plain.recipe
-    return 32 if recipe is not None and (recipe.cifar_stem or recipe.source == "lightly") else 224
 
 
 def _metadata(key: str, recipe: Recipe | None, missing: Sequence[str], inputs: Inputs) -> dict[str, str]:

@@ -14,7 +14,6 @@ from rela_lightning.export.card import loading_code, model_card, text
 from rela_lightning.export.inputs import Inputs
 from rela_lightning.files import write_whole
 from rela_lightning.networks.encode import measure_feature_dim
-from rela_lightning.weights import State
 
 FILES = ("model.safetensors", "README.md", "config.json")
 
@@ -59,7 +58,6 @@ def config(plain: Plain, timm: str | None, inputs: Inputs, width: int, versions:
 def write_hub(
     folder: Path,
     plain: Plain,
-    state: State,
     inputs: Inputs,
     facts: dict[str, Any],
     *,
@@ -72,7 +70,6 @@ def write_hub(
     Args:
         folder: Made if missing; other files in it stay.
         plain: The network with the weights, and its recipe.
-        state: The weights.
         inputs: What the network takes.
         facts: What the card states.
         missing: Names that the library's own network has and the weights have not.
@@ -82,10 +79,10 @@ def write_hub(
     Raises:
         ConfigError: If the options the network was built with cannot be written as JSON.
     """
-    network, recipe = plain
+    network, recipe, state = plain
     if network is None:
         raise ConfigError("A hub folder needs the network, not its weights alone.", do="pass `architecture`")
-    timm, width = timm_name(plain, state), measure_feature_dim(network)
+    timm, width = timm_name(plain), measure_feature_dim(network)
     try:
         written = json.dumps(config(plain, timm, inputs, width, versions), indent=2)
     except TypeError as error:

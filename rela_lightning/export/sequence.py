@@ -28,9 +28,11 @@ def by_own_names(state: State, network: nn.Module) -> State | None:
     """The tensors under the names of the network whose children were numbered; None if they are not its own.
 
     Args:
-        state: Tensors by name, each in a numbered child.
+        state: Tensors by name.
         network: The network without its classifier.
     """
+    if not is_numbered(state):
+        return None
     children = [name for name, _ in network.named_children()]
 
     def own(name: str) -> str | None:
@@ -46,7 +48,7 @@ def by_own_names(state: State, network: nn.Module) -> State | None:
 
 def recognised(state: State) -> tuple[str, State] | None:
     """The network of torchvision that the numbered tensors are of, and the tensors by its names; None without one."""
-    if _IN_ALL not in state:
+    if not is_numbered(state) or _IN_ALL not in state:
         return None
     from torchvision.models import get_model
 
