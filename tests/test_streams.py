@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import pickle
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,17 @@ def test_each_key_has_the_target_of_its_image(store, targets64):
 def test_rows_are_in_the_order_of_the_hashes_of_keys(store):
     hashes = [int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") for key in KEYS]
     assert store.rows_of(KEYS).tolist() == np.argsort(np.argsort(np.array(hashes, np.uint64))).tolist()
+
+
+def test_keys_of_targets_that_were_built_after_it_was_opened_are_refused(tmp_path, shards):
+    store = build_targets(prior(), Shards(shards), tmp_path / "t")
+    opened = TargetStore(store.path)
+    assert opened.rows_of(KEYS[:1]).shape == (1,)
+    packed = pickle.dumps(opened)
+    build_targets(prior(2), Shards(shards), tmp_path / "t", overwrite=True)
+    assert opened.rows_of(KEYS[:1]).shape == (1,), "what is open stays"
+    with pytest.raises(TargetError, match="built again"):
+        pickle.loads(packed).rows_of(KEYS[:1])
 
 
 @pytest.mark.slow

@@ -6,18 +6,19 @@ import json
 import pickle
 import shutil
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from rela_lightning import TargetStore, build_targets, load_prior
 from rela_lightning.errors import TargetError
 from rela_lightning.targets.manifest import write_manifest
 from rela_lightning.targets.records import Geometry, encode, record_type
-from tests.test_targets import Digits, changed_images, pixel_prior
+from tests.test_targets import Digits, Pixels, changed_images, pixel_prior
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +68,68 @@ def test_a_store_is_pickled_without_its_rows(store):
     packed = pickle.dumps(store)
     assert len(packed) < 20_000
     assert torch.equal(pickle.loads(packed)[torch.arange(40)], store[torch.arange(40)])
+
+
+@pytest.fixture
+def replaced(tmp_path, prior):
+    """A store of which no row was read, and the same after other targets were built at its path."""
+    store = build_targets(prior, Digits(), tmp_path / "t")
+    opened, packed = TargetStore(store.path), pickle.dumps(store)
+    build_targets(pixel_prior(24), Digits(), tmp_path / "t", overwrite=True)
+    return opened, pickle.loads(packed)
+
+
+def test_rows_of_targets_that_were_built_after_it_was_opened_are_refused(replaced):
+    for store in replaced:
+        with pytest.raises(TargetError, match=r"built again(?s:.*)another path"):
+            store[torch.arange(3)]
+        with pytest.raises(TargetError, match="built again"):
+            _ = store.projection
+        assert TargetStore(store.path).fingerprint != store.fingerprint
+
+
+@pytest.mark.parametrize("opened_again", [False, True])
+def test_a_job_keeps_the_rows_it_has_open_and_its_workers_get_no_others(tmp_path, prior, opened_again):
+    """Seen before: new workers read the new rows, of the same number and width, as those of the old prior."""
+    rows = torch.arange(40)
+    store = build_targets(prior, Digits(), tmp_path / "t")
+    first = store[rows]
+    other = load_prior(Pixels(), image_size=8, mean=[0.5], std=[1.0])
+    other.network.map.weight.data = -other.network.map.weight.data.roll(3, 1)
+    assert build_targets(other, Digits(), tmp_path / "t", overwrite=True).dim == store.dim
+    assert torch.equal(store[rows], first), "what is open stays"
+    if opened_again:
+        store = TargetStore(store.path)
+        assert not torch.equal(store[rows], first)
+    worker = DataLoader(Looked(store), 40, num_workers=1, multiprocessing_context="spawn")
+    with nullcontext() if opened_again else pytest.raises(TargetError, match="built again"):
+        assert torch.equal(next(iter(worker)), store[rows])
+
+
+class Looked(Dataset):
+    """Targets as a loader's worker looks them up."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def __len__(self):
+        return len(self.store)
+
+    def __getitem__(self, row):
+        return self.store[row]
+
+
+def test_the_same_targets_may_be_put_at_the_path_again(tmp_path, prior):
+    store = build_targets(prior, Digits(), tmp_path / "t")
+    packed, first = pickle.dumps(store), store[torch.arange(40)]
+    kept = shutil.copytree(store.path, tmp_path / "kept")
+    build_targets(prior, Digits(), tmp_path / "t", overwrite=True)
+    assert torch.equal(pickle.loads(packed)[torch.arange(40)], first), "built alike"
+    shutil.rmtree(store.path)
+    with pytest.raises(TargetError, match="removed"):
+        pickle.loads(packed)[torch.arange(40)]
+    shutil.copytree(kept, store.path)
+    assert torch.equal(pickle.loads(packed)[torch.arange(40)], first), "a copy"
 
 
 def test_identities(store, prior):

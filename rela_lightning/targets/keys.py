@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rela_lightning.errors import TargetError
+from rela_lightning.targets.manifest import KEYS, Opened
 
 _SHOWN = 5
 
@@ -45,14 +46,14 @@ class KeyTable:
     """Finds the row of a key. Opened when first asked, and again after pickling.
 
     Args:
-        path: `keys.npy` of a store.
+        opened: The targets whose keys these are.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, opened: Opened) -> None:
+        self.path, self._opened = opened.folder / KEYS, opened
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path}
+        return {key: value for key, value in vars(self).items() if key != "hashes"}
 
     @cached_property
     def hashes(self) -> NDArray[np.uint64]:
@@ -66,6 +67,7 @@ class KeyTable:
                 found=f"{type(error).__name__}: {error}",
                 do="restore the folder from a copy, or build the targets again with overwrite=True",
             ) from error
+        self._opened.check()
         return found
 
     def find(self, keys: Sequence[str]) -> NDArray[np.int64]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.settings import FORMAT
@@ -23,6 +24,45 @@ _NEEDED: dict[str, type] = {
 }  # fmt: skip
 
 _SHAPE = ("length", "views", "dim", "targets_bytes")
+
+
+class Opened(NamedTuple):
+    """The targets that a folder held when its manifest was read, to tell whether it still holds them.
+
+    Files are opened when they are first read, in a loader's worker at each start of an epoch; by then another job may
+    have put other targets at the path. What decides every row is compared, not the files' inodes and times: a copy of
+    the folder on another machine holds the same targets.
+    """
+
+    folder: Path
+    fingerprint: str
+    projection_sum: str
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Mapping[str, Any]) -> Opened:
+        """Those of a manifest that was read from the folder."""
+        return cls(folder, manifest["fingerprint"], manifest["projection_sum"])
+
+    def check(self) -> None:
+        """Refuse a file that was opened just now if it is not of these targets.
+
+        Called once it is open: the manifest is taken away before any other file is replaced, and comes last.
+
+        Raises:
+            TargetError: If others are in the folder, or are being put there.
+        """
+        try:
+            found = Opened.of(self.folder, json.loads((self.folder / MANIFEST).read_text()))
+        except (OSError, ValueError, KeyError, TypeError):
+            found = None
+        if found != self:
+            raise TargetError(
+                "The targets were built again, or removed, after they were opened.",
+                expected=f"those of fingerprint {self.fingerprint[:12]} in {self.folder}",
+                found="none" if found is None else f"others, of fingerprint {found.fingerprint[:12]}",
+                do="start again, with the targets that are there now; while a job reads targets, build others at "
+                "another path",
+            )
 
 
 def write_manifest(folder: Path, content: dict[str, Any]) -> None:

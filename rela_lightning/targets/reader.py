@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rela_lightning.errors import TargetError
+from rela_lightning.targets.manifest import TARGETS, Opened
 from rela_lightning.targets.records import Storage, check_sums, decode, record_type
 
 _NPY_PREFIX = 10  # of version 1.0: the magic string, the version, and two bytes that say how long the rest is
@@ -34,17 +35,17 @@ class RowReader:
     """The array of records behind a store. Opened when first read, and again after pickling.
 
     Args:
-        path: The `.npy` file.
+        opened: The targets that are read.
         shape: Number of rows N, and of views V of each.
         dim: Width D of a target.
         storage: Type of the numbers.
 
     Raises:
-        TargetError: When first read, if the file is not that array.
+        TargetError: When first read, if the file is not that array, or is of other targets.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int], dim: int, storage: Storage) -> None:
-        self.path, self.shape = path, shape
+    def __init__(self, opened: Opened, shape: tuple[int, int], dim: int, storage: Storage) -> None:
+        self.path, self.shape, self._opened = opened.folder / TARGETS, shape, opened
         self._type = record_type(dim, storage)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -67,15 +68,19 @@ class RowReader:
     @cached_property
     def _records(self) -> NDArray[Any]:
         """All that follows the header, whose text is for other readers of `.npy`: only its length is read."""
+        records = None
         try:
-            beside = self.path.stat().st_size - math.prod(self.shape) * self._type.itemsize
             with self.path.open("rb") as file:
+                beside = os.fstat(file.fileno()).st_size - math.prod(self.shape) * self._type.itemsize
                 header = _NPY_PREFIX + int.from_bytes(file.read(_NPY_PREFIX)[-2:], "little")
-            if beside == header:
-                return np.memmap(self.path, self._type, "r", offset=header, shape=self.shape)
+                if beside == header:
+                    records = np.memmap(file, self._type, "r", offset=header, shape=self.shape)
             found = f"{beside} bytes beside them" if beside > 0 else f"{-beside} bytes too few"
         except OSError as error:
             found = f"{type(error).__name__}: {error}"
+        self._opened.check()
+        if records is not None:
+            return records
         raise TargetError(
             "The targets cannot be read.",
             expected=f"{list(self.shape)} records of {self._type.itemsize} bytes in {self.path}",

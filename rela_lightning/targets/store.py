@@ -19,7 +19,7 @@ from rela_lightning.errors import TargetError
 from rela_lightning.priors.base import Prior
 from rela_lightning.remote import is_url
 from rela_lightning.targets.keys import KeyTable
-from rela_lightning.targets.manifest import KEYS, PROJECTION, TARGETS, read_manifest
+from rela_lightning.targets.manifest import PROJECTION, Opened, read_manifest
 from rela_lightning.targets.reader import RowReader, StoredRows
 from rela_lightning.targets.reduce import Projection, directions_of
 from rela_lightning.targets.remote import local_copy
@@ -30,8 +30,9 @@ class TargetStore:
     """Targets written by `build_targets`, one row for each sample of the data set or stream.
 
     The rows are memory-mapped when first read, so a store opens at once whatever its size, and can
-    be pickled. Each row holds the target of the whole image (view 0) and of `views` crops. Columns are in order of
-    explained variance: a student of width F takes the first `min(F, dim)` of them.
+    be pickled. A file that is opened later, as in a loader's worker, must be of the same targets. Each row holds the
+    target of the whole image (view 0) and of `views` crops. Columns are in order of explained variance: a student of
+    width F takes the first `min(F, dim)` of them.
 
     Args:
         path: Folder written by `build_targets`; or its URL (`s3://...`), then it is copied once to this machine, below
@@ -39,7 +40,7 @@ class TargetStore:
 
     Raises:
         TargetError: If there is no complete store at `path`, or it is of another format; when rows are read, if they
-            are not what was written.
+            are not what was written, or others were built at `path` since it was opened.
 
     Example:
         >>> store = TargetStore("targets/clip-b16")  # doctest: +SKIP
@@ -50,10 +51,10 @@ class TargetStore:
     def __init__(self, path: str | Path) -> None:
         self.path = local_copy(str(path)) if is_url(path) else Path(path).expanduser()
         self.manifest: dict[str, Any] = read_manifest(self.path)
-        self._reader = RowReader(
-            self.path / TARGETS, (len(self), 1 + self.views), self.dim, self.settings["storage_dtype"]
-        )
-        self._keys = KeyTable(self.path / KEYS) if self.keyed else None
+        self._opened = Opened.of(self.path, self.manifest)
+        shape = (len(self), 1 + self.views)
+        self._reader = RowReader(self._opened, shape, self.dim, self.settings["storage_dtype"])
+        self._keys = KeyTable(self._opened) if self.keyed else None
         self._warned = False
 
     def __len__(self) -> int:
@@ -124,7 +125,9 @@ class TargetStore:
     @cached_property
     def projection(self) -> Projection:
         """The map from the prior's features to these targets, for `rela_lightning.targets.project`."""
-        return Projection(**load_file(self.path / PROJECTION))
+        found = Projection(**load_file(self.path / PROJECTION))
+        self._opened.check()
+        return found
 
     def __getitem__(self, index: Any) -> Tensor:
         """Targets of whole images (view 0).
