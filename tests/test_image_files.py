@@ -279,7 +279,7 @@ def test_every_file_gets_the_class_of_its_own_line(
 def test_a_line_is_for_one_file(tmp_path: Path) -> None:
     both, classes = ["a/x.png", "b/x.png"], ["cat", "dog"]
     assert mapped_labels(tmp_path, both, classes, {"a/x.png": "dog", "b/x.png": "cat"}) == [1, 0]
-    assert mapped_labels(tmp_path, both, classes, {"a/x": "dog", "val/b/x.png": "0"}) == [1, 0]
+    assert mapped_labels(tmp_path, both, classes, {"a/x": "dog", "val/b/x.png": "cat"}) == [1, 0]
     with pytest.raises(DataError, match=r"(?s)of one name apart.*one line for a/x\.png, b/x\.png"):
         mapped_labels(tmp_path, both, classes, {"x.png": "dog"})
     with pytest.raises(DataError, match=r"(?s)of one name apart.*lines a/x\.png, b/x\.png"):
@@ -289,6 +289,27 @@ def test_a_line_is_for_one_file(tmp_path: Path) -> None:
     (tmp_path / "map.txt").write_text("x.png cat\nx.png dog\n")
     with pytest.raises(DataError, match=r"two classes in the list(?s:.*)line 2"):
         read_label_map(tmp_path / "map.txt")
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "found"),
+    [
+        ("12345", "12345", [0, 1, 2, 3, 4]),
+        ("12345", "54321", [4, 3, 2, 1, 0]),
+        (["cat", "dog", "elk"], "021", [0, 2, 1]),
+        (["10", "20", "30"], "021", [0, 2, 1]),
+        ("12345", "01234", "1, 2, 3, 4: names; 0: numbers alone"),
+        (["cat", "dog"], ["cat", "1"], "cat: names; 1: numbers alone"),
+    ],
+)
+def test_a_list_has_names_of_classes_or_numbers(classes: Any, labels: Any, found: Any) -> None:
+    names = [f"{number}.png" for number in range(len(labels))]
+    label_map = dict(zip(names, labels, strict=True))
+    if isinstance(found, list):
+        assert mapped_labels(Path(), names, list(classes), label_map) == found
+    else:
+        with pytest.raises(DataError, match=f"mixes names and numbers(?s:.*){found}(?s:.*)counted from 0"):
+            mapped_labels(Path(), names, list(classes), label_map)
 
 
 # ---- thin images -------------------------------------------------------------------------------------------

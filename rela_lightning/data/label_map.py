@@ -58,10 +58,11 @@ def mapped_labels(root: Path, names: Sequence[str], classes: Sequence[str], labe
         root: Folder of the images.
         names: Their paths below it.
         classes: Names of the classes.
-        label_map: Name or number of a class for each entry.
+        label_map: Class of each entry: names in all of them, or numbers from 0. Names go before numbers.
 
     Raises:
-        DataError: If an image has no entry, two images share one or one image has two, or a class is unknown.
+        DataError: If an image has no entry, two images share one or one image has two, a class is unknown, or some
+            classes are names and others numbers.
     """
     whole: dict[str, set[str]] = defaultdict(set)
     ends: dict[str, set[str]] = defaultdict(set)
@@ -91,17 +92,26 @@ def mapped_labels(root: Path, names: Sequence[str], classes: Sequence[str], labe
             expected="a line for each file, with the folders of the file where names repeat",
             found=f"one line for {first_few(shared)}" if shared else f"lines {first_few(sorted(doubled or ()))}",
         )
-    number = {str(index): index for index in range(len(classes))}
-    number.update({name: index for index, name in enumerate(classes)})  # names go before numbers
+    by_name = {name: index for index, name in enumerate(classes)}
+    by_number = {str(index): index for index in range(len(classes))}
     labels = [label_map[min(hits)] for hits in found]
-    unknown = sorted(set(labels) - set(number))
+    unknown = sorted(set(labels) - set(by_name) - set(by_number))
     if unknown:
         raise DataError(
             "The list of labels has classes that the training images do not have.",
             expected=f"names of the {len(classes)} classes, as {classes[0]}, or numbers from 0 to {len(classes) - 1}",
             found=first_few(unknown),
         )
-    return [number[label] for label in labels]
+    named, nameless = sorted(set(labels) & set(by_name)), sorted(set(labels) - set(by_name))
+    if named and nameless:
+        raise DataError(
+            "The list of labels mixes names and numbers of classes.",
+            expected=f"names of the {len(classes)} classes, as {classes[0]}, in every line, or numbers in every line",
+            found=f"{first_few(named)}: names; {first_few(nameless)}: numbers alone",
+            do="write the names of the folders: where these are numbers, they go before numbers counted from 0",
+        )
+    read = by_number if nameless else by_name
+    return [read[label] for label in labels]
 
 
 def _text(path: Path) -> str:
