@@ -104,6 +104,8 @@ def refused(words: list[str], capsys) -> str:
         ([*FIT, BYOL, *DIGITS, "--model.backbone_kwargs={width: 1}"], ["resnet18 could not be built", "'width'"]),
         ([*FIT, BYOL, *DIGITS, "--model.optimizer=SGD", "--model.optimizer.momentun=0.9"],
          ["SGD has no option `momentun`", "perhaps momentum"]),
+        ([*FIT, BYOL, *SMALL, *DIGITS, "--lr_scheduler=WarmupCosine", "--lr_scheduler.warmup_epochs=2"],
+         ["goes with `--optimizer`", "WarmupCosine alone", "--model.lr_scheduler"]),
         ([*FIT, BYOL, *DIGITS, "--optimizer=Adamm"], ["no class Adamm", "perhaps Adam"]),
         ([*FIT, BYOL, *DIGITS, "--compile=fast"], ["no such backend", "inductor"]),
         ([*FIT, "--model=tests.test_cli_refused.Nameless", *DIGITS[:1], "--compile=eager"], ["not found", "my_own"]),

@@ -191,6 +191,7 @@ class RelaCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; refuse what does not fit together before anything is trained."""
+        self._check_scheduler()
         with own_errors():
             super().instantiate_classes()
         module = uncompiled(self.model)
@@ -207,6 +208,19 @@ class RelaCLI(LightningCLI):
         backend = self._built.get("compile", False)
         if backend is not False:
             compile_backbone(self.model, "inductor" if backend is True else backend)
+
+    def _check_scheduler(self) -> None:
+        """Refuse a scheduler without an optimizer, which LightningCLI leaves out without a word."""
+        options = self.config[self.command]
+        scheduler = options.get("lr_scheduler")
+        if self.command == "fit" and scheduler and not options.get("optimizer"):
+            raise ConfigError(
+                "`--lr_scheduler` goes with `--optimizer`: without it the rate would stay as it is.",
+                expected="both of them, or neither",
+                found=f"--lr_scheduler {scheduler.get('class_path')} alone",
+                do="pass --optimizer too; a method of rela_lightning has its own options, --model.optimizer and "
+                "--model.lr_scheduler",
+            )
 
     def _check_classes(self) -> None:
         probes = [c for c in self.trainer.callbacks if isinstance(c, OnlineLinearProbe) and c.labels == "auto"]  # type: ignore[attr-defined]
