@@ -10,6 +10,7 @@ import pytest
 
 from rela_lightning.cli.compare import compare
 from rela_lightning.errors import ConfigError
+from rela_lightning.runs.comparison import wilson
 
 PROTOCOL = {"data": "DigitsData", "linear": {"solver": "adam", "epochs": 100}, "validation_images": 450}
 PROBED = {"linear_top1": 0.5, "knn_top1": 0.4, "protocol": PROTOCOL, "probed_steps": 18}
@@ -20,17 +21,17 @@ def in_a_folder_of_its_own(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def started(name: str, **more: Any) -> str:
+def started(name: str, *, folder: str | None = None, **more: Any) -> str:
     """A run of 18 steps in three epochs, with one probe during training."""
     run = {
         "name": name, "seconds": 5.9, "labelling_seconds": 0.0, "steps": 18, "data": {"name": "DigitsData"},
         "budget": {"max_epochs": -1, "max_steps": 18, "max_seconds": None},
         "history": [{"seconds": 2.0, "steps": 6, "knn_top1": 0.2}], **more,
     }  # fmt: skip
-    folder = Path("runs", name)
-    folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(run))
-    return str(folder)
+    place = Path("runs", folder or name)
+    place.mkdir(parents=True)
+    (place / "run.json").write_text(json.dumps(run))
+    return str(place)
 
 
 def rows(folder: str = "comparison") -> dict[str, dict[str, Any]]:
@@ -72,6 +73,20 @@ def test_the_report_leaves_out_limits_that_were_not_set() -> None:
     compare([started("a", **PROBED), started("b", **PROBED)])
     page = Path("comparison/report.md").read_text()
     assert "a (max_steps 18), b (max_steps 18)" in page and "unknown" not in page.split("## Protocol")[1]
+
+
+def test_seeds_in_an_earlier_report_keep_their_mean_and_its_interval() -> None:
+    seeds = []
+    for seed, top1 in enumerate((0.4, 0.5, 0.6, 0.1)):
+        seeds.append(started("byol", **{**PROBED, "linear_top1": top1}, folder=f"seed{seed}"))
+        Path(seeds[seed], "config.yaml").write_text(f"{{model: BYOL, seed_everything: {seed}}}")
+    other = started("other", **PROBED)
+    compare([*seeds[:3], other], out="first")
+    compare(["first", seeds[3]], out="again")
+    mean, again, fourth = rows("first")["byol (3 seeds)"], rows("again")["byol (3 seeds)"], rows("again")["byol"]
+    assert mean["interval"]["linear_top1"] == pytest.approx(4.303 * 0.1 / 3**0.5)
+    assert again == {**mean, "source": "first"}
+    assert (fourth["linear_top1"], fourth["interval"]["linear_top1"]) == (0.1, wilson(0.1, 450))
 
 
 def test_an_earlier_checkpoint_is_not_billed_as_the_whole_run(capsys: Any) -> None:

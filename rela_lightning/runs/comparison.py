@@ -47,7 +47,9 @@ def counted_on(run: Run, name: str) -> int | None:
 
 
 def with_interval(run: Run) -> dict[str, Any]:
-    """The run with `interval`, of its validation images, where their number is known."""
+    """The run with `interval`, of its validation images, where their number is known; a row of seeds keeps its own."""
+    if "seeds" in run:
+        return dict(run)
     counts = {name: counted_on(run, name) for name in (*SCORES, "top1") if run.get(name) is not None}
     known = {name: count for name, count in counts.items() if count}
     if not known:
@@ -86,11 +88,11 @@ def grouped(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
     Args:
         runs: As in `rela_lightning.runs.report`; `setting` is equal for runs whose configs differ in seed alone, None
-            where that is not known.
+            where that is not known. A row of means, as an earlier report holds it, stays as it is.
     """
     groups: dict[Any, list[Run]] = {}
     for number, run in enumerate(runs):
-        setting = run.get("setting")
+        setting = run.get("setting") if "seeds" not in run else None
         groups.setdefault(number if setting is None else setting, []).append(run)
     rows: list[dict[str, Any]] = []
     for group in groups.values():
