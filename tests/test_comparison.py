@@ -76,6 +76,13 @@ def test_a_reader_hears_of_other_steps_and_other_data() -> None:
     assert len(notes(grouped([run("a", 0.5), run("b", 0.6)]))) == 1
 
 
+def test_a_reader_hears_of_a_seed_that_stopped_early() -> None:
+    seeds = [run("a", 0.5, setting="x", seed=seed, steps=steps) for seed, steps in enumerate((1000, 1000, 100))]
+    said = notes(grouped([*seeds, run("b", 0.6, steps=700)]))  # as many as the seeds on average
+    assert said[0].endswith("steps, and count alike in its means: a (3 seeds) 1,000 and 1,000 and 100.")
+    assert not any("alike" in each for each in notes(grouped([*seeds[:2], run("b", 0.6, steps=1000)])))
+
+
 def test_rows_without_training_differ_from_none_in_steps_and_data() -> None:
     none = run("prior", 0.5, steps=0, seconds=0.0, labelling_seconds=0.0, data=None)
     assert len(notes(grouped([run("a", 0.5), none, run("b", 0.6)]))) == 1

@@ -120,6 +120,7 @@ def _as_one(group: Sequence[Run]) -> dict[str, Any]:
         "steps": round(statistics.fmean(run["steps"] for run in group)),
         "switch_seconds": statistics.fmean(switches) if len(switches) == len(group) else None,
         "seeds": [run.get("seed") for run in group],
+        "steps_of_seeds": [run["steps"] for run in group],
         "interval": {
             name: of_mean([run[name] for run in group]) for name in ACCURACIES if isinstance(mean.get(name), float)
         },
@@ -154,6 +155,14 @@ def notes(runs: Sequence[Run]) -> list[str]:
     steps = {run["name"]: f"{run['steps']:,}" for run in trained}
     if len(set(steps.values())) > 1:
         found.append(f"The runs made different numbers of steps: {_listed(steps)}.")
+    uneven = {
+        run["name"]: " and ".join(f"{each:,}" for each in run["steps_of_seeds"])
+        for run in runs
+        if len(set(run.get("steps_of_seeds", ()))) > 1
+    }
+    if uneven:
+        said = _listed(uneven)
+        found.append(f"Seeds of one row made different numbers of steps, and count alike in its means: {said}.")
     partly = {run["name"]: f"at {run['steps']:,} of {run['steps_of_run']:,}" for run in runs if "steps_of_run" in run}
     if partly:
         found.append(f"Not probed at the run's last step: {_listed(partly)}. Seconds are those noted then, if any.")
