@@ -87,6 +87,21 @@ def test_another_size_than_the_run_s_is_said(plain: Path) -> None:
         assert main(["embed", str(plain), "g.npy", *words, "--data.image_size=32"]) == 0
 
 
+def test_images_of_other_data_are_normalised_as_the_run_was_trained(plain: Path, caplog: Any) -> None:
+    pictures(Path("photos"), ("cat", "dog"))
+    words = ["--data=ImageFolderData", "--data.root=photos", "--data.image_size=32", "--device=cpu"]
+    with caplog.at_level("INFO"):
+        assert main(["embed", str(plain), "a.npy", *words]) == 0
+    assert "by mean [0.305, 0.305, 0.305] and std [0.323, 0.323, 0.323], not as in ImageFolderData" in caplog.text
+    assert main(["embed", f"run:{plain}", "b.npy", *words]) == 0
+    own = ["--data.mean=[0.305, 0.305, 0.305]", "--data.std=[0.323, 0.323, 0.323]"]
+    caplog.clear()
+    assert main(["embed", str(plain), "c.npy", *words, *own]) == 0
+    assert "normalised" not in caplog.text
+    np.testing.assert_array_equal(np.load("a.npy"), np.load("c.npy"))
+    np.testing.assert_allclose(np.load("a.npy"), np.load("b.npy"), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

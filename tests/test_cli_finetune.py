@@ -87,6 +87,8 @@ def test_another_size_than_the_run_s_is_said(plain: Path) -> None:
     few = ["--data=DigitsData", "--data.labels_per_class=1", "--data.image_size=16", "--trainer.fast_dev_run=1"]
     with pytest.warns(UserWarning, match=r"trained at 32 px, and is fine-tuned at 16 px; --data.image_size 32 keeps"):
         assert main(["finetune", "runs/plain", *few, "--trainer.accelerator=cpu"]) == 0
+    with pytest.warns(UserWarning, match=r"another way than DigitsData does; --data.mean '\[0.305, 0.305, 0.305\]'"):
+        assert main(["finetune", "runs/plain", *few, "--data.mean=[0.5, 0.5, 0.5]", "--trainer.accelerator=cpu"]) == 0
 
 
 def test_images_without_labels_are_said_to_have_none(plain: Path, capsys: Any) -> None:

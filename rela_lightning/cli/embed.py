@@ -13,7 +13,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
-from rela_lightning.cli.probe import check_options, images_of, say_other_size
+from rela_lightning.cli.probe import check_options, images_of, say_other_view
 from rela_lightning.errors import ConfigError
 from rela_lightning.files import check_free, write_whole
 from rela_lightning.fingerprint.order import names_of
@@ -75,7 +75,7 @@ def embed(
     if out.suffix == ".parquet":
         import pyarrow  # noqa: F401  # missing packages are told before any work
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs)
-    say_other_size(data, subject.data, "embedded")
+    say_other_view(data, subject.data, "embedded")
     images = images_of(data if data is not None else subject.data, split, subject)
     found, labels = extract_features(
         subject.network, images,

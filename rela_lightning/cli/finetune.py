@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rela_lightning.cli.fit import RelaCLI, num_classes, run_cli
-from rela_lightning.cli.probe import say_other_size
+from rela_lightning.cli.probe import other_scale, say_other_size
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.networks.build import LIBRARIES, SOURCES, UNTRAINED
 from rela_lightning.runs.comparison import wilson
@@ -91,12 +92,18 @@ class FineTuneCLI(RelaCLI):
             )
 
     def instantiate_classes(self) -> None:
-        """Build everything; say so where the images are of another size than the run's."""
+        """Build everything; say so where the images are of another size than the run's, or normalised otherwise."""
         super().instantiate_classes()
         start = str(self.config[self.command].get("model.init_args.backbone"))
         if start.startswith("run:"):
-            own = _data_of(Path(start.removeprefix("run:")))
-            say_other_size(self.datamodule, build_data(own) if own is not None else None, "fine-tuned")
+            options = _data_of(Path(start.removeprefix("run:")))
+            own: Any = build_data(options) if options is not None else None
+            say_other_size(self.datamodule, own, "fine-tuned")
+            if other_scale(self.datamodule, own):
+                rank_zero_warn(
+                    f"The run was trained on images normalised in another way than {type(self.datamodule).__name__} "
+                    f"does; --data.mean '{own.mean}' --data.std '{own.std}' keep its own."
+                )
 
     def after_fit(self) -> None:
         """Measure the last weights, and say how good they are, and where."""

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
+from rela_lightning.data.modules import ImageData  # and the short names of --data
+from rela_lightning.data.views import probe_view
 from rela_lightning.devices import device_of
 from rela_lightning.errors import ConfigError, DataError, check_positive
 from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
@@ -107,7 +108,7 @@ def probe(
     check_options({"batch_size": batch_size}, device)
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs, untrained=untrained)
     other_data = data is not None and subject.data is not None and data_facts(data) != data_facts(subject.data)
-    say_other_size(data, subject.data, "probed")
+    say_other_view(data, subject.data, "probed")
     data = data if data is not None else subject.data
     options: dict[str, Any] = {
         "batch_size": batch_size, "num_workers": num_workers, "device": device, "precision": precision,
@@ -178,6 +179,8 @@ def check_options(positive: dict[str, float], device: str) -> None:
 def images_of(data: Any, split: Literal["train", "val"], subject: Subject) -> Any:
     """A data module's images under the probe view, or a prior's own preprocessing.
 
+    What a run has trained sees the images of other data normalised as it was trained.
+
     Raises:
         ConfigError: If there is no data module.
         DataError: If it gives no images under a probe view.
@@ -200,6 +203,8 @@ def images_of(data: Any, split: Literal["train", "val"], subject: Subject) -> An
     images = data.dataset(split, "probe")
     if subject.preprocess is not None:
         images.transform = subject.preprocess
+    elif other_scale(data, subject.data):
+        images.transform = probe_view(data.image_size, mean=subject.data.mean, std=subject.data.std)
     return images
 
 
@@ -221,6 +226,22 @@ def say_other_size(data: Any, own: Any, done: str) -> None:
     if None not in (given, size) and given != size:
         rank_zero_warn(
             f"The run was trained at {size} px, and is {done} at {given} px; --data.image_size {size} keeps its size."
+        )
+
+
+def other_scale(data: Any, own: Any) -> bool:
+    """Whether a data module normalises images in another way than that of a run."""
+    both = isinstance(data, ImageData) and isinstance(own, ImageData)
+    return both and (data.mean, data.std) != (own.mean, own.std)
+
+
+def say_other_view(data: Any, own: Any, done: str) -> None:
+    """Say what images of other data are to a run that is probed or embedded by: of another size, normalised its way."""
+    say_other_size(data, own, done)
+    if other_scale(data, own):
+        rank_zero_info(
+            f"The images are normalised as the run was trained, by mean {own.mean} and std {own.std}, not as in "
+            f"{type(data).__name__}."
         )
 
 
