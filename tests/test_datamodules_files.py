@@ -58,6 +58,8 @@ def test_stl10_trains_on_all_and_probes_on_the_labelled(tmp_path: Path, monkeypa
     assert [len(loader.dataset) for loader in data.val_dataloader()] == [10, 10] and data.num_classes == 10
     assert STL10Data(root, train_split="unlabeled").dataset("train").targets == [-1] * 20
     assert STL10Data(root, train_split="train").dataset("train", "probe").targets == list(range(10))
+    few = STL10Data(root, labels_per_class=1)
+    assert few.dataset("train", "probe").targets == few.dataset("train").targets == list(range(10))
     with pytest.raises(ConfigError, match="train, unlabeled"):
         STL10Data(root, train_split="test")  # type: ignore[arg-type]
 

@@ -188,6 +188,11 @@ def test_a_share_is_grey(name: str) -> None:
         agree(ours[grey].mean(dim=(1, 2, 3)), same.mean(dim=(1, 2, 3)))
 
 
+def test_grey_views_may_be_blurred() -> None:
+    _, together = both(views("simclr", 16, random_gray_scale=1.0, gaussian_blur=0.5), crop(0, 4), 16)
+    assert all(float(view.std(dim=1).max()) < 1e-3 for view in together)
+
+
 @pytest.mark.slow
 def test_a_share_of_byols_second_view_is_solarised() -> None:
     off = {**PLAIN, "min_scale": 1.0, "hf_prob": 0.0}

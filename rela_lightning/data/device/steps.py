@@ -177,7 +177,7 @@ class Grey:
         from kornia.color import rgb_to_grayscale
 
         grey: Tensor = rgb_to_grayscale(images)
-        return grey if self.one_channel else grey.expand_as(images)
+        return grey if self.one_channel else grey.repeat(1, images.shape[1], 1, 1)  # the next step may write into it
 
 
 @dataclass(frozen=True)

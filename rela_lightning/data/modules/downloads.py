@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
+from rela_lightning.data.few_labels import FewLabels
 from rela_lightning.data.files import check_folder
 from rela_lightning.data.folder import FolderImages
 from rela_lightning.data.modules.base import ImageData, Split
@@ -194,9 +195,9 @@ class STL10Data(TorchvisionData):
         return self._of_torchvision(root, split=self.train_split if split == "train" else "test")
 
     def probe_source(self) -> Any:
-        """The 5,000 labelled training images."""
+        """The 5,000 labelled training images; with `labels_per_class` those that are trained on."""
         train = self._source("train")
-        if isinstance(train, FolderImages) or self.train_split == "train":
+        if isinstance(train, (FolderImages, FewLabels)) or self.train_split == "train":
             return train
         if "probe" not in self._sources:
             self._sources["probe"] = self._of_torchvision(str(train.root), split="train")
