@@ -97,13 +97,13 @@ class Schedule:
         Args:
             loss: Transport loss of the step: a scalar, equal on all ranks.
             progress: What `weights` was asked for before it.
-            epochs: Passes over the training images before it, with the share of the one under way where its length is
-                known. An epoch of the Trainer that draws half of the images is half of one.
+            epochs: Passes over the training images before it, with the share of the one under way where that is known.
+                An epoch of the Trainer that draws half of the images is half of one.
         """
 
     @functools.cached_property
     def fresh(self) -> dict[str, Tensor]:
-        """`state_dict()` as it was when first asked, before any fit: each fit that is not resumed begins with it."""
+        """State when first asked, before any fit: what a fit that is not resumed begins with."""
         return self.state_dict()
 
     @property
@@ -321,11 +321,8 @@ class Plateau(Schedule):
         if slope is not None and not slope > 0.0:
             raise ConfigError("`slope` is a share of the first loss per epoch.", expected="> 0", found=slope)
         if not 0.0 < window <= 0.25:
-            raise ConfigError(
-                "`window` is a share of the budget: two are compared, and two are left to the objective.",
-                expected="a number in (0, 0.25]",
-                found=window,
-            )
+            said = "`window` is a share of the budget: two are compared, and two are left to the objective."
+            raise ConfigError(said, expected="a number in (0, 0.25]", found=window)
         self.slope, self.window = slope, window
         self.at_least, self.at_most = _share("at_least", at_least), _share("at_most", at_most)
         if at_least > at_most:
