@@ -254,10 +254,11 @@ class Run:
         """Step W; keep parameters that took no part out of the user's optimizer step."""
         if self._step is None:
             return
-        unused = {id(parameter) for parameter in self._step.unused}
-        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
-            if id(parameter) in unused:
-                parameter.grad = None
+        if self._step.unused:
+            steps = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            for parameter in self._step.unused:  # those of another optimizer must have a gradient for its own step
+                if id(parameter) in steps:
+                    parameter.grad = None
         loss = self._map.step(self._trainer)
         if loss is not None and self._schedule.adaptive:
             self._schedule.update(loss, self.phases.progress, self._passes.count())
