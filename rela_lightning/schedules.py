@@ -335,11 +335,9 @@ class Plateau(Schedule):
                 found=at_least,
                 do="pass a smaller window or at_least; TransportOnly() is transport to the end",
             )
-        self.fired = False
-        self._level = self._slope_for(None)
+        self.fired, self._level = False, self._slope_for(None)
         self._start = self._start_epochs = 0.0
-        self._sum: Tensor = torch.zeros(())
-        self._count = 0
+        self._sum, self._count = torch.zeros(()), 0
         self._first: Tensor | None = None
         self._before = math.inf
         self._steepest = 0.0
