@@ -1,6 +1,6 @@
 """When would `Plateau` have handed over in the runs that were made? Its rule, put to their transport losses.
 
-    python benchmarks/replay.py [--slope 0.00175 0.01] [--window 0.1]
+    python benchmarks/replay.py [--slope 0.00175 0.0135] [--window 0.1]
 
 A run's curve has a hundred points, each the mean loss of a percent of its budget; the rule sees each as often as there
 were steps in it. A curve that ends at a fixed hand-over says nothing of what comes after it.
@@ -42,7 +42,7 @@ def replay(row: Row, costs: dict[str, Any], **options: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--slope", nargs="*", type=float, default=[0.00175, 0.01],
+    parser.add_argument("--slope", nargs="*", type=float, default=[0.00175, 0.0135],
                         help="what Plateau takes for a prior of many directions, and of few")  # fmt: skip
     parser.add_argument("--window", nargs="*", type=float, default=[Plateau().window])
     parser.add_argument("--results", type=Path, default=RESULTS)

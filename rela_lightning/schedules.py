@@ -42,7 +42,7 @@ _OF_STEEPEST = 0.5  # of the steepest fall: more is left only where the loss fal
 _TOO_LATE = 2  # times `window` before the end: a switch there never gained anything
 _NO_FALL = 0.2  # of `slope`: a loss that never fell faster than that had nothing to level off from
 _FEW, _MANY = 10.0, 100.0  # directions of a prior that has little to say, and of one that has much
-_SLOPES = 0.01, 0.00175  # of Plateau for the two; see docs/convergence.md
+_SLOPES = 0.0135, 0.00175  # of Plateau for the two; see docs/convergence.md
 TRANSPORT_ONLY = Weights(0.0, 1.0)
 
 
@@ -302,7 +302,7 @@ class Plateau(Schedule):
 
     Args:
         slope: Fall per epoch below which the loss has levelled off, as a share of the first loss (which is about 1 for
-            the cosine), > 0. None goes by the prior: .01 where its features fill 10 directions or fewer, .00175 from
+            the cosine), > 0. None goes by the prior: .0135 where its features fill 10 directions or fewer, .00175 from
             100 on or as long as that is not known, geometric means between.
         window: Share of the budget that is averaged at most, in `(0, 0.25]`.
         at_least: No switch before this share of the budget, in `(0, 1]`; nor before two windows are through.
