@@ -202,6 +202,8 @@ class ReLACallback(DualCallback):
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Take everything off, also after a failure."""
         self._evaluates = False
+        if self._run is not None:
+            self._run.failed(exception)
         self._detach()
 
     def _detach(self) -> None:

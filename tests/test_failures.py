@@ -159,6 +159,62 @@ def test_concatenated_data_sets_are_one(targets64: Any) -> None:
         fit(seeded(byol), ReLACallback(targets64), data=DataLoader(turned, batch_size=16))
 
 
+class Keeps(type(byol())):  # type: ignore[misc]
+    """As Lightning's own guides have it: an epoch's losses in a list, and a number beside the loss."""
+
+    def on_fit_start(self) -> None:
+        self.losses: list[torch.Tensor] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        loss = super().training_step(batch, batch_idx)
+        self.losses.append(loss.detach())
+        return {"loss": loss, "size": 16}
+
+
+class AtEpochEnd(Keeps):
+    def on_train_epoch_end(self) -> None:
+        torch.stack(self.losses).mean()
+
+
+class AtBatchEnd(Keeps):
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        outputs["size"]
+
+
+class Reader(L.Callback):
+    def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *args: Any) -> None:
+        outputs["size"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "callbacks", "hook"),
+    [
+        (AtEpochEnd, (), "AtEpochEnd.on_train_epoch_end"),
+        (AtBatchEnd, (), "AtBatchEnd.on_train_batch_end"),
+        (Keeps, (Reader(),), "Reader.on_train_batch_end"),
+    ],
+)
+def test_a_hook_that_misses_what_a_step_leaves(kind: Any, callbacks: Any, hook: str, targets64: Any) -> None:
+    with (
+        pytest.warns(UserWarning, match=rf'{hook} failed .*leaves training_step out.*step="swap_loss"'),
+        pytest.raises((RuntimeError, KeyError)),
+    ):
+        fit(seeded(kind), ReLACallback(targets64, schedule=Switch(0.5)), *callbacks)
+    fit(seeded(kind), ReLACallback(targets64, schedule=Switch(0.5), step="swap_loss"), *callbacks)
+
+
+@pytest.mark.parametrize(("hook", "step"), [("on_train_batch_start", "auto"), ("on_train_batch_end", "swap_loss")])
+def test_other_failures_are_not_laid_to_a_step_left_out(hook: str, step: Any, targets64: Any) -> None:
+    def fails(self: Any, trainer: Any, *args: Any) -> None:
+        if trainer.global_step > 1:
+            raise ValueError("the user's own")
+
+    with warnings.catch_warnings(record=True) as said, pytest.raises(ValueError, match="own"):
+        warnings.simplefilter("always")
+        fit(seeded(byol), ReLACallback(targets64, step=step), type("Own", (L.Callback,), {hook: fails})())
+    assert not [entry for entry in said if "leaves training_step out" in str(entry.message)]
+
+
 def test_nothing_to_build_from() -> None:
     with pytest.raises(ConfigError, match="on the fly"):
         ReLACallback()

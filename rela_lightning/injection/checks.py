@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import traceback
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
-from rela_lightning.errors import ConfigError, InjectionError
+from rela_lightning.errors import ConfigError, InjectionError, ReLAError
 from rela_lightning.injection.budget import Budget
 from rela_lightning.injection.passes import batch_size_of
 from rela_lightning.schedules import Plateau, Schedule
 
 _SHORTEST_PHASE = 0.01  # of the budget: less is no transport phase, but the first step of a fade
+_AFTER_STEP = (
+    "on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad", "on_train_batch_end",
+    "on_train_epoch_end",
+)  # fmt: skip
 _TRIED = ("SingleDeviceStrategy", "DDPStrategy")
 _UNTRIED = {
     "FSDPStrategy": "parameters are sharded: the backbone's gradients and the teachers' average were never tried so",
@@ -166,6 +172,28 @@ def warn_unknown_to_checkpoint() -> None:
         "and the schedule goes by the budget already spent.",
         stacklevel=3,
     )
+
+
+def warn_step_left_out(exception: BaseException, owners: Sequence[Any]) -> None:
+    """Warn where a hook failed that comes after a step which was left out: it may want what that step leaves.
+
+    Args:
+        exception: What was raised.
+        owners: The user's module and callbacks, whose hooks count.
+    """
+    if isinstance(exception, ReLAError):
+        return
+    for frame, _ in traceback.walk_tb(exception.__traceback__):
+        code = frame.f_code
+        caller = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        if code.co_name in _AFTER_STEP and any(caller is owner for owner in owners):
+            warnings.warn(
+                f"{type(caller).__name__}.{code.co_name} failed after a step of the transport phase, which leaves "
+                "training_step out: what that step returns or keeps is not there. If it is missed, pass "
+                'step="swap_loss", which runs the step and replaces its loss; or let the hook do without.',
+                stacklevel=3,
+            )
+            return
 
 
 def warn_projection_late(

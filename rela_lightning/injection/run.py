@@ -179,6 +179,12 @@ class Run:
         if hands_over and self.phases.now.weights.transport_only:
             checks.warn_never_handed_over(self._schedule, self.phases.progress)
 
+    def failed(self, exception: BaseException) -> None:
+        """Say so where a hook failed that may have missed what a step leaves that was left out."""
+        if self._step is not None and self._step.replaced:
+            others = [callback for callback in self._trainer.callbacks if callback is not self._callback]
+            checks.warn_step_left_out(exception, [self._module, *others])
+
     def start_epoch(self) -> None:
         """Decide before the epoch's first batch is fetched."""
         if self._step_detached:
