@@ -100,6 +100,13 @@ def test_any_affine_scale_is_found(mean: list[float], std: list[float]) -> None:
     np.testing.assert_allclose(scale.std, std, rtol=1e-3)
 
 
+def test_an_image_beside_a_map_keeps_its_own_views() -> None:
+    """Their numbers of channels differ, so that there is no one scale."""
+    photos = Photos(lambda image: (CROP(image), torch.ones(1, 8, 8)))
+    assert common_scale(photos) is None
+    assert default_transport_transform(photos, 2) is None
+
+
 def test_parts_must_agree() -> None:
     one, same = (Photos(v1.Compose([CROP, v1.Normalize(MEAN, STD)])) for _ in range(2))
     other = Photos(v1.Compose([CROP, v1.Normalize([0.5] * 3, [0.5] * 3)]))

@@ -64,6 +64,8 @@ def observed_scale(views_of: Callable[[Any], list[Tensor]], image: Any, stated: 
         drawn = [[_level(view) for _ in range(_DRAWS) for view in views_of(plain)] for plain in flat]
     except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError):
         return None  # it cannot do without content
+    if len({level.shape for levels in drawn for level in levels}) != 1:
+        return None  # views of several numbers of channels, as an image beside a mask
     low, high = torch.stack(drawn[0]).amin(0), torch.stack(drawn[1]).amax(0)
     span = high - low
     if not bool(torch.isfinite(span).all()) or bool((span < 1e-3).any()):
