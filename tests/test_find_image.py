@@ -108,6 +108,17 @@ def test_several_that_differ_are_refused_with_their_places(sample: Any, where: s
         find_image(sample)
 
 
+def test_views_of_a_transform_out_of_reach_are_told_what_to_label_instead() -> None:
+    """Where the hint was followed, the next error said the opposite."""
+    hint = "label the same data set built without its augmentation"
+    with pytest.raises(DataError, match=hint):
+        find_image(([torch.rand(3, 9, 9), torch.rand(3, 9, 9)], 4))
+    for others in ((PHOTO, OTHER), (torch.rand(3, 9, 9), torch.rand(3, 8, 8))):  # a stereo pair, two sizes
+        with pytest.raises(DataError) as error:
+            find_image(others)
+        assert hint not in str(error.value)
+
+
 class Pairs(Dataset[Any]):
     """Photos in pairs, as for stereo or super-resolution."""
 

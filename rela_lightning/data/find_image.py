@@ -41,7 +41,8 @@ def find_image(item: Any) -> Any:
             "A sample holds several images, and nothing says which one is meant.",
             expected="one image, or one with a name such as image",
             found=", ".join(f"{'.'.join(where)}: {_size(value)}" for where, value in found[:8]),
-            do=f'say where it is: build_targets(..., image="{".".join(found[0][0])}"), rela targets --image',
+            do=f'say where it is: build_targets(..., image="{".".join(found[0][0])}"), rela targets --image'
+            + _unless_views([value for _, value in found]),
         )
     return found[0][1] if found else None
 
@@ -153,6 +154,18 @@ def _same(one: Any, two: Any) -> bool:
         return True
     first, second = np.asarray(one), np.asarray(two)
     return type(one) is type(two) and first.shape == second.shape and bool((first == second).all())
+
+
+def _unless_views(images: Sequence[Any]) -> str:
+    """What to do instead where the images look like views of one: float tensors of one shape."""
+    if any(not isinstance(image, Tensor) or not image.is_floating_point() for image in images):
+        return ""
+    if len({image.shape for image in images}) > 1:
+        return ""
+    return (
+        "; where they are views of one image, label the same data set built without its augmentation: of a data set's "
+        "own attributes only `transform` is set aside"
+    )
 
 
 def _size(value: Any) -> str:
