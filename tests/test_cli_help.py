@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rela_lightning.cli import TRAINER, main
-from rela_lightning.cli.short_help import DATA, GROUPS, METHODS, TUNED, wants_short_help
+from rela_lightning.cli.short_help import DATA, EVALUATED, GROUPS, METHODS, TUNED, wants_short_help
 from rela_lightning.config import classes
 
 
@@ -24,7 +24,9 @@ def test_help_is_a_screen(command: str, capsys: Any) -> None:
     first = "START" if command == "finetune" else "--model NAME --data NAME"
     assert page.startswith(f"usage: rela {command} {first} [options]")
     assert all(name in page for name in (*(METHODS if command != "finetune" else ()), *DATA))
-    assert ("--resume" in page) is (command in ("fit", "finetune"))
+    trains = command in ("fit", "finetune")
+    assert all((word in page) is trains for word in ("--resume", "--trainer.max_epochs", "--optimizer", "--name NAME"))
+    assert ("--ckpt_path RUN" in page) is not trains  # what these commands look at
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_every_option_named_exists(capsys: Any) -> None:
     assert stop.value.code == 0
     everything = capsys.readouterr().out
     assert len(everything.splitlines()) > 300
-    groups = [*GROUPS.values(), TUNED]
+    groups = [*GROUPS.values(), *EVALUATED.values(), TUNED]
     named = {word for group in groups for name in group for word in re.findall(r"--[\w.]+", name)}
     named |= set(re.findall(r"--[\w.]+", " ".join(text for group in groups for text in group.values())))
     outer = {re.sub(r"^(--(?:model|data)|--trainer\.callbacks)\.(?!help).*", r"\1", name) for name in named}

@@ -66,6 +66,19 @@ GROUPS: Mapping[str, Group] = {
     "The run": _RUN,
     "More": _MORE,
 }
+EVALUATED: Mapping[str, Group] = {
+    "What is run": {
+        **_WHAT,
+        "--ckpt_path RUN": "weights: a run's folder, of which the last checkpoint is taken, or a checkpoint",
+    },
+    "How": {
+        "--trainer.callbacks+ KNNProbe": "a callback; this one measures features in a validation",
+        **{name: text for name, text in _HOW.items() if not name.startswith(("--trainer.max", "--optimizer"))},
+    },
+    "Files": {name: text for name, text in _RUN.items() if name not in ("--name NAME", "--resume RUN")},
+    "More": _MORE,
+}
+"""Of `validate`, `test` and `predict`, which train nothing."""
 _NARROW, _WIDE, PAGE = 36, 46, 118
 """Least and most letters of the first column, and of a page."""
 
@@ -81,13 +94,12 @@ def short_help(command: str, line: str) -> str:
     tunes, resumes = command == "finetune", command in ("fit", "finetune")
     first = "START" if tunes else "--model NAME --data NAME"
     forms = [f"{first} [options]", *([] if tunes else ["--config FILE [options]"])]
-    forms += ["--resume RUN [options]"] if resumes else []
+    forms += ["--resume RUN [options]" if resumes else "--config RUN/config.yaml --ckpt_path RUN [options]"]
     usage = "usage: " + "\n       ".join(f"rela {command} {form}" for form in forms)
     pages = [usage, f"{line[0].upper()}{line[1:]}. Every option may also stand in a YAML file."]
-    for title, group in GROUPS.items():
+    for title, group in (GROUPS if resumes else EVALUATED).items():
         shown = TUNED if tunes and group is _WHAT else group
-        options = [(name, text) for name, text in shown.items() if resumes or not name.startswith("--resume")]
-        pages.append(rows(title, {name: text.format(**names) for name, text in options}))
+        pages.append(rows(title, {name: text.format(**names) for name, text in shown.items()}))
     return "\n\n".join(pages) + "\n"
 
 
