@@ -25,6 +25,7 @@ from rela_lightning.diagnostics.survey import PIXELS, RANDOM, survey
 from rela_lightning.diagnostics.worth import follow, worth_of
 from rela_lightning.errors import ConfigError, DataError, PriorError, TargetError
 from rela_lightning.priors import Prior
+from tests.image_files import crop
 from tests.modules import byol
 from tests.parts import TinyBackbone, make_digits
 
@@ -51,6 +52,19 @@ def ranking() -> PriorRanking:
         budget_seconds=100.0,
         **SMALL,
     )
+
+
+class Listed(Dataset):
+    """Samples out of a list."""
+
+    def __init__(self, samples: list[Any]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.samples[index]
 
 
 def row(ranking: PriorRanking, name: str) -> PriorRow:
@@ -85,7 +99,8 @@ def test_a_row_is_what_numpy_says() -> None:
     images = torch.stack([prior.preprocess(dataset[index][0]) for index in found.rows])
     features = prior(images).double().numpy()
     np.testing.assert_allclose(found.features["it"], features, atol=1e-4)
-    worth = worth_of(found.features["it"], found.views["it"], length=90)
+    assert found.viewed == [round(i * 63 / 39) for i in range(40)]
+    worth = worth_of(found.features["it"], found.views["it"], found.viewed, length=90)
     fitted = PCA().fit(features)
     kept = fitted.explained_variance_ > 1e-12 * fitted.explained_variance_[0]
     deviations = np.sqrt(fitted.explained_variance_[kept])
@@ -93,7 +108,7 @@ def test_a_row_is_what_numpy_says() -> None:
     weight = 90 / (90 + 3 * 128)
     one, two = (
         fitted.transform(np.asarray(rows, dtype=np.float64))[:, kept] / deviations**weight
-        for rows in (features[:40], found.views["it"])
+        for rows in (features[found.viewed], found.views["it"])
     )
     cosines = (one * two).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(two, axis=1)
     assert worth.stability == pytest.approx(cosines.mean(), rel=1e-3)
@@ -105,13 +120,33 @@ def test_a_row_is_what_numpy_says() -> None:
 def test_views_are_of_their_image_and_nothing_survives_where_they_are_not() -> None:
     found = survey({"it": fashion()}, make_digits(200), num_samples=200, num_views=200)
     features, views = found.features["it"], found.views["it"]
-    right = worth_of(features, views, length=200)
-    wrong = worth_of(features, views.roll(7, 0), length=200)
+    right = worth_of(features, views, found.viewed, length=200)
+    wrong = worth_of(features, views.roll(7, 0), found.viewed, length=200)
     assert right.stability > 0.1 > abs(wrong.stability) + 0.03
     assert right.stable_directions > 10 * abs(wrong.stable_directions)
-    same = worth_of(features, features, length=200)
+    same = worth_of(features, features, found.viewed, length=200)
     assert same.stability == pytest.approx(1)
     assert same.stable_directions == pytest.approx(same.targets.shape[1])
+
+
+def test_the_order_of_a_data_set_does_not_rank() -> None:
+    """Photos before images of one colour, and after them."""
+
+    class Structure(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            small = nn.functional.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), 3).flatten(1)
+            return small - small.mean(dim=1, keepdim=True)
+
+    prior = load_prior(Structure(), image_size=32, mean=[0.0] * 3, std=[1.0] * 3)
+    photos = [(crop(row // 3, row, 64), 0) for row in range(128)]
+    flat = [(image.resize((1, 1)).resize((64, 64)), 0) for image, _ in photos]
+    directions = []
+    for rows in (photos + flat, flat + photos):
+        found = survey({"it": prior}, Listed(rows), num_samples=256, num_views=128)
+        worth = worth_of(found.features["it"], found.views["it"], found.viewed, length=256)
+        directions.append(worth.stable_directions)
+    assert min(directions) > 2
+    assert directions[0] == pytest.approx(directions[1], rel=0.2)
 
 
 def test_the_student_is_measured_and_left_alone(ranking: PriorRanking) -> None:

@@ -227,7 +227,8 @@ def _features(
         told = f"features fill {directions:.1f} directions of {features.shape[1]}."
         return features, [Finding("nearly constant targets", told, "check the prior's weights and preprocessing")]
     own, known_nothing = (
-        worth_of(seen.features[name], seen.views[name], length=seen.length).stable_directions for name in both
+        worth_of(seen.features[name], seen.views[name], seen.viewed, length=seen.length).stable_directions
+        for name in both
     )
     if own >= BEYOND_RANDOM * known_nothing:
         return features, [None]

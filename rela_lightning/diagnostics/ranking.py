@@ -47,8 +47,8 @@ def rank_priors(
 ) -> PriorRanking:
     """Put priors in order by what their targets hold, beside a random network and raw pixels. No label is read.
 
-    A sample of the images, and one random view each of the first 512 of it, goes through each prior; the features
-    become targets as `build_targets` would make them. The order is that of the directions of these targets that
+    A sample of the images, and one random view each of 512 of it, spread evenly too, goes through each prior; the
+    features become targets as `build_targets` would make them. The order is that of the directions of these targets that
     survive the change of view (`PriorRow.stable_directions`): what differs between images and is no matter of crop and
     colour. It is a heuristic, held against the two controls; where a prior does not beat them, the advice says so.
 
@@ -99,7 +99,7 @@ def rank_priors(
             progress="ranking priors",
         )
         worths = {
-            name: worth_of(found.features[name], found.views[name], length=found.length, target_dim=width)
+            name: worth_of(found.features[name], found.views[name], found.viewed, length=found.length, target_dim=width)
             for name in everything
         }
         followed = {

@@ -38,7 +38,8 @@ class Survey:
         length: Rows N of the whole data set.
         rows: Those of the sample, n of them.
         features: Float32 `[n, F]` of the whole images, for each prior.
-        views: Float32 `[v, F]` of one random view of each of the first v images, for each prior.
+        viewed: Places in the sample of the v images of which a view was drawn, spread evenly over it.
+        views: Float32 `[v, F]` of one random view of each of these, for each prior.
         seconds: Per image and prior, preprocessing and forward together.
         reading: Seconds per image to read and decode it.
         images: Uint8 `[n, 3, S, S]` for a student, where a size was asked for.
@@ -47,6 +48,7 @@ class Survey:
     length: int
     rows: list[int]
     features: dict[str, Tensor] = field(default_factory=dict)
+    viewed: list[int] = field(default_factory=list)
     views: dict[str, Tensor] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     reading: float = 0.0
@@ -77,7 +79,8 @@ def survey(
         priors: By name.
         dataset: As `build_targets` takes it; its own transform is set aside.
         num_samples: Images n, spread evenly over the data set; all of it, where it has fewer.
-        num_views: Images v of which a view is drawn: crop, flip and colours of the transport phase.
+        num_views: Images v of the sample, spread evenly over it, of which a view is drawn: crop, flip and colours of
+            the transport phase.
         image_size: Side S of the images kept for a student; None keeps none.
         device: Where the priors run.
         seed: Seed of the views; the random state is left as it was.
@@ -87,6 +90,8 @@ def survey(
         DataError: If the data set has no length or indices, or rows that are not images.
     """
     found = Survey(length := check_length(dataset), sampled_rows(length, num_samples))
+    found.viewed = sampled_rows(len(found.rows), num_views)
+    with_view = set(found.viewed)
     whole: dict[str, list[Tensor]] = {name: [] for name in priors}
     viewed: dict[str, list[Tensor]] = {name: [] for name in priors}
     spent: dict[str, list[float]] = {name: [] for name in priors}
@@ -105,7 +110,7 @@ def survey(
                 begun = time.perf_counter()
                 image = _loaded(raw_image(dataset, row))
                 found.reading += (time.perf_counter() - begun) / len(found.rows)
-                view = _view(image, seed + row) if place < num_views else None
+                view = _view(image, seed + row) if place in with_view else None
                 for name, prior in priors.items():
                     begun = time.perf_counter()
                     inputs[name].append(preprocessed(prior.preprocess, image))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -36,12 +37,15 @@ class Worth(NamedTuple):
     stable_directions: float
 
 
-def worth_of(features: Tensor, views: Tensor, *, length: int, target_dim: int | None = None) -> Worth:
+def worth_of(
+    features: Tensor, views: Tensor, viewed: Sequence[int], *, length: int, target_dim: int | None = None
+) -> Worth:
     """Turn features into targets, and see what they hold.
 
     Args:
         features: Of whole images, `[n, F]`.
-        views: Of one view of each of the first v images, `[v, F]`.
+        views: Of one view of each of v images, `[v, F]`.
+        viewed: Which rows of `features` these are of, v places.
         length: Rows of the data set that targets would be made for; it decides on the standardisation.
         target_dim: Columns that the student takes; None for all.
 
@@ -50,14 +54,14 @@ def worth_of(features: Tensor, views: Tensor, *, length: int, target_dim: int | 
     """
     components = pca(streaming_moments([features]))
     by = projection(components._replace(rows=length).first(target_dim), "shrunk")
-    targets, viewed = project(features.double(), by), project(views.double(), by)
-    own = targets[: len(viewed)]
-    one, two = (rows - rows.mean(dim=0) for rows in (own, viewed))
+    targets, seen = project(features.double(), by), project(views.double(), by)
+    own = targets[list(viewed)]
+    one, two = (rows - rows.mean(dim=0) for rows in (own, seen))
     correlation = F.cosine_similarity(one, two, dim=0)
     return Worth(
         targets,
         rank_of_variances(components.variance),
-        float(F.cosine_similarity(own, viewed, dim=1).mean()),
+        float(F.cosine_similarity(own, seen, dim=1).mean()),
         float(correlation.sum()),
     )
 
