@@ -23,8 +23,10 @@ from sklearn.preprocessing import normalize
 from torch import nn
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from rela_lightning import CollapseMonitor
+from rela_lightning import CollapseMonitor, ReLACallback
+from rela_lightning.data import RGBImages, build_views
 from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.schedules import Switch
 from tests.modules import NAMESPACES
 from tests.ranks import succeeded
 
@@ -111,6 +113,29 @@ def test_one_view_has_no_alignment_and_an_epoch_is_all_there_is() -> None:
     trainer = L.Trainer(max_epochs=2, callbacks=[CollapseMonitor(num_samples=5000)], **QUIET)
     trainer.fit(of, DataLoader(TensorDataset(DATA.tensors[0], torch.zeros(240).long()), batch_size=60))
     assert logged(trainer).keys() == NAMES - {"features/alignment"}
+
+
+def test_the_alignment_is_that_of_views_that_differ(tmp_path: Any, digits64: Any, targets64: Any) -> None:
+    """The transport phase shows one view in the place of two."""
+
+    class Pairs(RGBImages):
+        def __getitem__(self, index: int) -> Any:
+            return super().__getitem__(index)[0]
+
+    views = build_views("two", 32, mean=[0.5] * 3, std=[0.5] * 3)
+    of = module()
+    of.backbone[0], of.backbone[6] = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6 * 64, 12)
+    rela = ReLACallback(targets64, schedule=Switch(0.5))
+    monitor = CollapseMonitor(every_n_steps=4, num_samples=16)
+    logger = CSVLogger(tmp_path, name="", version="")
+    options = {**QUIET, "logger": logger}
+    trainer = L.Trainer(max_epochs=2, callbacks=[rela, monitor], log_every_n_steps=1000, **options)
+    trainer.fit(of, DataLoader(Pairs(digits64, views), batch_size=16))
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        table = [row for row in csv.DictReader(file) if row["features/deviation"]]
+    transport, own = table[0], table[-1]
+    assert transport["features/alignment"] == "" and float(own["features/alignment"]) > 0
+    assert logged(trainer).keys() == NAMES  # the second epoch's
 
 
 # ---- the run does not know of it --------------------------------------------------------------------------

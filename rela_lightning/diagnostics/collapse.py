@@ -65,12 +65,12 @@ class CollapseMonitor(FeatureCallback):
 
     At the first step and at every `every_n_steps`-th after it, it takes the images of as many training batches as make
     `num_samples` (over all processes; at most an epoch's), under the views that training shows, and runs the backbone
-    on the first view, and on the second if there is one: in eval mode and without gradients. No label is read. The
+    on the first view, and on the second if it is another one: in eval mode and without gradients. No label is read. The
     run's gradients, batch-norm statistics and random state stay as they were, nothing is in its checkpoints.
 
     Logged, as soon as measured and as the epoch's mean: `features/effective_rank` (RankMe), `features/deviation`,
-    `features/uniformity` and, with two views, `features/alignment`; see the functions of those names. Features that
-    are not finite are logged as NaN.
+    `features/uniformity` and, with two views that differ, `features/alignment`; see the functions of those names.
+    Features that are not finite are logged as NaN.
 
     Args:
         every_n_steps: Training batches from one measurement to the next.
@@ -133,11 +133,13 @@ class CollapseMonitor(FeatureCallback):
             return
         views = find_views(batch, None)
         alike = [view for view in views if view.shape == views[0].shape][:2]
+        alike = alike[:1] if torch.equal(alike[0], alike[-1]) else alike  # the transport phase shows one view twice
         self._rows.append(torch.stack([self.features(trainer, pl_module, view) for view in alike], dim=1))
-        held = torch.tensor(float(sum(map(len, self._rows))), device=self._rows[0].device)
-        enough = float(trainer.strategy.reduce(held, reduce_op="sum")) >= self.num_samples  # the same on all ranks
-        if enough or len(self._rows) >= trainer.num_training_batches:
-            views_kept = min(rows.shape[1] for rows in self._rows)
+        single = [rows for rows in self._rows if rows.shape[1] == 1]
+        counts = torch.tensor([sum(map(len, self._rows)), sum(map(len, single))], device=self._rows[0].device)
+        held, without_pair = trainer.strategy.reduce(counts, reduce_op="sum").tolist()  # the same on all ranks
+        if held >= self.num_samples or len(self._rows) >= trainer.num_training_batches:
+            views_kept = 1 if without_pair else 2
             features = gathered(trainer, torch.cat([rows[:, :views_kept] for rows in self._rows]))
             self._rows = []
             self._log(trainer, pl_module, features)
