@@ -12,7 +12,7 @@ import lightning.pytorch as L
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from rela_lightning import ReLACallback, TargetStore
 from rela_lightning.cli import main
@@ -125,6 +125,23 @@ def test_batches_on_their_way_at_the_switch_belong_to_transport(
     assert phases["transport"]["flops"] != phases["own"]["flops"]
     said = caplog.records[-1].getMessage()
     assert f"transport alone {transport} steps in" in said and f"objective alone {own} steps in" in said
+
+
+@pytest.mark.parametrize("limit, read", [(3, 24), (8, 60), (1.0, 60)])
+def test_validation_images_are_those_that_were_read(tmp_path: Path, limit: Any, read: int) -> None:
+    class Judged(Small):
+        seen = 0
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.seen += len(batch[0])
+
+    module = Judged()
+    trainer = L.Trainer(
+        max_steps=1, accelerator="cpu", default_root_dir=tmp_path, limit_train_batches=1, limit_val_batches=limit,
+        num_sanity_val_steps=0, callbacks=[RunRecord(tmp_path, "a")], **QUIET,
+    )  # fmt: skip
+    trainer.fit(module, DataLoader(Slow(None), ROWS), DataLoader(Subset(Slow(None), range(60)), ROWS))
+    assert read_run(tmp_path)["validation_images"] == module.seen == read
 
 
 class Logging(Small):

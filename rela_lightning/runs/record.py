@@ -175,7 +175,7 @@ class RunRecord(Callback):
             "hardware": _hardware(trainer),
             "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
             "top1": _top1(trainer.callback_metrics),
-            "validation_images": _length(_last(trainer.val_dataloaders)),
+            "validation_images": _validated(trainer),
             "bill": {"labelling_flops": self._labelling_flops, **self._bill.found(self._device)},
             "history": self._history,
             "versions": versions(),
@@ -188,9 +188,16 @@ def _top1(metrics: Any) -> float | None:
     return float(metrics["val_top1"]) if "val_top1" in metrics else None
 
 
-def _last(loaders: Any) -> Any:
-    """The loader of the validation images: those before it are banks for kNN."""
-    return loaders[-1] if isinstance(loaders, (list, tuple)) and loaders else loaders
+def _validated(trainer: Any) -> int | None:
+    """Number of images that a validation reads, as far as `limit_val_batches` lets it; None where nobody tells."""
+    loader, batches = _last(trainer.val_dataloaders), _last(trainer.num_val_batches)
+    images, size = _length(loader), getattr(loader, "batch_size", None)
+    return images if images is None or size is None else int(min(images, batches * size * trainer.world_size))
+
+
+def _last(each: Any) -> Any:
+    """Of all validation loaders that of the validation images: those before it are banks for kNN."""
+    return each[-1] if isinstance(each, (list, tuple)) and each else each
 
 
 def _length(loader: Any) -> int | None:
