@@ -18,8 +18,9 @@ from torchvision.transforms.v2 import functional as F
 
 from rela_lightning import KNNProbe, OnlineLinearProbe, ReLACallback, build_targets, load_prior, methods
 from rela_lightning.compat import NAMESPACES, DualCallback
-from rela_lightning.data import DeviceViews, DigitsData, ImageData, ImageFolderData, build_views
+from rela_lightning.data import DeviceViews, DigitsData, ImageData, ImageFolderData, RGBImages, build_views
 from rela_lightning.data.device import decode, memory
+from rela_lightning.data.transforms import taking_images_of
 from rela_lightning.schedules import Switch, TransportOnly
 from tests.image_files import crop
 from tests.modules import byol, module_class
@@ -217,6 +218,15 @@ def test_a_transform_of_ones_own_for_the_transport_phase_gets_pil_images(targets
     seen = Seen()
     fit(small("BYOL"), Photos(), ReLACallback(targets, schedule=Switch(0.5), transform=darkest), seen)
     assert all((views == -2.0).all() == (epoch == 0) for (epoch, _), views in seen.views.items())
+
+
+def test_a_transform_of_ones_own_sees_images_in_their_proportions() -> None:
+    images = decode(Pieces(4, sizes=((32, 96), (96, 32), (20, 20), (64, 48))), most=32)
+    shown: list[tuple[int, int]] = []
+    dataset = RGBImages(images, DeviceViews(build_views("byol", 32, mean=[0.5] * 3, std=[0.5] * 3)))
+    dataset.transform = taking_images_of(dataset, lambda image: shown.append(image.size))
+    assert [dataset[row][1] for row in range(4)] == [0, 1, 2, 3]
+    assert shown == [(96, 32), (32, 96), (20, 20), (32, 43)]  # width and height
 
 
 # ---- the same views ------------------------------------------------------------------------------------

@@ -57,14 +57,14 @@ class Drawn(NamedTuple):
 
 
 class PerImage:
-    """A transform of one PIL image that takes a uint8 tensor `[C, H, W]` too."""
+    """A transform of one PIL image that takes a uint8 tensor `[C, H, W]` too, in the proportions of its `Origin`."""
 
     def __init__(self, transform: Callable[[Any], Any]) -> None:
         self.transform = transform
 
     def __call__(self, image: Any) -> Any:
         """What the transform makes of the image."""
-        return self.transform(F.to_pil_image(image) if isinstance(image, Tensor) else image)
+        return self.transform(_to_pil(image) if isinstance(image, Tensor) else image)
 
 
 class DeviceViews:
@@ -181,6 +181,14 @@ class DeviceViews:
                 images = step(images, of_step)
             made += images.chunk(view.count)
         return made[0] if recipe.shown is None else [made[place] for place in recipe.shown]
+
+
+def _to_pil(image: Tensor) -> Any:
+    (height, width), kept = size_of(image), image.shape[-2:]
+    shrink = min(1.0, max(kept[0] / height, kept[1] / width))  # one side as it is kept, but not beyond the original
+    size = [max(1, round(side * shrink)) for side in (height, width)]
+    found = F.to_pil_image(image)
+    return found if size == list(kept) else F.resize(found, size, antialias=True)
 
 
 def _from_pil(image: Any) -> Tensor:
