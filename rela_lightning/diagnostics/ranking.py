@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rela_lightning.data.crops import size_of
+from rela_lightning.data.device.memory import undecoded
 from rela_lightning.data.find_image import image_at
 from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.image_faults import LEAST_SAMPLES
@@ -48,9 +49,9 @@ def rank_priors(
     """Put priors in order by what their targets hold, beside a random network and raw pixels. No label is read.
 
     A sample of the images, and one random view each of 512 of it, spread evenly too, goes through each prior; the
-    features become targets as `build_targets` would make them. The order is that of the directions of these targets that
-    survive the change of view (`PriorRow.stable_directions`): what differs between images and is no matter of crop and
-    colour. It is a heuristic, held against the two controls; where a prior does not beat them, the advice says so.
+    features become targets as `build_targets` would make them. The order is that of the directions of these targets
+    that survive the change of view (`PriorRow.stable_directions`): what differs between images and is no matter of crop
+    and colour. It is a heuristic, held against the two controls; where a prior does not beat them, the advice says so.
 
     Args:
         priors: What `load_prior` takes, or priors; a dict gives them names.
@@ -84,7 +85,7 @@ def rank_priors(
     named = _named(priors)
     backbone = None if student is None else _backbone(student)
     with preserved_rng():
-        dataset = image_at(dataset, image)
+        dataset = image_at(undecoded(dataset), image)
         _check_enough(dataset)
         size = None if backbone is None else _image_size(dataset, image_size)
         width = None if backbone is None or size is None else _width(backbone, size)  # before the work
