@@ -229,19 +229,6 @@ def test_a_transform_of_ones_own_sees_images_in_their_proportions() -> None:
     assert shown == [(96, 32), (32, 96), (20, 20), (32, 43)]  # width and height
 
 
-def test_targets_of_images_in_memory_are_those_of_the_originals(tmp_path: Path) -> None:
-    pieces = Pieces(12, sizes=((32, 64), (64, 32), (48, 48)))
-    kept = RGBImages(decode(pieces, most=32))
-    files, stored = (
-        build_targets(prior(), source, tmp_path / name, views=2) for name, source in (("a", pieces), ("b", kept))
-    )
-    rows = torch.arange(12)
-    assert torch.equal(files[rows], stored[rows])
-    for row in range(12):
-        image = kept[row][0]
-        assert list(stored.crops_of(image, row)) == list(files.crops_of(pieces[row][0], row))
-
-
 # ---- the same views ------------------------------------------------------------------------------------
 
 

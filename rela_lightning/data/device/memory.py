@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
 from rela_lightning.data.crops import size_of
@@ -78,12 +79,15 @@ def undecoded(dataset: Any) -> Any:
     """A (nested) data set with the originals in place of what is kept of them in memory."""
     if isinstance(dataset, InMemory):
         return dataset.dataset
-    inner = getattr(dataset, "dataset", None)
-    below = undecoded(inner) if inner is not None else None
-    if below is inner:
+    held = dataset.datasets if isinstance(dataset, ConcatDataset) else [getattr(dataset, "dataset", None)]
+    below = [None if part is None else undecoded(part) for part in held]
+    if all(map(operator.is_, below, held)):
         return dataset
     outside = copy.copy(dataset)
-    outside.dataset = below
+    if isinstance(dataset, ConcatDataset):
+        outside.datasets = below
+    else:
+        outside.dataset = below[0]
     return outside
 
 

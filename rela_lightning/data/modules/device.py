@@ -67,7 +67,7 @@ class OnDevice:
         return self._views
 
     def _kept(self, name: str, source: Any, processes: int, most: int, **options: Any) -> InMemory:
-        if name not in self._decoded:
+        if name not in self._decoded or len(self._decoded[name]) != len(source):  # another trainer's bank
             self._decoded[name] = decode(
                 source, most, num_workers=self._num_workers, processes=processes, what=name, **options
             )
