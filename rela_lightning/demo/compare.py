@@ -111,8 +111,8 @@ def _protocol(seconds: float, seed: int) -> dict[str, Any]:
         "ReLA": f"transport for the first {100 * parts.SWITCH_AT:.0f}% of the training time, on the same views; BYOL "
         "afterwards",
         "why then": "with few labels, on held-out training images, a hand-over at 20 to 60% beats transport to the end "
-        "and BYOL alone (docs/demo.md). The library's default finds such a point by itself, but stays with transport "
-        "where a slow machine makes few steps; a fixed share shows both phases everywhere",
+        "and BYOL alone (docs/demo.md). The library's default stays with transport in so short a run, as its loss "
+        "still falls; with all labels and in kNN that is as good",
         "prior": f"{made['arch']}; {made['data']}; its own test top-1 {made['test_top1']}; script {made['made_by']}",
         "random prior": f"the same network with random weights (seed {seed + 1})",
         "few labels": f"{parts.LABELS_PER_CLASS} labels a class, logistic regression; mean and standard deviation "
