@@ -158,9 +158,8 @@ def _same(one: Any, two: Any) -> bool:
 
 def _unless_views(images: Sequence[Any]) -> str:
     """What to do instead where the images look like views of one: float tensors of one shape."""
-    if any(not isinstance(image, Tensor) or not image.is_floating_point() for image in images):
-        return ""
-    if len({image.shape for image in images}) > 1:
+    floats = all(isinstance(image, Tensor) and image.is_floating_point() for image in images)
+    if not floats or len({image.shape for image in images}) > 1:
         return ""
     return (
         "; where they are views of one image, label the same data set built without its augmentation: of a data set's "

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rela_lightning.data.device.memory import undecoded
-from rela_lightning.data.find_image import image_at
+from rela_lightning.data.device.memory import originals
 from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.image_faults import (
     LEAST_SAMPLES,
@@ -143,7 +142,7 @@ def fitness(
     loaded = None if prior is None else load_prior(prior)
     with preserved_rng():
         where = image if image is not None or store is None else store.settings.get("image")
-        dataset = image_at(undecoded(dataset), where)
+        dataset = originals(dataset, where)
         length = check_length(dataset)
         rows = sampled_rows(length, num_samples)
         parts: list[Any] = list(loaded.network.children()) if isinstance(loaded, FusedPrior) else [loaded]

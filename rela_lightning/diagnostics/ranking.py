@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from rela_lightning.data.crops import size_of
-from rela_lightning.data.device.memory import undecoded
-from rela_lightning.data.find_image import image_at
+from rela_lightning.data.device.memory import originals
 from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.image_faults import LEAST_SAMPLES
 from rela_lightning.diagnostics.ranking_table import PriorRanking, PriorRow
@@ -85,7 +84,7 @@ def rank_priors(
     named = _named(priors)
     backbone = None if student is None else _backbone(student)
     with preserved_rng():
-        dataset = image_at(undecoded(dataset), image)
+        dataset = originals(dataset, image)
         _check_enough(dataset)
         size = None if backbone is None else _image_size(dataset, image_size)
         width = None if backbone is None or size is None else _width(backbone, size)  # before the work

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rela_lightning.data.device.memory import undecoded
-from rela_lightning.data.find_image import image_at
+from rela_lightning.data.device.memory import originals
 from rela_lightning.data.swap import has_rows
 from rela_lightning.errors import ConfigError, DataError, TargetError
 from rela_lightning.fingerprint.dataset import Sample, take_sample
@@ -89,7 +88,7 @@ def subject_of(dataset: Any, *, image: str | None, key: str | None) -> Subject:
                 do="leave `key` out, or iterate the data set in an IterableDataset",
             )
         length = check_length(dataset)
-        rows = image_at(undecoded(dataset), image)  # crops are in the pixels of the originals
+        rows = originals(dataset, image)
         return Numbered(rows, length, take_sample(rows, length))
     stream = Stream(dataset, key, image)
     return Keyed(stream, refuse_changing(stream))

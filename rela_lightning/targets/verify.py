@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from lightning.fabric.utilities import move_data_to_device
 from torch.utils.data import default_collate
 
-from rela_lightning.data.device.memory import undecoded
-from rela_lightning.data.find_image import image_at
+from rela_lightning.data.device.memory import originals
 from rela_lightning.data.find_key import find_key
 from rela_lightning.data.swap import has_rows
 from rela_lightning.errors import TargetError
@@ -47,7 +46,7 @@ def verify(store: TargetStore, dataset: Any, prior: Prior | None, num_samples: i
     if store.keyed:
         return _verify_stream(store, dataset, prior, num_samples)
     _verify_length(store, dataset)
-    dataset = image_at(undecoded(dataset), store.settings.get("image"))
+    dataset = originals(dataset, store.settings.get("image"))
     if prior is not None:
         verify_prior(store, prior)
     if num_samples < 1:

@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
 from rela_lightning.data.crops import size_of
+from rela_lightning.data.find_image import image_at
 from rela_lightning.data.images import RGBImages
 from rela_lightning.errors import ConfigError, DataError
 
@@ -75,12 +76,21 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         return image, int(self.labels[index])
 
 
-def undecoded(dataset: Any) -> Any:
-    """A (nested) data set with the originals in place of what is kept of them in memory."""
+def originals(dataset: Any, where: str | None) -> Any:
+    """What labelling reads: originals, in whose pixels crops are noted, in place of what is kept of them in memory.
+
+    Args:
+        dataset: Map-style; may hold images made by `decode`, at any depth.
+        where: Dotted path of the image in a sample; None for the sample itself.
+    """
+    return image_at(_undecoded(dataset), where)
+
+
+def _undecoded(dataset: Any) -> Any:
     if isinstance(dataset, InMemory):
         return dataset.dataset
     held = dataset.datasets if isinstance(dataset, ConcatDataset) else [getattr(dataset, "dataset", None)]
-    below = [None if part is None else undecoded(part) for part in held]
+    below = [None if part is None else _undecoded(part) for part in held]
     if all(map(operator.is_, below, held)):
         return dataset
     outside = copy.copy(dataset)
