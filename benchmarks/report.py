@@ -217,7 +217,7 @@ def asked_for(about: str | None, page: str) -> argparse.Namespace:
 def main() -> None:
     options = asked_for(__doc__, "convergence_tables.md")
     rows = [json.loads(line) for line in options.results.read_text().splitlines()]
-    last = rows[-1]
+    last = max(rows, key=lambda row: row["date"])
     lines = [
         "# Convergence: tables",
         "",
