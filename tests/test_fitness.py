@@ -225,6 +225,11 @@ def test_nothing_is_touched_and_it_repeats() -> None:
     assert not any(part._forward_pre_hooks for part in prior.modules())
 
 
+def test_a_prior_in_half_precision_is_judged_as_in_full() -> None:
+    halved = load_prior(f"checkpoint:{PRIOR_FILE}", **PRIOR_SETTINGS).bfloat16()
+    assert names(DIGITS(), prior=halved) == names(DIGITS(), prior=fashion())
+
+
 def test_bad_options_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing to compare"):
         fitness(DIGITS())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from scipy.stats import entropy
 from sklearn.decomposition import PCA
@@ -39,6 +40,18 @@ def fashion() -> Prior:
 def blind() -> Prior:
     """Sees the mean colour alone."""
     return load_prior(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), image_size=8, mean=0.5, std=0.5)
+
+
+class Breaks(nn.Module):
+    """Gives a value that is not finite for a picture that is red all over."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = images.mean(dim=(2, 3))
+        return torch.where(features[:, :1] > 0.99, self.value, features)
 
 
 @pytest.fixture(scope="module")
@@ -304,6 +317,16 @@ def test_what_holds_no_images_or_no_features_is_refused() -> None:
     constant = load_prior(nn.Sequential(nn.Flatten(), nn.Threshold(1e9, 1.0)), image_size=8, mean=0.5, std=0.5)
     with pytest.raises(TargetError, match="same features"):
         rank_priors([constant], make_digits(40), **SMALL)
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused_with_the_rows(broken: float) -> None:
+    images = [Image.new("RGB", (16, 16), (shade, 0, 0)) for shade in range(40)]
+    images[7] = Image.new("RGB", (16, 16), (255, 0, 0))
+    bright = load_prior(Breaks(broken), image_size=8, mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.raises(TargetError, match="NaN or infinite") as refused:
+        rank_priors({"bright": bright}, images, **SMALL)
+    assert "bright, for rows [7] of" in str(refused.value)
 
 
 def test_too_few_images_are_refused() -> None:

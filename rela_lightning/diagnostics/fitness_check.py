@@ -121,7 +121,7 @@ def fitness(
             device.
         DataError: If the data set has no length or indices, or rows that are not images.
         PriorError: If there is no such prior.
-        TargetError: If there is no such store, or the prior gives all images the same features.
+        TargetError: If there is no such store, or the prior gives all images the same features, NaN or infinite ones.
 
     Example:
         >>> from rela_lightning import load_prior
@@ -202,7 +202,7 @@ def _preprocessing(prior: Prior, images: list[Seen], inputs: Tensor, device: Any
         found.append(grey(images, colour_prior=float(mean.max() - mean.min()) > 0.02))
         home = next((p.device for p in prior.parameters()), torch.device("cpu"))
         try:
-            found.append(other_normalisation(prior.to(device).network, inputs.to(device), flat))
+            found.append(other_normalisation(prior.to(device), inputs.to(device), flat))
         finally:
             prior.to(home)
     return found

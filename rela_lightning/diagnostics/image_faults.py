@@ -177,7 +177,7 @@ def other_normalisation(network: nn.Module, inputs: Tensor, found: Levels) -> Fi
     """Whether the prior's first batch norm has seen inputs on another scale: its running statistics tell.
 
     Args:
-        network: The prior's network, in eval mode.
+        network: The prior: it casts its inputs to the type of its weights.
         inputs: Preprocessed images `[n, 3, H, W]`.
         found: Levels of the preprocessing.
     """

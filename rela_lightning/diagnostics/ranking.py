@@ -74,7 +74,7 @@ def rank_priors(
         ConfigError: For options out of range, no priors, or a device that is not there.
         PriorError: If there is no such prior.
         DataError: If the data set has no length or indices, too few images, or rows that are not images.
-        TargetError: If a prior gives all images the same features.
+        TargetError: If a prior gives all images the same features, NaN or infinite ones.
 
     Example:
         `print(rank_priors(["timm:resnet50", "open_clip:ViT-B-16/openai"], train_images, student="resnet18"))`

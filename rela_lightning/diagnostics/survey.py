@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.transforms import TransportViews
+from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.networks.preprocess import Preprocess, preprocessed
 from rela_lightning.priors.base import Prior
@@ -88,6 +89,7 @@ def survey(
 
     Raises:
         DataError: If the data set has no length or indices, or rows that are not images.
+        TargetError: If features are NaN or infinite.
     """
     found = Survey(length := check_length(dataset), sampled_rows(length, num_samples))
     found.viewed = sampled_rows(len(found.rows), num_views)
@@ -123,8 +125,10 @@ def survey(
                 begun = time.perf_counter()
                 whole[name].append(_forward(prior, inputs[name], device))
                 spent[name].append((prepared[name] + time.perf_counter() - begun) / len(rows))
+                _check_finite(name, whole[name][-1], rows)
                 if of_views[name]:
                     viewed[name].append(_forward(prior, of_views[name], device))
+                    _check_finite(name, viewed[name][-1], [row for p, row in enumerate(rows, start) if p in with_view])
             if told is not None:
                 told.add(len(rows))
     finally:
@@ -151,6 +155,17 @@ def _forward(prior: Prior, inputs: Sequence[Any], device: torch.device | str) ->
     """Features float32 `[n, F]`, on the CPU, of preprocessed images."""
     features: Tensor = prior(move_data_to_device(default_collate(list(inputs)), torch.device(device)))
     return features.cpu()
+
+
+def _check_finite(name: str, features: Tensor, rows: list[int]) -> None:
+    """Refuse features that nothing can be said of."""
+    if bad := (~features.isfinite().all(dim=1)).nonzero().flatten().tolist():
+        raise TargetError(
+            "A prior gives NaN or infinite features.",
+            expected="finite features for every image and every view of one",
+            found=f"{name}, for rows {[rows[place] for place in bad[:20]]} of the data set",
+            do="look at these images, check the prior's weights, or load it in 32-bit precision",
+        )
 
 
 def _view(image: Any, seed: int) -> Tensor:
