@@ -22,12 +22,12 @@ from rela_lightning import build_targets
 from rela_lightning.data import RGBImages
 from rela_lightning.data.folder import FolderImages
 from rela_lightning.data.label_map import mapped_labels, read_label_map
+from rela_lightning.data.raw import pixels, raw_image
 from rela_lightning.data.swap import swapped_transform
 from rela_lightning.data.transforms import default_transport_transform
 from rela_lightning.data.views import probe_view
 from rela_lightning.errors import DataError
 from rela_lightning.networks.preprocess import Preprocess
-from rela_lightning.targets.label_view import pixels, raw_image
 from tests.image_files import crop, write_classes
 from tests.test_targets import pixel_prior
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rela_lightning.data.device.memory import originals
+from rela_lightning.data.raw import check_length, pixels, raw_image
 from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.image_faults import (
     LEAST_SAMPLES,
@@ -37,7 +38,6 @@ from rela_lightning.networks.preprocess import preprocessed
 from rela_lightning.priors.base import FusedPrior, Prior
 from rela_lightning.priors.load import load_prior
 from rela_lightning.rng import preserved_rng
-from rela_lightning.targets.label_view import check_length, pixels, raw_image
 from rela_lightning.targets.reduce import project
 from rela_lightning.targets.verify import MIN_COSINE
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.device.memory import originals
+from rela_lightning.data.raw import check_length, raw_image
 from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.image_faults import LEAST_SAMPLES
 from rela_lightning.diagnostics.ranking_table import PriorRanking, PriorRow
@@ -23,7 +24,6 @@ from rela_lightning.networks.encode import encode, find_backbone
 from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
 from rela_lightning.rng import preserved_rng
-from rela_lightning.targets.label_view import check_length, raw_image
 
 NEIGHBOURS = 10
 LEAST_SIZE = 8

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from rela_lightning.data.crops import size_of
+from rela_lightning.data.raw import check_length, raw_image
 from rela_lightning.data.transforms import TransportViews
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import sampled_rows
@@ -22,7 +23,6 @@ from rela_lightning.priors.base import Prior
 from rela_lightning.priors.load import load_prior
 from rela_lightning.progress import Progress
 from rela_lightning.rng import preserved_rng
-from rela_lightning.targets.label_view import check_length, raw_image
 
 RANDOM, PIXELS = "random network", "raw pixels"
 """Names of the two controls."""

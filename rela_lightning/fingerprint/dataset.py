@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rela_lightning.data.raw import has_transform, pixels, raw_image
 from rela_lightning.errors import DataError
-from rela_lightning.targets.label_view import has_transform, pixels, raw_image
 
 SAMPLED_ROWS = 64
 _GRID = 8

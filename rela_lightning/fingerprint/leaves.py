@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rela_lightning.targets.label_view import pixels
+from rela_lightning.data.raw import pixels
 
 _FILES = (
     "samples", "imgs", "_samples", "image_files", "_image_files", "image_paths", "img_paths", "img_files", "paths",

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
+from rela_lightning.data.raw import unchanged
 from rela_lightning.data.swap import swapped_transform
 from rela_lightning.fingerprint.leaves import arrow_rows, file_names, hugging_face, images, labels, own_labels
-from rela_lightning.targets.label_view import unchanged
 
 _EXTENSIONS = frozenset(["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "gif", "npy"])
 IN_MEMORY = "stored images"

@@ -13,10 +13,11 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rela_lightning.data.raw import check_length
 from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.priors.base import Prior
 from rela_lightning.rng import preserved_rng
-from rela_lightning.targets.label_view import LabelView, check_length, drawn_crops, embed
+from rela_lightning.targets.label_view import LabelView, drawn_crops, embed
 from rela_lightning.targets.options import as_width, check_options
 from rela_lightning.targets.records import Storage, record_type
 from rela_lightning.targets.reduce import pca, project, projection, streaming_moments

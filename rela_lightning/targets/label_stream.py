@@ -15,10 +15,11 @@ from torch.utils.data import IterableDataset
 
 from rela_lightning.data.find_image import image_in
 from rela_lightning.data.find_key import find_key
+from rela_lightning.data.raw import checked_image, pixels, unchanged
 from rela_lightning.data.swap import swapped_transform
 from rela_lightning.errors import DataError
 from rela_lightning.targets.keys import KeyLine, hashes_of, places
-from rela_lightning.targets.label_view import CropsOf, LabelItem, checked_image, label_item, pixels, unchanged
+from rela_lightning.targets.label_view import CropsOf, LabelItem, label_item
 
 SAMPLED = 16
 

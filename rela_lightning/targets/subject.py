@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rela_lightning.data.device.memory import originals
+from rela_lightning.data.raw import check_length
 from rela_lightning.data.swap import has_rows
 from rela_lightning.errors import ConfigError, DataError, TargetError
 from rela_lightning.fingerprint.dataset import Sample, take_sample
@@ -21,7 +22,7 @@ from rela_lightning.fingerprint.settings import differences, fields_of, order_di
 from rela_lightning.priors.base import Prior
 from rela_lightning.targets.keys import KeyLine, hashes_of, places, refuse_ambiguous
 from rela_lightning.targets.label_stream import Stream, refuse_changing
-from rela_lightning.targets.label_view import LabelItem, LabelView, check_length, drawn_crops, label_item
+from rela_lightning.targets.label_view import LabelItem, LabelView, drawn_crops, label_item
 from rela_lightning.targets.partial import clear
 from rela_lightning.targets.rounding import sampled
 from rela_lightning.targets.shards import Shape, held_indices, missing_rows
