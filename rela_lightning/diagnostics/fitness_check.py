@@ -240,8 +240,7 @@ def _features(
 def untrained(prior: Prior, seed: int = 0) -> Prior:
     """The same network with fresh weights, wherever a layer knows how to draw them; the random state is kept."""
     twin = copy.deepcopy(prior)
-    with preserved_rng():
-        torch.default_generator.manual_seed(seed)
+    with preserved_rng(seed):
         for part in twin.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()

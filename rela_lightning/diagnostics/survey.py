@@ -175,8 +175,7 @@ def _view(image: Any, seed: int) -> Tensor:
     """
     shrink = min(1.0, LARGEST_VIEW / min(size_of(image)))
     height, width = (max(1, round(side * shrink)) for side in size_of(image))
-    with preserved_rng():
-        torch.default_generator.manual_seed(seed)
+    with preserved_rng(seed):
         views = TransportViews((height, width), num_views=1)(image)
     return views[0]
 

@@ -120,8 +120,7 @@ def follow(
     optimizer = torch.optim.AdamW([*network.parameters(), *linear.parameters()], lr=1e-3)
     train = everything[~held_out]
     network.train()
-    with preserved_rng(), torch.enable_grad():
-        torch.default_generator.manual_seed(seed)
+    with preserved_rng(seed), torch.enable_grad():
         for _ in range(steps):
             rows = train[torch.randperm(len(train), generator=generator)[:batch_size]]
             loss = transport_loss(linear(trained(pixels[rows].to(device))), targets[rows].to(device))

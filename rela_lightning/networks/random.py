@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from rela_lightning.networks.build import Built, build_network
 from rela_lightning.rng import preserved_rng
 
@@ -20,6 +18,5 @@ def build(name: str, *, pretrained: bool = False, image_size: int | None = None,
         seed: Seed of its weights; the global random state is left as it was.
         kwargs: Passed on to the library's factory.
     """
-    with preserved_rng():
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
+    with preserved_rng(seed):
         return build_network(name, pretrained=False, image_size=image_size, **kwargs)

@@ -110,8 +110,7 @@ def folder_of(path: Path, file: Path) -> Path | None:
 
 def _fresh(config: Path) -> tuple[LightningModule, Any]:
     """Module and data module of a run's config, as they are before training."""
-    with preserved_rng():
-        torch.default_generator.manual_seed(int(setting_of(config.parent).get("seed") or 0))
+    with preserved_rng(int(setting_of(config.parent).get("seed") or 0)):
         return build(config)
 
 

@@ -78,8 +78,7 @@ def drawn_crops(image: Any, row: int, *, views: int) -> list[Crop]:
     """The whole image and `views` random crops of it, the same ones at each call; the random state is kept."""
     if not views:
         return [whole(image)]
-    with preserved_rng():
-        torch.default_generator.manual_seed(row)  # torch.manual_seed would seed the GPUs too
+    with preserved_rng(row):
         return [whole(image), *(draw_crop(image) for _ in range(views))]
 
 
