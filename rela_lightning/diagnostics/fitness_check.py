@@ -12,7 +12,7 @@ from torch import Tensor
 
 from rela_lightning.data.device.memory import originals
 from rela_lightning.data.raw import check_length, pixels, raw_image
-from rela_lightning.devices import device_of
+from rela_lightning.devices import device_of, moved
 from rela_lightning.diagnostics.image_faults import (
     LEAST_SAMPLES,
     NO_BETTER,
@@ -200,11 +200,8 @@ def _preprocessing(prior: Prior, images: list[Seen], inputs: Tensor, device: Any
     found = [tiny(images, min(prior.input_shape[1:])), scale, swapped_channels(prior.preprocess, flat)]
     if scale is None:
         found.append(grey(images, colour_prior=float(mean.max() - mean.min()) > 0.02))
-        home = next((p.device for p in prior.parameters()), torch.device("cpu"))
-        try:
-            found.append(other_normalisation(prior.to(device), inputs.to(device), flat))
-        finally:
-            prior.to(home)
+        with moved(prior, device):
+            found.append(other_normalisation(prior, inputs.to(device), flat))
     return found
 
 

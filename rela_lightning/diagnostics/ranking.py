@@ -11,7 +11,7 @@ from torch import nn
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.device.memory import originals
 from rela_lightning.data.raw import check_length, raw_image
-from rela_lightning.devices import device_of
+from rela_lightning.devices import device_of, home_of
 from rela_lightning.diagnostics.image_faults import LEAST_SAMPLES
 from rela_lightning.diagnostics.ranking_table import PriorRanking, PriorRow
 from rela_lightning.diagnostics.similarity import mutual_knn
@@ -202,9 +202,8 @@ def _backbone(student: nn.Module | str) -> nn.Module:
 
 def _width(backbone: nn.Module, size: int) -> int:
     """Width of a student's features."""
-    home = next((parameter.device for parameter in backbone.parameters()), torch.device("cpu"))
     try:
-        return encode(backbone, torch.zeros(2, 3, size, size, device=home)).shape[1]
+        return encode(backbone, torch.zeros(2, 3, size, size, device=home_of(backbone))).shape[1]
     except Exception as error:  # whatever a network raises for images it was not made for
         raise ConfigError(
             "The student does not take the images.",

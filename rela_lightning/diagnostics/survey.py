@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch.utils.data import default_collate
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.raw import check_length, raw_image
 from rela_lightning.data.transforms import TransportViews
+from rela_lightning.devices import moved
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.networks.preprocess import Preprocess, preprocessed
@@ -98,11 +100,10 @@ def survey(
     viewed: dict[str, list[Tensor]] = {name: [] for name in priors}
     spent: dict[str, list[float]] = {name: [] for name in priors}
     kept: list[Tensor] = []
-    told = Progress(progress, len(found.rows)) if progress else None
-    homes = {name: next((p.device for p in prior.parameters()), None) for name, prior in priors.items()}
-    try:
+    with ExitStack() as stack:
         for prior in priors.values():
-            prior.to(device)
+            stack.enter_context(moved(prior, device))
+        told = stack.enter_context(Progress(progress, len(found.rows))) if progress else None
         for start in range(0, len(found.rows), BATCH):
             rows = found.rows[start : start + BATCH]
             inputs: dict[str, list[Any]] = {name: [] for name in priors}
@@ -131,11 +132,6 @@ def survey(
                     _check_finite(name, viewed[name][-1], [row for p, row in enumerate(rows, start) if p in with_view])
             if told is not None:
                 told.add(len(rows))
-    finally:
-        if told is not None:
-            told.close()
-        for name, prior in priors.items():
-            prior.to(homes[name])
     for name, times in spent.items():
         found.features[name] = torch.cat(whole[name])
         found.views[name] = torch.cat(viewed[name]) if viewed[name] else found.features[name][:0]

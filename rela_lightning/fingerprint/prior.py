@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from rela_lightning.compat import COMPILED, tensor_version, uncompiled
+from rela_lightning.devices import home_of
 from rela_lightning.errors import PriorError
 from rela_lightning.rng import preserved_rng
 
@@ -151,8 +152,7 @@ def observe_features(prior: Prior) -> tuple[list[float], bool]:
         try:
             features, exact = _in_double(prior, inputs)
         except Exception:  # whatever a network raises that knows one precision or one device
-            device = next((p.device for p in prior.network.parameters()), torch.device("cpu"))
-            features, exact = prior(inputs.float().to(device)).cpu().double(), False
+            features, exact = prior(inputs.float().to(home_of(prior.network))).cpu().double(), False
     columns, rows = np.arange(features.shape[1])[:, None] + 1, np.arange(_SIGNS)[None] + 7
     signs = torch.from_numpy(1.0 - 2.0 * (columns * rows * 2654435761 % 2**32 >> 31))
     norm = features.norm(dim=1, keepdim=True).clamp(min=1e-30)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from rela_lightning.devices import home_of
 from rela_lightning.errors import PriorError, ReLAError
 from rela_lightning.fingerprint.prior import Observed, describe, joined, observe, observe_pixels, version_of
 from rela_lightning.networks.pooling import Pooling, has_cls_token, pool, select
@@ -168,7 +169,7 @@ class Prior(nn.Module):
             )
 
     def _measure(self) -> int:
-        blank = torch.zeros(1, *self.input_shape, device=_device(self.network))
+        blank = torch.zeros(1, *self.input_shape, device=home_of(self.network))
         try:
             try:
                 return self._width(blank)
@@ -254,10 +255,6 @@ class FusedPrior(Prior):
 
     def _encode(self, images: Any) -> Tensor:
         return torch.cat([prior(part) for prior, part in zip(self._priors, images, strict=True)], dim=1)
-
-
-def _device(network: nn.Module) -> torch.device | None:
-    return next((p.device for p in network.parameters()), None)
 
 
 def _input_shape(preprocess: Callable[[Any], Any]) -> tuple[int, int, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from rela_lightning.batches import describe, find_images, find_labels, leaves
-from rela_lightning.devices import device_of
+from rela_lightning.devices import device_of, home_of, moved
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.networks.encode import encode
 from rela_lightning.networks.pooling import Pooling
@@ -70,29 +70,21 @@ def extract_features(
     if precision not in _TYPES:
         raise ConfigError("Unknown precision.", found=precision, exists=tuple(_TYPES))
     rounded = _TYPES[precision]
-    homes = {parameter.device for parameter in backbone.parameters()} or {torch.device("cpu")}
-    home = next(iter(homes))
+    home, parts = home_of(backbone), {parameter.device for parameter in backbone.parameters()}
     target = home if device == "auto" and home.type != "cpu" else device_of(device)
     features: list[Tensor] = []
     found: list[Tensor] = []
-    move = homes != {target} and len(homes) == 1
     bar = Progress(progress, len(dataset_or_loader)) if progress and hasattr(dataset_or_loader, "__getitem__") else None
-    try:
-        if move:
-            backbone.to(target)
-        with bar or nullcontext():
-            for batch in _batches(dataset_or_loader, batch_size, num_workers):
-                images = find_images(batch)
-                labels, rows = find_labels(batch, len(images), labels)
-                with torch.autocast(target.type, rounded, enabled=rounded is not None):
-                    encoded = encode(backbone, images.to(target), pooling)
-                features.append(encoded.float().cpu())
-                found.append(rows.cpu())
-                if bar is not None:
-                    bar.add(len(images))
-    finally:
-        if move:
-            backbone.to(home)
+    with moved(backbone, target) if len(parts) < 2 else nullcontext(), bar or nullcontext():
+        for batch in _batches(dataset_or_loader, batch_size, num_workers):
+            images = find_images(batch)
+            labels, rows = find_labels(batch, len(images), labels)
+            with torch.autocast(target.type, rounded, enabled=rounded is not None):
+                encoded = encode(backbone, images.to(target), pooling)
+            features.append(encoded.float().cpu())
+            found.append(rows.cpu())
+            if bar is not None:
+                bar.add(len(images))
     if not features:
         raise DataError("There is no image to extract features from.", found="an empty data set")
     return torch.cat(features), torch.cat(found)

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rela_lightning.data.raw import check_length
+from rela_lightning.devices import moved
 from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.priors.base import Prior
 from rela_lightning.rng import preserved_rng
@@ -90,15 +91,14 @@ def estimate_targets(
         batch_size=batch_size,
         num_workers=num_workers,
     )
-    device, home = torch.device(device), next((p.device for p in prior.parameters()), None)
+    device = torch.device(device)
     with preserved_rng():
         length, shape = check_length(dataset), Shape(1 + views, prior.feature_dim)
         begun = time.perf_counter()
         _ = prior.identity
         once = time.perf_counter() - begun
         crops = functools.partial(drawn_crops, views=views)
-        try:
-            prior.to(device)
+        with moved(prior, device):
             rows = np.asarray(sampled_rows(length, min(length, _MOST_BATCHES * batch_size)))
             view = LabelView(dataset, prior.preprocess, rows, crops)
             rate, features = _pass(prior, view, device, batch_size, num_workers)
@@ -106,8 +106,6 @@ def estimate_targets(
             part = again[: max(1, len(again) // 8)]
             embed_exactly(prior, LabelView(dataset, prior.preprocess, part, crops), device)
             once += (time.perf_counter() - begun) * len(again) / len(part)
-        finally:
-            prior.to(home)
     most = max(1, length * shape.views - 1)
     columns = min(_columns(features, target_dim), most)
     each, solving = _reduction(features, columns)

@@ -14,6 +14,7 @@ import lightning.pytorch as L
 import torch
 
 from rela_lightning.compat import NAMESPACES, OWN_WARNINGS
+from rela_lightning.devices import home_of
 from rela_lightning.priors.base import Prior
 from rela_lightning.progress import Progress
 from rela_lightning.targets.embedding import LabellingModule
@@ -37,7 +38,7 @@ def label(prior: Prior, plan: LabellingPlan, trainer: Any, finish: Callable[[tor
         trainer = _own_trainer() if trainer is None else trainer
         module_class, writer_class = steps_for(trainer)
         module, writer = module_class(prior, plan), writer_class(plan)
-        callbacks, home = trainer.callbacks, next((p.device for p in prior.parameters()), None)
+        callbacks, home = trainer.callbacks, home_of(prior)
         trainer.callbacks = [LabellingProgress(), writer] if told and trainer.is_global_zero else [writer]
         try:
             trainer.predict(module, return_predictions=False)

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from rela_lightning.data.device.memory import originals
 from rela_lightning.data.find_key import find_key
 from rela_lightning.data.swap import has_rows
+from rela_lightning.devices import home_of
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import changing_rows, compare_samples, read_sample, sampled_rows
 from rela_lightning.fingerprint.order import IN_MEMORY, compare_order, order_of
@@ -185,8 +186,7 @@ def _verify_features(store: TargetStore, dataset: Any, prior: Prior, num_samples
 
 def _compare_features(store: TargetStore, items: list[LabelItem], prior: Prior) -> None:
     item = default_collate(items)
-    device = next((p.device for p in prior.parameters()), torch.device("cpu"))
-    images = move_data_to_device(item.images, device)
+    images = move_data_to_device(item.images, home_of(prior))
     again = project(embed(functools.partial(exactly, prior), images).cpu().double(), store.projection)
     stored = torch.from_numpy(store.read(item.row).targets).double()
     cosine = F.cosine_similarity(again, stored, dim=2).amin(dim=1)
