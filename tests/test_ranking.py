@@ -113,7 +113,7 @@ def test_a_row_is_what_numpy_says() -> None:
     features = prior(images).double().numpy()
     np.testing.assert_allclose(found.features["it"], features, atol=1e-4)
     assert found.viewed == [round(i * 63 / 39) for i in range(40)]
-    worth = worth_of(found.features["it"], found.views["it"], found.viewed, length=90)
+    worth = worth_of(found, "it")
     fitted = PCA().fit(features)
     kept = fitted.explained_variance_ > 1e-12 * fitted.explained_variance_[0]
     deviations = np.sqrt(fitted.explained_variance_[kept])
@@ -133,11 +133,11 @@ def test_a_row_is_what_numpy_says() -> None:
 def test_views_are_of_their_image_and_nothing_survives_where_they_are_not() -> None:
     found = survey({"it": fashion()}, make_digits(200), num_samples=200, num_views=200)
     features, views = found.features["it"], found.views["it"]
-    right = worth_of(features, views, found.viewed, length=200)
-    wrong = worth_of(features, views.roll(7, 0), found.viewed, length=200)
+    right = worth_of(found, "it")
+    wrong = worth_of(dataclasses.replace(found, views={"it": views.roll(7, 0)}), "it")
     assert right.stability > 0.1 > abs(wrong.stability) + 0.03
     assert right.stable_directions > 10 * abs(wrong.stable_directions)
-    same = worth_of(features, features, found.viewed, length=200)
+    same = worth_of(dataclasses.replace(found, views={"it": features}), "it")
     assert same.stability == pytest.approx(1)
     assert same.stable_directions == pytest.approx(same.targets.shape[1])
 
@@ -156,7 +156,7 @@ def test_the_order_of_a_data_set_does_not_rank() -> None:
     directions = []
     for rows in (photos + flat, flat + photos):
         found = survey({"it": prior}, Listed(rows), num_samples=256, num_views=128)
-        worth = worth_of(found.features["it"], found.views["it"], found.viewed, length=256)
+        worth = worth_of(found, "it")
         directions.append(worth.stable_directions)
     assert min(directions) > 2
     assert directions[0] == pytest.approx(directions[1], rel=0.2)

@@ -223,10 +223,7 @@ def _features(
     if directions < LEAST_DIRECTIONS:
         told = f"features fill {directions:.1f} directions of {features.shape[1]}."
         return features, [Finding("nearly constant targets", told, "check the prior's weights and preprocessing")]
-    own, known_nothing = (
-        worth_of(seen.features[name], seen.views[name], seen.viewed, length=seen.length).stable_directions
-        for name in both
-    )
+    own, known_nothing = (worth_of(seen, name).stable_directions for name in both)
     if own >= BEYOND_RANDOM * known_nothing:
         return features, [None]
     told = f"{own:.1f} directions survive a change of view, and {known_nothing:.1f} with fresh random weights."

@@ -98,10 +98,7 @@ def rank_priors(
             seed=seed,
             progress="ranking priors",
         )
-        worths = {
-            name: worth_of(found.features[name], found.views[name], found.viewed, length=found.length, target_dim=width)
-            for name in everything
-        }
+        worths = {name: worth_of(found, name, target_dim=width) for name in everything}
         followed = {
             name: follow(backbone, found.images, worth.targets, steps=steps, device=where, seed=seed)
             for name, worth in worths.items()
@@ -120,7 +117,7 @@ def rank_priors(
         for name, prior in everything.items()
     ]
     rows.sort(key=lambda row: (row.control, -row.stable_directions))
-    return PriorRanking(tuple(rows), len(found.rows), found.length, len(next(iter(found.views.values()))))
+    return PriorRanking(tuple(rows), len(found.rows), found.length, len(found.viewed))
 
 
 def _row(

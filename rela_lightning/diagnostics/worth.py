@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from rela_lightning.diagnostics.linear_map import transport_distance
 from rela_lightning.diagnostics.spread import rank_of_variances
+from rela_lightning.diagnostics.survey import Survey
 from rela_lightning.networks.encode import encode, pooled
 from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.reduce import pca, project, projection, streaming_moments
@@ -37,25 +37,22 @@ class Worth(NamedTuple):
     stable_directions: float
 
 
-def worth_of(
-    features: Tensor, views: Tensor, viewed: Sequence[int], *, length: int, target_dim: int | None = None
-) -> Worth:
-    """Turn features into targets, and see what they hold.
+def worth_of(found: Survey, name: str, *, target_dim: int | None = None) -> Worth:
+    """Turn a prior's features into targets, and see what they hold.
 
     Args:
-        features: Of whole images, `[n, F]`.
-        views: Of one view of each of v images, `[v, F]`.
-        viewed: Which rows of `features` these are of, v places.
-        length: Rows of the data set that targets would be made for; it decides on the standardisation.
+        found: Features of a sample; the length of its data set decides on the standardisation.
+        name: Of the prior.
         target_dim: Columns that the student takes; None for all.
 
     Raises:
         TargetError: If the features are the same for all images.
     """
+    features, views = found.features[name], found.views[name]
     components = pca(streaming_moments([features]))
-    by = projection(components._replace(rows=length).first(target_dim), "shrunk")
+    by = projection(components._replace(rows=found.length).first(target_dim), "shrunk")
     targets, seen = project(features.double(), by), project(views.double(), by)
-    own = targets[list(viewed)]
+    own = targets[found.viewed]
     one, two = (rows - rows.mean(dim=0) for rows in (own, seen))
     correlation = F.cosine_similarity(one, two, dim=0)
     return Worth(
