@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rela_lightning.diagnostics.rows import PAIRS, check_chunk, checked_features, chunks, cross_product, mean_of
 from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.targets.reduce import directions_of
 
 
 def effective_rank(features: Any, *, centre: bool = False) -> float:
@@ -48,11 +49,7 @@ def effective_rank(features: Any, *, centre: bool = False) -> float:
 
 def rank_of_variances(variances: Tensor) -> float:
     """Effective rank of features whose squared singular values (or variances along components) these are."""
-    spread = variances.clamp_min(0.0).sqrt()
-    total = spread.sum()
-    if not float(total):
-        return 0.0
-    return float(torch.special.entr(spread / total).sum().exp())
+    return directions_of(variances.clamp_min(0.0).sqrt())
 
 
 def feature_deviation(features: Any) -> float:

@@ -54,13 +54,17 @@ class PCA(NamedTuple):
         return self._replace(components=self.components[:, :count], variance=self.variance[:count])
 
 
-def directions_of(variance: Tensor) -> float:
-    """How many directions share a variance: `exp(-sum_k p_k log p_k)`, `p_k` the share of component k.
+def directions_of(amounts: Tensor) -> float:
+    """How many directions share what there is: `exp(-sum_k p_k log p_k)`, `p_k` the share of direction k.
 
     Args:
-        variance: Along each component, or shares of it, `[R]`, >= 0 and not all 0.
+        amounts: Variance along each component, or another measure of it, `[R]`, >= 0.
+
+    Returns:
+        From 1 (one has it all) to R (all have as much); 0 where there is nothing.
     """
-    return float(torch.special.entr(variance / variance.sum()).sum().exp())
+    total = amounts.sum()
+    return float(torch.special.entr(amounts / total).sum().exp()) if float(total) else 0.0
 
 
 class Projection(NamedTuple):
