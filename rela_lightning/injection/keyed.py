@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader
+from torch.utils.data import DataLoader
 
 from rela_lightning.compat import copied_loader
 from rela_lightning.data.find_key import find_keys
@@ -74,9 +74,7 @@ def check_keyed(loader: Any) -> None:
         )
 
 
-def keyed_loader(
-    loader: DataLoader[Any], wanted: Wanted, lookup: TargetLookup, key: str | None, *, sampler: Any = None
-) -> DataLoader[Any]:
+def keyed_loader(loader: DataLoader[Any], wanted: Wanted, lookup: TargetLookup, key: str | None) -> DataLoader[Any]:
     """A copy of `loader` that yields `IndexedBatch`, rows found by key.
 
     Args:
@@ -84,17 +82,10 @@ def keyed_loader(
         wanted: What to make.
         lookup: Looks up targets.
         key: Where the key is in a sample; None for where it was in labelling.
-        sampler: Replaces the loader's sampler; None keeps it.
 
     Returns:
         A shallow copy; `loader` itself is not changed.
     """
     where = lookup.store.settings.get("key") if key is None else key
     batched = loader.batch_sampler is None
-    changes: dict[str, Any] = {
-        "collate_fn": KeyedCollate(loader.collate_fn, wanted, lookup, where, batched=batched),
-    }
-    if sampler is not None:
-        changes["sampler"] = sampler
-        changes["batch_sampler"] = BatchSampler(sampler, loader.batch_size or 1, loader.drop_last)
-    return copied_loader(loader, **changes)
+    return copied_loader(loader, collate_fn=KeyedCollate(loader.collate_fn, wanted, lookup, where, batched=batched))

@@ -28,6 +28,7 @@ from rela_lightning.injection.tagging import (
     check_loader,
     check_plain_sampler,
     has_index,
+    resampled_loader,
     tagged_loader,
 )
 from rela_lightning.targets.lookup import TargetLookup
@@ -152,11 +153,11 @@ class RowTracker:
         with isolate_rng():
             self._check(loader.dataset)
             transform = self._transport_transform(loader.dataset, by_key)
-        sampler = self._budget_sampler(loader)
+        drawn = self._within_budget(loader)
         if self._lookup is not None and by_key:
-            tagged = keyed_loader(loader, self._wanted, self._lookup, self._key, sampler=sampler)
+            tagged = keyed_loader(drawn, self._wanted, self._lookup, self._key)
         else:
-            tagged = tagged_loader(loader, transform, self._wanted, lookup=self._lookup, sampler=sampler)
+            tagged = tagged_loader(drawn, transform, self._wanted, lookup=self._lookup)
         samplers: tuple[Any, ...] = (tagged.sampler, getattr(tagged.batch_sampler, "sampler", None))
         for sampler in samplers:
             # With workers, the first batches are drawn before Lightning sets the epoch of a resumed run.
@@ -192,16 +193,19 @@ class RowTracker:
             )
         return taking_images_of(dataset, self._transform)
 
-    def _budget_sampler(self, loader: Any) -> BudgetSampler | None:
+    def _within_budget(self, loader: Any) -> Any:
+        """The loader, or a copy that draws `data_ratio` of the data set each epoch."""
         if self._data_ratio == 1.0:
-            return None
+            return loader
         if self._trainer.overfit_batches > 0:
             raise ConfigError("`data_ratio` and `overfit_batches` both choose the samples.", do="use one of them")
         if not has_index(loader):
             raise ConfigError("`data_ratio` draws rows, and a stream has none.", do="read fewer shards instead")
         check_plain_sampler(loader, self._trainer.world_size)
         replicas, rank = getattr(loader.sampler, "num_replicas", 1), getattr(loader.sampler, "rank", 0)
-        return BudgetSampler(len(loader.dataset), self._data_ratio, seed=self._seed, num_replicas=replicas, rank=rank)
+        rows, seed = len(loader.dataset), self._seed
+        sampler = BudgetSampler(rows, self._data_ratio, seed=seed, num_replicas=replicas, rank=rank)
+        return resampled_loader(loader, sampler)
 
 
 def _sees_images_many_times(loader: DataLoader[Any]) -> bool:

@@ -22,6 +22,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Sampler,
     SequentialSampler,
 )
 
@@ -214,7 +215,6 @@ def tagged_loader(
     wanted: Wanted,
     *,
     lookup: TargetLookup | None = None,
-    sampler: Any = None,
 ) -> DataLoader[Any]:
     """A copy of `loader` that yields `IndexedBatch`.
 
@@ -223,19 +223,18 @@ def tagged_loader(
         transform: Transform of the transport phase; None keeps the data set's own.
         wanted: What to make, see `IndexedDataset`.
         lookup: Looks up targets; None for targets that are made on the fly.
-        sampler: Replaces the loader's sampler (a `BudgetSampler`); None keeps it.
 
     Returns:
         A shallow copy; `loader` itself is not changed.
     """
-    changes: dict[str, Any] = {
-        "dataset": IndexedDataset(loader.dataset, transform, wanted, lookup),
-        "collate_fn": IndexedCollate(loader.collate_fn),
-    }
-    if sampler is not None:
-        changes["sampler"] = sampler
-        changes["batch_sampler"] = BatchSampler(sampler, loader.batch_size or 1, loader.drop_last)
-    return copied_loader(loader, **changes)
+    dataset = IndexedDataset(loader.dataset, transform, wanted, lookup)
+    return copied_loader(loader, dataset=dataset, collate_fn=IndexedCollate(loader.collate_fn))
+
+
+def resampled_loader(loader: DataLoader[Any], sampler: Sampler[int]) -> DataLoader[Any]:
+    """A shallow copy of `loader` that draws its samples by another sampler, in batches of the same size."""
+    batches = BatchSampler(sampler, loader.batch_size or 1, loader.drop_last)
+    return copied_loader(loader, sampler=sampler, batch_sampler=batches)
 
 
 _PLAIN = (RandomSampler, SequentialSampler, DistributedSampler)
