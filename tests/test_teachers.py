@@ -85,7 +85,7 @@ def test_stands_back_where_the_module_moves_its_teacher(when: str) -> None:
 def test_unused_parameters_are_those_the_loss_does_not_reach() -> None:
     module = Siamese()
     loss = module.head_a(module.net(torch.randn(2, 3, 8, 8))).sum()
-    unused = unused_parameters(loss, module.parameters(), distributed=True)
+    unused = unused_parameters(loss, module.parameters(), all_needed=True)
     assert {id(p) for p in unused} == {id(p) for p in module.head_b.parameters()}
     touched = with_all_parameters(loss, unused)
     assert torch.equal(touched, loss)
@@ -99,11 +99,11 @@ def test_checkpointing(reentrant: bool) -> None:
     x = torch.randn(2, 4, requires_grad=True)
     loss = torch.utils.checkpoint.checkpoint(module[0], x, use_reentrant=reentrant).sum()
     if reentrant:
-        assert unused_parameters(loss, module.parameters(), distributed=False) == []
+        assert unused_parameters(loss, module.parameters(), all_needed=False) == []
         with pytest.raises(InjectionError, match="use_reentrant=False"):
-            unused_parameters(loss, module.parameters(), distributed=True)
+            unused_parameters(loss, module.parameters(), all_needed=True)
     else:
-        assert len(unused_parameters(loss, module.parameters(), distributed=True)) == 2
+        assert len(unused_parameters(loss, module.parameters(), all_needed=True)) == 2
 
 
 def test_a_teacher_that_cannot_be_seen_to_move_is_watched_on() -> None:

@@ -32,16 +32,22 @@ def reached_parameters(loss: Tensor) -> tuple[set[int], bool]:
     return reached, hidden
 
 
-def unused_parameters(loss: Tensor, parameters: Iterable[nn.Parameter], *, distributed: bool) -> list[nn.Parameter]:
+def unused_parameters(loss: Tensor, parameters: Iterable[nn.Parameter], *, all_needed: bool) -> list[nn.Parameter]:
     """Trainable parameters that `loss` does not reach; none where the graph hides some.
 
+    Args:
+        loss: Of the step.
+        parameters: Those of the module.
+        all_needed: Whether each of them must have a gradient, so that those that are hidden have to be known.
+
     Raises:
-        InjectionError: Under DDP, if reentrant checkpointing hides parameters.
+        InjectionError: If all are needed and reentrant checkpointing hides some.
     """
     reached, hidden = reached_parameters(loss)
-    if hidden and distributed:
+    if hidden and all_needed:
         raise InjectionError(
-            "Reentrant activation checkpointing hides parameters, so DDP cannot be told which take part.",
+            "Reentrant activation checkpointing hides parameters, and each needs a gradient here: for DDP, or for a "
+            "gradient scaler in manual optimization.",
             expected="torch.utils.checkpoint.checkpoint(..., use_reentrant=False)",
             found="use_reentrant=True",
             do="use non-reentrant checkpointing",
@@ -52,7 +58,7 @@ def unused_parameters(loss: Tensor, parameters: Iterable[nn.Parameter], *, distr
 
 
 def with_all_parameters(loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
-    """`loss` plus a zero that every parameter takes part in, so that DDP sees a gradient for each."""
+    """`loss` plus a zero that every parameter takes part in, so that each has a gradient."""
     for parameter in parameters:
         loss = loss + 0.0 * parameter.sum()
     return loss

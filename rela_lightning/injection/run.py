@@ -226,7 +226,7 @@ class Run:
         wrapped = self._trainer.strategy.model is not module  # DDP wraps at one process too
         # of several optimizers, which manual optimization alone has, a gradient scaler looks for a gradient in each
         scaler = None if module.automatic_optimization else getattr(self._trainer.precision_plugin, "scaler", None)
-        self._step = step = Step(self.parts, rows, phase, distributed=wrapped or scaler is not None)
+        self._step = step = Step(self.parts, rows, phase, all_needed=wrapped or scaler is not None)
         output = step.run(original, args, kwargs)
         if step.loss is not None:
             self._passes.saw(step.samples)

@@ -63,7 +63,8 @@ class Step:
         rows: Where the batch came from.
         phase: Weights of both losses, and whether the user's step runs on detached features beside the transport loss,
             so that its own loss trains the heads alone.
-        distributed: Whether every parameter must take part for the sake of DDP.
+        all_needed: Whether every parameter must have a gradient: DDP waits for each, and a gradient scaler for one in
+            each of several optimizers.
 
     Attributes:
         phase: The phase above.
@@ -74,13 +75,13 @@ class Step:
         backbone_error: For a step under manual optimization that had no use for the backbone, if all are like it.
     """
 
-    def __init__(self, parts: Parts, rows: BatchRows, phase: Phase, *, distributed: bool = False) -> None:
+    def __init__(self, parts: Parts, rows: BatchRows, phase: Phase, *, all_needed: bool = False) -> None:
         self.phase, self.samples = phase, 1
         self.loss: Tensor | None = None
         self.unused: list[nn.Parameter] = []
         self.replaced = False
         self.backbone_error: InjectionError | None = None
-        self._parts, self._rows, self._distributed = parts, rows, distributed
+        self._parts, self._rows, self._all_needed = parts, rows, all_needed
         self._kept: set[int] = set()  # parameters that losses of their own train in this step
         self._on_backward: Callable[[Tensor], Tensor] | None = None
 
@@ -171,9 +172,9 @@ class Step:
 
     def _only(self, loss: Tensor) -> Tensor:
         """The transport loss alone; parameters it does not reach stay out of the optimizer step."""
-        unused = unused_parameters(loss, self._parts.module.parameters(), distributed=self._distributed)
+        unused = unused_parameters(loss, self._parts.module.parameters(), all_needed=self._all_needed)
         self.unused = [p for p in unused if id(p) not in self._kept]
-        return with_all_parameters(loss, self.unused) if self._distributed else loss
+        return with_all_parameters(loss, self.unused) if self._all_needed else loss
 
     def _reaches_backbone(self, reached: set[int]) -> bool:
         backbone = self._parts.student.backbone
