@@ -96,6 +96,16 @@ def targets64(tmp_path_factory: pytest.TempPathFactory, digits64) -> Path:
 
 
 @pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory, digits64):
+    """Targets of `digits64` and of some crops of each image."""
+    from rela_lightning import build_targets
+    from tests.test_crops import CROPS, prior
+
+    path = tmp_path_factory.mktemp("crops") / "t"
+    return build_targets(prior(), digits64, path, views=CROPS, storage_dtype="float32")
+
+
+@pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with targets in `t` and a run without ReLA in `runs/plain`, made by the command once a process."""
     from rela_lightning.cli import main

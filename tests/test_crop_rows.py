@@ -15,13 +15,6 @@ from rela_lightning.errors import TargetError
 from tests.test_crops import CROPS, ROWS, prior
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: Any, digits64: Any) -> TargetStore:
-    return build_targets(
-        prior(), digits64, tmp_path_factory.mktemp("crops") / "t", views=CROPS, storage_dtype="float32"
-    )
-
-
 def test_int8_rows_say_what_they_lose(store: TargetStore, digits64: Any, tmp_path: Path) -> None:
     small = build_targets(prior(), digits64, tmp_path / "t", views=CROPS, storage_dtype="int8")
     rows = np.arange(ROWS)

@@ -38,12 +38,6 @@ def prior() -> Any:
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: Any, digits64: Any) -> TargetStore:
-    path = tmp_path_factory.mktemp("crops") / "t"
-    return build_targets(prior(), digits64, path, views=CROPS, storage_dtype="float32")
-
-
 def remade(image: Any, crop: Any, size: int) -> Tensor:
     """A crop of a PIL image as a student's view without colour jitter, written straight down."""
     top, left, height, width, mirrored = (int(value) for value in crop)
