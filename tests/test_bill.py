@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -105,6 +106,28 @@ def test_phases_are_told_apart(tmp_path: Path, digits64: Any, targets64: Path) -
     assert phases["own"]["flops"] == linear(ROWS, 3072, WIDTH, first=True) + linear(ROWS, WIDTH, 5, first=False)
     assert phases["transport"]["flops"] > linear(ROWS, 3072, WIDTH, first=True)
     assert phases["transport"]["flops"] != phases["own"]["flops"]
+
+
+def test_targets_may_go_once_nothing_reads_them_any_more(tmp_path: Path, digits64: Any, targets64: Path) -> None:
+    from rela_lightning.data import RGBImages, probe_view
+
+    path = shutil.copytree(targets64, tmp_path / "targets")
+
+    class FreesTheDisk(L.Callback):
+        def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
+            if trainer.global_step == 10:  # the switch was at 5
+                shutil.rmtree(path)
+
+    images = RGBImages(digits64, probe_view(32, mean=[0.5] * 3, std=[0.5] * 3))
+    rela = ReLACallback(path, schedule=Switch(0.3))
+    trainer = L.Trainer(
+        max_steps=16, accelerator="cpu", default_root_dir=tmp_path, **QUIET,
+        callbacks=[rela, FreesTheDisk(), RunRecord(tmp_path, "a")],
+    )  # fmt: skip
+    trainer.fit(Small(), DataLoader(images, batch_size=ROWS))
+    kept, made = read_run(tmp_path), TargetStore(targets64).manifest
+    assert not path.exists() and kept["steps"] == 16
+    assert (kept["prior"], kept["bill"]["labelling_flops"]) == (made["prior"], made["labelling_flops"])
 
 
 def test_batches_on_their_way_at_the_switch_belong_to_transport(

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class RunRecord(Callback):
         self.folder, self.name = folder, name
         self._spent = 0.0  # seconds before the clock was last started
         self._since: float | None = None
-        self._labelling, self._labelling_flops = 0.0, 0
+        self._targets: Mapping[str, Any] = {}  # their manifest, as the run began; empty without a store
         self._switched: float | None = None
         self._history: list[dict[str, Any]] = []
         self._alone = False  # one process: others would draw the same views as the first
@@ -49,6 +50,10 @@ class RunRecord(Callback):
         self._bill = Bill()
         self._device = torch.device("cpu")
         self._compiled = False
+
+    @property
+    def _labelling(self) -> float:
+        return float(self._targets.get("labelling_seconds", 0.0))
 
     @property
     def seconds(self) -> float:
@@ -68,9 +73,7 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock; the labelling of the targets comes before it."""
-        store = _store(trainer)
-        self._labelling = float(store.manifest["labelling_seconds"]) if store is not None else 0.0
-        self._labelling_flops = store.manifest.get("labelling_flops") if store is not None else 0
+        self._targets = _manifest(_rela(trainer))
         self._alone = trainer.world_size == 1
         self._device = trainer.strategy.root_device
         self._compiled = is_compiled(pl_module)
@@ -149,13 +152,14 @@ class RunRecord(Callback):
             write_record(self.folder, self._record(trainer, pl_module))
 
     def _record(self, trainer: Any, pl_module: Any) -> dict[str, Any]:
-        store, rela = _store(trainer), _rela(trainer)
+        rela = _rela(trainer)
         data = trainer.datamodule if trainer.datamodule is not None else trainer.train_dataloader
         checkpoint = last_checkpoint(trainer)
+        labelling_flops = self._targets.get("labelling_flops") if self._targets else 0
         return {
             "name": self.name,
             "method": type(pl_module).__name__,
-            "prior": store.manifest["prior"] if store is not None else _prior(rela),
+            "prior": self._targets["prior"] if self._targets else _prior(rela),
             "data": data_facts(data),
             "seconds": round(self.seconds, 3),
             "labelling_seconds": round(self._labelling, 3),
@@ -176,7 +180,7 @@ class RunRecord(Callback):
             "seed": int(os.environ["PL_GLOBAL_SEED"]) if "PL_GLOBAL_SEED" in os.environ else None,
             "top1": _top1(trainer.callback_metrics),
             "validation_images": _validated(trainer),
-            "bill": {"labelling_flops": self._labelling_flops, **self._bill.found(self._device)},
+            "bill": {"labelling_flops": labelling_flops, **self._bill.found(self._device)},
             "history": self._history,
             "versions": versions(),
             "checkpoint": None if checkpoint is None else _inside(checkpoint, self.folder),
@@ -256,13 +260,14 @@ def _inside(file: Path, folder: Path) -> str:
     return (whole.relative_to(base) if base in whole.parents else whole).as_posix()
 
 
-def _store(trainer: Any) -> Any:
-    rela = _rela(trainer)
+def _manifest(rela: ReLACallback | None) -> Mapping[str, Any]:
+    """What the targets of a run say of themselves; nothing without stored ones."""
     if rela is None or rela.targets is None:
-        return None
+        return {}
     from rela_lightning.targets import TargetStore
 
-    return rela.targets if isinstance(rela.targets, TargetStore) else TargetStore(rela.targets)
+    store = rela.targets if isinstance(rela.targets, TargetStore) else TargetStore(rela.targets)
+    return store.manifest
 
 
 def data_facts(data: Any) -> dict[str, Any]:
