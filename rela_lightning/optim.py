@@ -63,8 +63,8 @@ class WarmupCosine(LRScheduler):
     Steps are those of the optimizer: several batches each where gradients are accumulated. The length of the run is
     the trainer's and not kept in checkpoints: a run that is resumed with more epochs follows the longer curve.
 
-    Our methods, `ReLAModule` and `--lr_scheduler` of `rela fit` tell it the trainer; elsewhere call `follow`, and
-    return `{"scheduler": ..., "interval": "step"}` from `configure_optimizers`.
+    Our methods, `ReLAModule`, `LinearProbe` and `--lr_scheduler` of `rela fit` tell it the trainer; elsewhere call
+    `follow`, and return `{"scheduler": ..., "interval": "step"}` from `configure_optimizers`.
 
     Args:
         optimizer: Whose groups, each with a rate of its own, are scheduled.

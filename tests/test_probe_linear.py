@@ -1,14 +1,17 @@
 import copy
+import functools
 
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from sklearn.datasets import load_digits
 from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from rela_lightning.errors import ConfigError
+from rela_lightning.optim import WarmupCosine
 from rela_lightning.probe import LinearProbe, extract_features
 
 QUIET = {
@@ -52,6 +55,18 @@ def fitted(loaders):
     trainer = L.Trainer(max_epochs=6, **QUIET)
     trainer.fit(probe, *loaders)
     return net, before, probe, trainer
+
+
+def test_a_rate_that_changes_each_step_knows_the_length_of_the_run(loaders):
+    rates = []
+    watch = LambdaCallback(
+        on_train_batch_start=lambda trainer, *_: rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    )
+    schedule = functools.partial(WarmupCosine, warmup_epochs=1)
+    probe = LinearProbe(Net(), 10, feature_dim=256, lr_scheduler=schedule)
+    L.Trainer(max_epochs=2, limit_train_batches=5, callbacks=[watch], **QUIET).fit(probe, loaders[0])
+    assert rates[:6] == pytest.approx([3e-4 * step / 5 for step in range(6)])
+    assert rates[5] > rates[6] > rates[9] == pytest.approx(0.0)
 
 
 def test_only_the_head_is_trained(fitted):

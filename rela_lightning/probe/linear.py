@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LightningCLI, LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -17,6 +17,7 @@ from rela_lightning.compat import picklable_default
 from rela_lightning.errors import ConfigError
 from rela_lightning.networks.encode import encode, measure_feature_dim
 from rela_lightning.networks.pooling import Pooling
+from rela_lightning.optim import with_scheduler
 from rela_lightning.probe.accuracy import summed_cross_entropy, topk_names
 from rela_lightning.probe.checks import finite_features
 
@@ -41,7 +42,8 @@ class LinearProbe(LightningModule):
         pooling: See `rela_lightning.networks.pooling.pool`.
         labels: Where the labels are in a batch: a position, a key, a dotted path, or `auto`.
         optimizer: Makes the optimizer of the linear layer from its parameters.
-        lr_scheduler: Makes a scheduler, stepped each epoch, from the optimizer; None keeps the rate.
+        lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch, `rela_lightning.optim.WarmupCosine` each
+            optimizer step; None keeps the rate.
 
     Raises:
         ConfigError: For fewer than two classes, or a width that cannot be measured or is wrong.
@@ -121,7 +123,7 @@ class LinearProbe(LightningModule):
         """The optimizer of the linear layer, and its scheduler."""
         optimizer = self._optimizer(self.head.parameters())
         scheduler = self._lr_scheduler(optimizer) if self._lr_scheduler is not None else None
-        return LightningCLI.configure_optimizers(self, optimizer, scheduler)
+        return with_scheduler(self, optimizer, scheduler)
 
     def _scores_and_labels(self, batch: Any) -> tuple[Tensor, Tensor]:
         images = find_images(batch)
