@@ -13,8 +13,9 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
-from rela_lightning.cli.probe import check_options, images_of, say_other_view
-from rela_lightning.errors import ConfigError
+from rela_lightning.cli.images import probe_images, say_other_view
+from rela_lightning.devices import device_of
+from rela_lightning.errors import ConfigError, check_positive
 from rela_lightning.files import check_free, write_whole
 from rela_lightning.fingerprint.order import names_of
 from rela_lightning.probe import extract_features
@@ -69,14 +70,15 @@ def embed(
         raise ConfigError(
             "The file's ending names no format for features.", expected=" or ".join(ENDINGS), found=out.name
         )
-    check_options({"batch_size": batch_size}, device)
+    check_positive(batch_size=batch_size)
+    device_of(device)
     table = out.with_suffix(".csv")
     check_free([out, table] if out.suffix == ".npy" else [out], overwrite=overwrite)
     if out.suffix == ".parquet":
         import pyarrow  # noqa: F401  # missing packages are told before any work
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs)
     say_other_view(data, subject.data, "embedded")
-    images = images_of(data if data is not None else subject.data, split, subject)
+    images = probe_images(data if data is not None else subject.data, split, subject)
     found, labels = extract_features(
         subject.network, images,
         progress="images", batch_size=batch_size, num_workers=num_workers, device=device, precision=precision,

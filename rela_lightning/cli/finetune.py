@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rela_lightning.cli.fit import RelaCLI, num_classes, run_cli
-from rela_lightning.cli.probe import other_scale, say_other_size
+from rela_lightning.cli.images import other_scale, say_other_size
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.networks.build import LIBRARIES, SOURCES, UNTRAINED
 from rela_lightning.runs.comparison import wilson

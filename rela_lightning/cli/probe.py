@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
-from rela_lightning.data.modules import ImageData  # and the short names of --data
-from rela_lightning.data.views import probe_view
+import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
+from rela_lightning.cli.images import has_no_labels, probe_images, say_other_view
 from rela_lightning.devices import device_of
-from rela_lightning.errors import ConfigError, DataError, check_positive
+from rela_lightning.errors import check_positive
 from rela_lightning.fingerprint.dataset import row_hashes, sampled_rows
 from rela_lightning.probe import extract_features
 from rela_lightning.probe.checks import labelled_rows
@@ -105,7 +105,8 @@ def probe(
         labels_per_class=labels_per_class, folds=folds, cross_folds=cross_folds, seed=seed, seeds=seeds,
     )  # fmt: skip
     asked.check()
-    check_options({"batch_size": batch_size}, device)
+    check_positive(batch_size=batch_size)
+    device_of(device)
     subject = find_subject(run, backbone=backbone, prior_kwargs=prior_kwargs, untrained=untrained)
     other_data = data is not None and subject.data is not None and data_facts(data) != data_facts(subject.data)
     say_other_view(data, subject.data, "probed")
@@ -142,10 +143,10 @@ def _measured(
     asked: Protocol, subject: Subject, data: Any, options: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """What is measured, and the protocol that a record keeps; without labels, how the features are spread."""
-    train, test = images_of(data, "train", subject), None
+    train, test = probe_images(data, "train", subject), None
     unlabelled = has_no_labels(data)
     if not unlabelled and asked.cross_folds is None:
-        test = images_of(data, "val", subject)
+        test = probe_images(data, "val", subject)
     sets = [images for images in (train, test) if images is not None]
     about: dict[str, Any] = {"data": type(data).__name__, "images": _fingerprint(*sets)}
     about["image_size"] = getattr(data, "image_size", None)
@@ -165,49 +166,6 @@ def _measured(
     return measure(asked, known, held, classes), {**about, **asked.in_words(len(known.labels))}
 
 
-def has_no_labels(data: Any) -> bool:
-    """Whether a data module says that its images have no labels, and so no validation either."""
-    return data is not None and getattr(data, "num_classes", 0) is None
-
-
-def check_options(positive: dict[str, float], device: str) -> None:
-    """Refuse what cannot work before features are computed."""
-    check_positive(**positive)
-    device_of(device)
-
-
-def images_of(data: Any, split: Literal["train", "val"], subject: Subject) -> Any:
-    """A data module's images under the probe view, or a prior's own preprocessing.
-
-    What a run has trained sees the images of other data normalised as it was trained.
-
-    Raises:
-        ConfigError: If there is no data module.
-        DataError: If it gives no images under a probe view.
-    """
-    if data is None:
-        raise ConfigError(
-            "There are no images.",
-            expected="a data module",
-            found="none in the run's config" if subject.folder is not None else "a prior alone",
-            do="pass for example --data CIFAR10Data --data.root DIR",
-        )
-    if not callable(getattr(data, "dataset", None)):
-        raise DataError(
-            f"{type(data).__name__} does not give images under a probe view.",
-            expected='a data module with `dataset(split, "probe")`, as those of rela_lightning.data',
-            do="pass one by --data",
-        )
-    if split == "train":
-        data.prepare_data()
-    images = data.dataset(split, "probe")
-    if subject.preprocess is not None:
-        images.transform = subject.preprocess
-    elif other_scale(data, subject.data):
-        images.transform = probe_view(data.image_size, mean=subject.data.mean, std=subject.data.std)
-    return images
-
-
 def _fingerprint(*datasets: Any) -> str | None:
     """A short hash of some images of each data set, which tells data of one name and size apart.
 
@@ -218,31 +176,6 @@ def _fingerprint(*datasets: Any) -> str | None:
     except Exception:  # of the user's data set: it is probed without
         return None
     return hashlib.sha256(json.dumps(hashes).encode()).hexdigest()[:12]
-
-
-def say_other_size(data: Any, own: Any, done: str) -> None:
-    """Say so where images are of another size than those a run was trained on, and is now probed or embedded by."""
-    given, size = (getattr(one, "image_size", None) for one in (data, own))
-    if None not in (given, size) and given != size:
-        rank_zero_warn(
-            f"The run was trained at {size} px, and is {done} at {given} px; --data.image_size {size} keeps its size."
-        )
-
-
-def other_scale(data: Any, own: Any) -> bool:
-    """Whether a data module normalises images in another way than that of a run."""
-    both = isinstance(data, ImageData) and isinstance(own, ImageData)
-    return both and (data.mean, data.std) != (own.mean, own.std)
-
-
-def say_other_view(data: Any, own: Any, done: str) -> None:
-    """Say what images of other data are to a run that is probed or embedded by: of another size, normalised its way."""
-    say_other_size(data, own, done)
-    if other_scale(data, own):
-        rank_zero_info(
-            f"The images are normalised as the run was trained, by mean {own.mean} and std {own.std}, not as in "
-            f"{type(data).__name__}."
-        )
 
 
 def _show(result: dict[str, Any], written: Written) -> None:

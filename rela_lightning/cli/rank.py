@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
-from rela_lightning.cli.targets import images_of
+from rela_lightning.cli.images import training_images
 from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.fitness_check import fitness
 from rela_lightning.diagnostics.image_faults import NO_BETTER
@@ -65,7 +65,7 @@ def rank(
     if file is not None:
         check_free([file], overwrite=overwrite)  # before work that would be lost
     device_of(device)
-    loaded, images = [load_prior(spec, **(prior_kwargs or {})) for spec in priors], images_of(data)
+    loaded, images = [load_prior(spec, **(prior_kwargs or {})) for spec in priors], training_images(data)
     where: dict[str, Any] = {"image": image, "device": device}
     ranking = rank_priors(
         loaded,

@@ -10,9 +10,10 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
-from rela_lightning.cli.probe import check_options, has_no_labels, images_of
+from rela_lightning.cli.images import has_no_labels, probe_images
+from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.similarity_map import Measure, draw_map, similarity_map
-from rela_lightning.errors import ConfigError
+from rela_lightning.errors import ConfigError, check_positive
 from rela_lightning.files import check_free, write_whole
 from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.naming import distinct
@@ -64,7 +65,8 @@ def similarity(
         DataError: If there are no such images.
         PriorError: If there is no such prior.
     """
-    check_options({"batch_size": batch_size, "num_samples": num_samples}, device)
+    check_positive(batch_size=batch_size, num_samples=num_samples)
+    device_of(device)
     if num_samples < LEAST_IMAGES:
         raise ConfigError("`num_samples` is out of range.", expected=f"at least {LEAST_IMAGES}", found=num_samples)
     files = [Path(out).expanduser() / name for name in SIMILARITY]
@@ -102,7 +104,7 @@ def _sample(data: Any, subject: Subject, count: int) -> Any:
     from torch.utils.data import Subset
 
     split: Any = "train" if has_no_labels(data) else "val"
-    images = images_of(data, split, subject)
+    images = probe_images(data, split, subject)
     own = None if subject.preprocess is not None else probe_preprocess(subject.data)
     if own is not None:  # of the run's own size and normalisation
         images.transform = own

@@ -8,9 +8,9 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule, Trainer
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
+from rela_lightning.cli.images import training_images
 from rela_lightning.data.find_image import image_at
 from rela_lightning.devices import device_of
-from rela_lightning.errors import DataError
 from rela_lightning.priors import load_prior
 from rela_lightning.remote import is_url
 from rela_lightning.targets import build_targets
@@ -58,7 +58,7 @@ def targets(
     """
     if not is_url(path):
         settle(place_of(path), Claim(partial_folder(path)), overwrite=overwrite)
-    images = images_of(data)  # before the prior, which may be a large download
+    images = training_images(data)  # before the prior, which may be a large download
     network = load_prior(prior, **(prior_kwargs or {}))
     if estimate:
         asked = ("views", "target_dim", "batch_size", "num_workers")
@@ -85,23 +85,6 @@ def targets(
             f"targets of {images}, {store.dim} columns by {store.manifest['prior']}, {seconds:.1f} s of labelling: "
             f"{path if is_url(path) else store.path}\n"
         )
-
-
-def images_of(data: Any) -> Any:
-    """The training images of a data module, without views.
-
-    Raises:
-        DataError: If the data module has no `dataset`, as those of other packages.
-    """
-    if not callable(getattr(data, "dataset", None)):
-        raise DataError(
-            f"{type(data).__name__} does not say which images it trains on.",
-            expected='a data module with `dataset("train", None)`, as those of rela_lightning.data',
-            found=type(data).__name__,
-            do="subclass rela_lightning.data.ImageData, or label the images in Python",
-        )
-    data.prepare_data()
-    return data.dataset("train", None)
 
 
 def _in_words(found: Estimate) -> str:
