@@ -19,8 +19,9 @@ from torchvision.transforms.v2 import functional as F
 from rela_lightning import KNNProbe, OnlineLinearProbe, ReLACallback, build_targets, load_prior, methods
 from rela_lightning.compat import NAMESPACES, DualCallback
 from rela_lightning.data import DeviceViews, DigitsData, ImageData, ImageFolderData, RGBImages, build_views
-from rela_lightning.data.device import decode, memory
+from rela_lightning.data.device import decode
 from rela_lightning.data.transforms import taking_images_of
+from rela_lightning.memory import free_memory
 from rela_lightning.schedules import Switch, TransportOnly
 from tests.image_files import crop
 from tests.modules import byol, module_class
@@ -325,7 +326,7 @@ def test_images_of_one_size_stay_and_others_become_one(sizes: Any, most: int, sh
 
 
 def test_free_memory_is_known_here() -> None:
-    free = memory.free_memory()
+    free = free_memory()
     assert free is None or 1 << 20 < free < 1 << 50
 
 

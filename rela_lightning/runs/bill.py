@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from rela_lightning.memory import peak_memory
 from rela_lightning.units import duration, size
 
 PHASES = {"transport": "transport alone", "both": "both objectives", "own": "own objective alone"}
@@ -121,14 +121,7 @@ class Bill:
 
 def _peak(device: torch.device) -> int | None:
     """Most memory so far, bytes: of tensors on a GPU, else of this process; None where the system does not tell."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(most) if sys.platform == "darwin" else 1024 * int(most)
+    return int(torch.cuda.max_memory_allocated(device)) if device.type == "cuda" else peak_memory()
 
 
 def _millijoules(device: torch.device) -> int | None:

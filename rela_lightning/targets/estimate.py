@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import time
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ from torch.utils.data import DataLoader
 from rela_lightning.data.raw import check_length
 from rela_lightning.devices import moved
 from rela_lightning.fingerprint.dataset import sampled_rows
+from rela_lightning.memory import peak_memory
 from rela_lightning.priors.base import Prior
 from rela_lightning.rng import preserved_rng
 from rela_lightning.targets.label_view import LabelView, drawn_crops, embed
@@ -112,7 +112,7 @@ def estimate_targets(
     seconds = once + solving + length * (1 / rate + each * shape.views)
     kept = length * shape.views * record_type(columns, storage).itemsize + 8 * shape.dim * columns
     kept += _MANIFEST + _COMPONENT * min(shape.dim, most)
-    return Estimate(length, rate, seconds, kept, pass_bytes(length, shape), _resident(), str(device))
+    return Estimate(length, rate, seconds, kept, pass_bytes(length, shape), peak_memory(), str(device))
 
 
 def _pass(
@@ -157,12 +157,3 @@ def _reduction(features: Tensor, columns: int) -> tuple[float, float]:
     begun = time.perf_counter()
     project(rows, narrow)
     return (covariance + time.perf_counter() - begun) / len(rows), solving
-
-
-def _resident() -> int | None:
-    try:
-        import resource
-    except ImportError:  # Windows
-        return None
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(used) if sys.platform == "darwin" else 1024 * int(used)

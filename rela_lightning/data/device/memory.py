@@ -6,7 +6,6 @@ import copy
 import math
 import operator
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +18,7 @@ from rela_lightning.data.crops import size_of
 from rela_lightning.data.find_image import image_at
 from rela_lightning.data.images import RGBImages
 from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.memory import free_memory
 
 _SHARE = 0.8  # of the free memory that images may take: training needs some too
 _BATCH = 64
@@ -199,37 +199,6 @@ def _check_room(count: int, shape: tuple[int, int], processes: int, what: str) -
             do="leave device_views out, so that views are made one image at a time, from the files; or keep the images "
             "smaller: stored_size, image_size",
         )
-
-
-def free_memory() -> int | None:
-    """Bytes that this process may still take: of the machine, and of its control group; None where nobody says."""
-    found = [_meminfo(), _control_group()]
-    known = [value for value in found if value is not None]
-    return min(known, default=None)
-
-
-def _meminfo() -> int | None:
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration, ValueError):
-        return None
-
-
-def _control_group() -> int | None:
-    """What a container leaves, caches of files taken as free."""
-    try:
-        folder = Path("/sys/fs/cgroup")
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-        cached = next(
-            int(line.split()[1])
-            for line in (folder / "memory.stat").read_text().splitlines()
-            if line.startswith("inactive_file ")
-        )
-        return None if limit == "max" else max(0, int(limit) - used + cached)
-    except (OSError, StopIteration, ValueError):
-        return None
 
 
 def _in_words(number: float) -> str:
