@@ -1,8 +1,8 @@
 """Both trees of Lightning, and every private name of Lightning and torch that this package depends on.
 
-A callback of one tree is refused by the other when passed alone or through LightningCLI, so ours derives from the
-Callback of every tree that imports. Names that begin with an underscore may move in any release: each is used here and
-nowhere else, and `tests/test_compat.py` has a test for each.
+A callback of one tree is refused by the other when passed alone or through LightningCLI, and a data module always; so
+ours derive from the classes of every tree that imports. Names that begin with an underscore may move in any release:
+each is used here and nowhere else, and `tests/test_compat.py` has a test for each.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ __all__ = [
     "REENTRANT",
     "SAVE_BEST",
     "DualCallback",
+    "DualDataModule",
     "command_arguments",
     "copied_loader",
     "eager",
@@ -57,13 +58,17 @@ NAMESPACES: tuple[str, ...] = tuple(
 )
 
 if TYPE_CHECKING:
-    from lightning.pytorch.callbacks import Callback as DualCallback
+    from lightning.pytorch import Callback as DualCallback
+    from lightning.pytorch import LightningDataModule as DualDataModule
 else:
-    DualCallback = type(
-        "DualCallback",
-        tuple(import_module(f"{name}.callbacks").Callback for name in NAMESPACES),
-        {"__doc__": "Callback of every installed Lightning tree.", "__module__": __name__},
-    )
+
+    def _of_every_tree(name: str, base: str) -> type:
+        bases = tuple(getattr(import_module(tree), base) for tree in NAMESPACES)
+        said = {"__doc__": f"{base} of every installed Lightning tree.", "__module__": __name__}
+        return type(name, bases, said)
+
+    DualCallback = _of_every_tree("DualCallback", "Callback")
+    DualDataModule = _of_every_tree("DualDataModule", "LightningDataModule")
 
 SAVE_BEST = "_save_topk_checkpoint"
 """Of ModelCheckpoint, whose hooks also write the checkpoints that need no metric."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Subset
 
-from rela_lightning.compat import NAMESPACES
+from rela_lightning.compat import DualDataModule
 from rela_lightning.data.device.translate import recipe_of
 from rela_lightning.data.few_labels import FewLabels
 from rela_lightning.data.images import RGBImages
@@ -18,15 +17,6 @@ from rela_lightning.data.modules.device import OnDevice
 from rela_lightning.data.modules.ranked import RankedBudget
 from rela_lightning.data.views import VIEWS, build_views, probe_view
 from rela_lightning.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from lightning.pytorch import LightningDataModule as DualDataModule
-else:  # each tree's trainer takes only its own data modules
-    DualDataModule = type(
-        "DualDataModule",
-        tuple(import_module(name).LightningDataModule for name in NAMESPACES),
-        {"__module__": __name__},
-    )
 
 Split = Literal["train", "val"]
 View = Literal["views", "probe"]
