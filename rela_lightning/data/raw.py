@@ -24,8 +24,8 @@ def unchanged(*images: Any, **named: Any) -> Any:
     return images[0] if len(images) == 1 else images
 
 
-def has_transform(dataset: Any, row: int = 0) -> bool:
-    """Whether the data set has a `transform` that its samples go through. Reads one, without applying it."""
+def has_transform(dataset: Any) -> bool:
+    """Whether the data set has a `transform` that its samples go through. Reads a row, without applying it."""
     calls = 0
 
     def counting(*images: Any, **named: Any) -> Any:
@@ -33,7 +33,7 @@ def has_transform(dataset: Any, row: int = 0) -> bool:
         calls += 1
         return unchanged(*images, **named)
 
-    _read(dataset, row, counting)
+    _read(dataset, 0, counting)
     return calls > 0
 
 

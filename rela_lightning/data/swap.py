@@ -107,13 +107,13 @@ def rows_of_all_parts(dataset: Any, count: int = 8) -> list[int]:
     return sorted({row for row in (*spread, *ends) if 0 <= row < length})
 
 
-def takes_one_image(dataset: Any, index: int = 0) -> bool:
+def takes_one_image(dataset: Any) -> bool:
     """Whether the data set's `transform` works: it can be set, and one image alone goes through it.
 
     False for torchvision's `VOCDetection`, which applies `transforms`, and for transforms called with keywords
     or several arguments. One sample is read.
     """
-    return bool(transform_owners(dataset)) and bool(observed_calls(dataset, [index]))
+    return bool(transform_owners(dataset)) and bool(observed_calls(dataset, [0]))
 
 
 def has_rows(dataset: Any) -> bool:

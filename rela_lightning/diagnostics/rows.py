@@ -110,9 +110,9 @@ def precise(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-def chunks(rows: Tensor, size: int = CHUNK) -> Iterator[Tensor]:
+def chunks(rows: Tensor) -> Iterator[Tensor]:
     """The rows `[N, F]` in order, in parts of the precise dtype."""
-    for part in torch.split(rows, size):
+    for part in torch.split(rows, CHUNK):
         yield part.to(precise(rows.device))
 
 

@@ -9,6 +9,8 @@ from rela_lightning.compat import timers
 from rela_lightning.errors import ConfigError
 from rela_lightning.injection.passes import Passes, counted, epochs_done
 
+_AGREED_EVERY = 20  # decisions: with several ranks, seconds are agreed on no more often
+
 
 class Budget:
     """Share of the budget spent: the largest of steps, epochs and seconds, each over its plan.
@@ -20,15 +22,13 @@ class Budget:
     Args:
         trainer: The Trainer, after its data are set up.
         passes: Counts passes over its images.
-        refresh: With several ranks, seconds are agreed on every `refresh` decisions.
 
     Raises:
         ConfigError: If the Trainer plans no end.
     """
 
-    def __init__(self, trainer: Any, passes: Passes, *, refresh: int = 20) -> None:
+    def __init__(self, trainer: Any, passes: Passes) -> None:
         self._trainer, self._passes = trainer, passes
-        self._refresh = refresh
         self._asked = 0
         self._elapsed = 0.0
         limited = timers(trainer.callbacks)
@@ -75,7 +75,7 @@ class Budget:
     def _time_share(self) -> float:
         if self._timer is None:
             return 0.0
-        if self._trainer.world_size == 1 or self._asked % self._refresh == 0:
+        if self._trainer.world_size == 1 or self._asked % _AGREED_EVERY == 0:
             elapsed = float(self._timer.time_elapsed("train"))
             if self._trainer.world_size > 1:
                 elapsed = float(self._trainer.strategy.broadcast(elapsed))

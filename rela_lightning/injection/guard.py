@@ -7,16 +7,13 @@ from torch import Tensor
 
 from rela_lightning.errors import InjectionError
 
+_CHECK_EVERY = 50  # steps, where a check waits for the device
+
 
 class FiniteGuard:
-    """Checks mapped features row by row: at once on the CPU, else every `every` steps.
+    """Checks mapped features row by row: at once on the CPU, else every 50 steps, as a check waits for the device."""
 
-    Args:
-        every: Steps between two checks where a check waits for the device.
-    """
-
-    def __init__(self, every: int = 50) -> None:
-        self._every = every
+    def __init__(self) -> None:
         self._pending: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, mapped: Tensor, rows: Tensor, index: Tensor) -> None:
@@ -28,7 +25,7 @@ class FiniteGuard:
             index: Data set row of each sample, int64 `[B]`, on the CPU.
         """
         self._pending.append((mapped.detach().isfinite().all(dim=1), rows, index))
-        if mapped.device.type == "cpu" or len(self._pending) >= self._every:
+        if mapped.device.type == "cpu" or len(self._pending) >= _CHECK_EVERY:
             self.check()
 
     def check(self) -> None:

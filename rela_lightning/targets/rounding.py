@@ -137,14 +137,13 @@ class Rounding(NamedTuple):
     dropped_dimensions: int
 
 
-def without_rounding(result: PCA, difference: Moments, limit: float = MAX_ROUNDING) -> tuple[PCA, Rounding]:
-    """The components in which rounding is at most a share `limit` of the variance.
+def without_rounding(result: PCA, difference: Moments) -> tuple[PCA, Rounding]:
+    """The components in which rounding is at most a share `MAX_ROUNDING` of the variance.
 
     Args:
         result: Principal components of the pass's features.
         difference: Moments of the pass's features less the exact ones, of the same images. Their mean, which all
             rows share, is no noise.
-        limit: Largest share.
 
     Returns:
         These components, in the same order, and what was found.
@@ -154,11 +153,11 @@ def without_rounding(result: PCA, difference: Moments, limit: float = MAX_ROUNDI
     """
     noise = difference.scatter / max(difference.count - 1, 1)
     shares = ((result.components.T @ noise) * result.components.T).sum(dim=1) / result.variance
-    clear = shares <= limit
+    clear = shares <= MAX_ROUNDING
     if not bool(clear.any()):
         raise TargetError(
             "The features of this pass are rounding noise: the same images embedded in float32 differ.",
-            expected=f"a direction in which rounding is at most {limit:.0%} of the variance",
+            expected=f"a direction in which rounding is at most {MAX_ROUNDING:.0%} of the variance",
             found=f"{float(shares.min()):.0%} in the best of {len(shares)}",
             do="label in 32-bit precision; check that the data set gives the same image at each reading",
         )

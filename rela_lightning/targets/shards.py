@@ -170,7 +170,7 @@ class Chunk(NamedTuple):
 
 
 def ordered_chunks(
-    folder: Path, length: int, shape: Shape, *, rows: int | None = None, keys: NDArray[np.uint64] | None = None
+    folder: Path, length: int, shape: Shape, *, keys: NDArray[np.uint64] | None = None
 ) -> Iterator[Chunk]:
     """All rows in order of their index, in chunks of about 4 MB; every row must be there.
 
@@ -178,13 +178,12 @@ def ordered_chunks(
         folder: Where the shards are.
         length: Number of rows.
         shape: Of a row.
-        rows: Rows in a chunk, to override the size above.
         keys: For a stream, the sorted hashes of its keys: row i is that of the i-th.
     """
     shards = find_shards(folder, shape)
     starts = np.cumsum([0] + [shard.count for shard in shards])
     where = locate(folder, length, shape, keys)
-    step = rows or max(1, CHUNK_BYTES // shape.row_bytes)
+    step = max(1, CHUNK_BYTES // shape.row_bytes)
     for start in range(0, length, step):
         positions = np.array(np.load(where, mmap_mode="r")[start : start + step])
         owner = np.searchsorted(starts, positions, side="right") - 1
