@@ -38,18 +38,27 @@ def checked_features(features: Any, name: str = "X", *, least: int = 2) -> Tenso
             expected=f"real features [N, F], N >= {least}, a tensor or an array",
             found=type(features).__name__ if rows is None else f"{list(rows.shape)}, {rows.dtype}",
         )
-    broken = ~rows.isfinite().all(dim=1)
-    if bool(broken.any()):
-        raise DataError(
-            f"`{name}` holds NaN or infinity.",
-            expected="finite features",
-            found=f"{int(broken.sum())} of {len(rows)} rows, the first is row {int(broken.nonzero()[0])}",
-            do="see whether the run has diverged; float16 features overflow above 65504",
-        )
+    check_finite(rows, f"`{name}` holds NaN or infinity.")
     largest = max(abs(float(rows.min())), abs(float(rows.max()))) if rows.is_floating_point() else 1.0
     if largest and not _SIZES[0] <= largest <= _SIZES[1]:
         rows = rows.to(precise(rows.device)) / largest
     return rows
+
+
+def check_finite(rows: Tensor, problem: str) -> None:
+    """Refuse features `[N, F]` that hold NaN or infinity, as those of a backbone that has diverged.
+
+    Raises:
+        DataError: Of that problem, with the number of such rows and the first of them.
+    """
+    broken = ~rows.isfinite().all(dim=1)
+    if bool(broken.any()):
+        raise DataError(
+            problem,
+            expected="finite features",
+            found=f"{int(broken.sum())} of {len(rows)} rows, the first is row {int(broken.nonzero()[0])}",
+            do="see whether the run has diverged; float16 features overflow above 65504",
+        )
 
 
 def _as_tensor(features: Any) -> Tensor | None:

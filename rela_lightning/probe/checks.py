@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rela_lightning.diagnostics.rows import check_finite
 from rela_lightning.errors import DataError
 
 _WIDE = (torch.uint16, torch.uint32, torch.uint64)
@@ -78,14 +79,7 @@ def finite_features(features: Any, which: str) -> Tensor:
             found=f"{list(rows.shape)}, {rows.dtype}",
         )
     rows = rows.float()
-    broken = ~rows.isfinite().all(dim=1)
-    if bool(broken.any()):
-        raise DataError(
-            f"The {which} features hold NaN or infinity.",
-            expected="finite features",
-            found=f"{int(broken.sum())} of {len(rows)} rows, the first is row {int(broken.nonzero()[0])}",
-            do="see whether the run has diverged; float16 features overflow above 65504",
-        )
+    check_finite(rows, f"The {which} features hold NaN or infinity.")
     return rows
 
 
