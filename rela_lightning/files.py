@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,3 +48,9 @@ def write_whole(file: Path, write: Callable[[Path], object]) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return file
+
+
+def write_json(file: Path, content: object) -> Path:
+    """Write content as indented JSON, whole or not at all."""
+    text = json.dumps(content, indent=2) + "\n"
+    return write_whole(file, lambda to: to.write_text(text, encoding="utf-8"))

@@ -14,7 +14,7 @@ from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.fitness_check import fitness
 from rela_lightning.diagnostics.image_faults import NO_BETTER
 from rela_lightning.diagnostics.ranking import rank_priors
-from rela_lightning.files import check_free, write_whole
+from rela_lightning.files import check_free, write_json
 from rela_lightning.priors import load_prior
 
 MOST_LOOKED_AT = 128
@@ -80,7 +80,7 @@ def rank(
     )
     sys.stdout.write(f"{ranking}\n")
     if file is not None:
-        write_whole(file, lambda to: to.write_text(ranking.to_json() + "\n", encoding="utf-8"))
+        write_json(file, ranking.to_dict())
     for prior in loaded:
         seen = fitness(images, prior=prior, num_samples=min(num_samples, MOST_LOOKED_AT), seed=seed, **where)
         for finding in seen.without(NO_BETTER).findings:  # the table says that

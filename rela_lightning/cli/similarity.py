@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from rela_lightning.cli.images import has_no_labels, probe_images
 from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.similarity_map import Measure, draw_map, similarity_map
 from rela_lightning.errors import ConfigError, check_positive
-from rela_lightning.files import check_free, write_whole
+from rela_lightning.files import check_free, write_json
 from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.naming import distinct
 from rela_lightning.networks.run import probe_preprocess
@@ -85,7 +84,7 @@ def similarity(
     found = similarity_map(features, measure=measure)
     names = list(features)
     content = {"measure": measure, "images": len(seen), "names": names, "similarity": found.round(4).tolist()}
-    write_whole(files[0], lambda file: file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8"))
+    write_json(files[0], content)
     drawn = draw_map(found, names, files[1], measure=measure)
     _show(names, found)
     sys.stdout.write(f"Result: {files[1] if drawn else files[0]}\n")

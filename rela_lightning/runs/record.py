@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
@@ -15,7 +14,7 @@ from lightning.pytorch import Callback
 
 from rela_lightning.callback import ReLACallback
 from rela_lightning.compat import is_compiled, timers
-from rela_lightning.files import write_whole
+from rela_lightning.files import write_json
 from rela_lightning.runs.bill import Bill
 from rela_lightning.runs.names import RECORD
 from rela_lightning.runs.random_state import random_state, restore
@@ -278,4 +277,4 @@ def data_facts(data: Any) -> dict[str, Any]:
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     """Write `run.json`, all of it or nothing."""
-    write_whole(folder / RECORD, lambda file: file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8"))
+    write_json(folder / RECORD, record)

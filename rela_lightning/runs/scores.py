@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rela_lightning.files import write_whole
+from rela_lightning.files import write_json
 from rela_lightning.runs.measures import OF_PROBES
 from rela_lightning.runs.names import RECORD
 from rela_lightning.runs.read import read_run
@@ -51,7 +51,7 @@ def write_beside(result: Mapping[str, Any], folder: Path, name: str = PROBED, *,
     """
     place = folder / name
     differences = _differences(_read(place), result) if place.exists() and not overwrite else []
-    return Written(_write(_beside(place, result) if differences else place, result), place, differences)
+    return Written(write_json(_beside(place, result) if differences else place, result), place, differences)
 
 
 def write_of_run(
@@ -75,8 +75,8 @@ def write_of_run(
     known = record.get("protocol") or _read(own).get("protocol")  # a run that went on has a new record
     differences = _differences({"protocol": known}, {"protocol": protocol}) if known else ["data"] if other_data else []
     if differences and not overwrite:
-        return Written(_write(_beside(own, result), result), own, differences)
-    _write(own, result)
+        return Written(write_json(_beside(own, result), result), own, differences)
+    write_json(own, result)
     if record:
         probed = (*OF_PROBES, "spread", "probed_steps")
         scores = {name: result[name] for name in probed if name in result}
@@ -88,10 +88,6 @@ def write_of_run(
 def named_after(name: str) -> str:
     """`probe-timm-resnet50.json`: a file for the result of a prior."""
     return f"{Path(PROBED).stem}-{re.sub(r'[^A-Za-z0-9.+_]+', '-', name).strip('-')}.json"
-
-
-def _write(file: Path, result: Mapping[str, Any]) -> Path:
-    return write_whole(file, lambda to: to.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8"))
 
 
 def _read(file: Path) -> dict[str, Any]:
