@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -35,6 +36,7 @@ __all__ = [
     "copied_loader",
     "eager",
     "forget_hyper_parameters",
+    "is_first_process",
     "keep_module_versions",
     "lerp_together",
     "module_versions",
@@ -125,6 +127,11 @@ def _is_timer(callback: Any) -> bool:
         base.__name__ == "Timer" and base.__module__.startswith(tuple(f"{name}." for name in NAMESPACES))
         for base in type(callback).__mro__
     )
+
+
+def is_first_process() -> bool:
+    """Whether this process writes for all: of rank 0, as far as Lightning knows ranks by now."""
+    return bool(getattr(rank_zero_only, "rank", 0) == 0)
 
 
 def planned_steps(trainer: Any) -> float:

@@ -14,7 +14,6 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from rela_lightning._version import __version__
@@ -24,7 +23,7 @@ from rela_lightning.cli.messages import Readable
 from rela_lightning.cli.noise import without_noise
 from rela_lightning.cli.speed import ChannelsLast, compile_backbone
 from rela_lightning.cli.system import check_writable
-from rela_lightning.compat import command_arguments, uncompiled
+from rela_lightning.compat import command_arguments, is_first_process, uncompiled
 from rela_lightning.config import own_errors, register_names
 from rela_lightning.errors import ConfigError, ReLAError
 from rela_lightning.module import ReLAMixin, ReLAModule, accelerate
@@ -276,7 +275,7 @@ class RelaCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse folders that cannot be written, before anything is trained."""
-        if self._folder is not None and getattr(rank_zero_only, "rank", 0) == 0:
+        if self._folder is not None and is_first_process():
             kept = (getattr(callback, "dirpath", None) for callback in self.trainer.checkpoint_callbacks)
             check_writable([self._folder, *(Path(place) for place in kept if place is not None and "://" not in place)])
 

@@ -6,8 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_only
-
+from rela_lightning.compat import is_first_process
 from rela_lightning.errors import ConfigError
 from rela_lightning.runs.names import CONFIG, RECORD, RUNS
 from rela_lightning.runs.read import find_run, read_run
@@ -70,7 +69,7 @@ def choose_folder(given: str | None, name: str, resumed: Path | None, requested:
 
 def _claim(folder: Path) -> bool:
     """Whether the folder is ours now."""
-    if getattr(rank_zero_only, "rank", 0) != 0:  # the first process decides; others write nothing
+    if not is_first_process():  # it decides; others write nothing
         return True
     try:
         folder.mkdir(parents=True)
@@ -81,7 +80,7 @@ def _claim(folder: Path) -> bool:
 
 def release_folder(folder: Path) -> None:
     """Take a folder away that was claimed for a run that never began: only what a start writes, nothing else."""
-    if getattr(rank_zero_only, "rank", 0) != 0:
+    if not is_first_process():
         return
     files = [file for file in folder.rglob("*") if not file.is_dir()]
     if any(file.name not in _OF_A_START for file in files):

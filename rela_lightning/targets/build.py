@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
+from rela_lightning.compat import is_first_process
 from rela_lightning.diagnostics.image_faults import NO_BETTER, Finding
 from rela_lightning.fingerprint.settings import feature_fields, fingerprint
 from rela_lightning.priors.base import Prior
@@ -168,7 +168,7 @@ def build_targets(
                 claim.take(wait=True)
                 done = job.finished()  # by the job that was waited for
             if not done:
-                if check_images and subject.length is not None and getattr(rank_zero_only, "rank", 0) == 0:
+                if check_images and subject.length is not None and is_first_process():
                     job = replace(job, findings=_looked_at(prior, dataset, image, check_images))
                 plan = LabellingPlan(
                     subject.dataset,
