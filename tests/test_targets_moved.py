@@ -202,6 +202,14 @@ def test_what_another_decoder_makes_of_a_photograph_is_the_same_image(tmp_path):
 
 
 @pytest.mark.slow
+def test_the_hint_does_not_offer_to_set_aside_an_order_that_is_wrong(tmp_path):
+    store = build_targets(pixel_prior(), Digits(ROWS), tmp_path / "t")
+    refused(store, pixel_prior(), Subset(Digits(ROWS), SWAPPED), "labelled rows in their order$")
+    brighter = Digits(ROWS)
+    brighter.images = brighter.images // 2
+    refused(store, pixel_prior(), brighter, "verify_targets=0$")
+
+
 @pytest.mark.parametrize("order", [SWAPPED, SHIFTED])
 def test_images_in_memory_in_another_order_are_refused(tmp_path, order):
     store = build_targets(pixel_prior(), Digits(ROWS), tmp_path / "t")

@@ -168,14 +168,16 @@ def _compare_pixels(store: TargetStore, dataset: Any, rows: list[int], moved: li
 
 def _of_other_data(dataset: Any, moved: list[str], other: list[int], sampled: int) -> TargetError:
     found = [f"other {name}" for name in moved if not name.startswith(IN_MEMORY)]
-    problem = "its rows are others, or in another order" if found else "the images differ"
+    problem, do = "the images differ", "; where it only shows the same images differently, set verify_targets=0"
+    if found:  # which no option sets aside: a row's target would be that of another image
+        problem, do = "its rows are others, or in another order", ", or train on the labelled rows in their order"
     if other:
         found.append(f"other pixels in rows {other}")
     return TargetError(
         f"The targets are not of this data set: {problem}.",
         expected=f"the images that were labelled, in their order ({sampled} rows are compared by their pixels)",
         found=f"{' and '.join(found) or 'other pixels between the sampled rows'}, in {type(dataset).__name__}",
-        do="build targets for this data set; where it only shows the same images differently, set verify_targets=0",
+        do=f"build targets for this data set{do}",
     )
 
 
