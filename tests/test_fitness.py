@@ -15,10 +15,12 @@ from PIL import Image, ImageOps
 from sklearn.datasets import load_sample_images
 from torch import nn
 from torch.utils.data import Subset
+from torchvision.models import VisionTransformer
 from torchvision.transforms import v2
 
 from rela_lightning import TargetStore, build_targets, fitness, load_prior
 from rela_lightning.demo.prior import PRIOR_FILE, PRIOR_SETTINGS
+from rela_lightning.diagnostics.fitness_check import untrained
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.priors import Prior
 from tests.parts import make_digits
@@ -228,6 +230,26 @@ def test_nothing_is_touched_and_it_repeats() -> None:
 def test_a_prior_in_half_precision_is_judged_as_in_full() -> None:
     halved = load_prior(f"checkpoint:{PRIOR_FILE}", **PRIOR_SETTINGS).bfloat16()
     assert names(DIGITS(), prior=halved) == names(DIGITS(), prior=fashion())
+
+
+def test_nothing_learnt_is_left_in_the_untrained_twin_of_a_transformer() -> None:
+    network = VisionTransformer(image_size=16, patch_size=8, num_layers=1, num_heads=2, hidden_dim=8, mlp_dim=16)
+    for weights in network.parameters():
+        nn.init.normal_(weights)
+    prior = load_prior(network, image_size=16, mean=0.5, std=0.5)
+    before = torch.get_rng_state()
+    twin = untrained(prior)
+    kept = dict(prior.named_parameters())
+    for name, weights in twin.named_parameters():
+        assert not torch.equal(weights, kept[name]), name
+    for name in (
+        "class_token",
+        "encoder.pos_embedding",
+        "encoder.layers.encoder_layer_0.self_attention.in_proj_weight",
+    ):
+        old, new = (part.network.get_parameter(name).flatten().sort().values for part in (prior, twin))
+        assert torch.equal(old, new), name
+    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_bad_options_are_refused(tmp_path: Path) -> None:

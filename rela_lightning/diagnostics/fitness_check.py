@@ -232,12 +232,20 @@ def _features(
 
 
 def untrained(prior: Prior, seed: int = 0) -> Prior:
-    """The same network with fresh weights, wherever a layer knows how to draw them; the random state is kept."""
+    """The same network with fresh weights; the random state is kept.
+
+    Layers draw them anew where they know how. What others hold (tokens, positions, the projections of attention) is
+    shuffled, tensor by tensor: values of the same spread that have learnt nothing.
+    """
     twin = copy.deepcopy(prior)
-    with preserved_rng(seed):
+    with preserved_rng(seed), torch.no_grad():
         for part in twin.modules():
             if callable(reset := getattr(part, "reset_parameters", None)):
                 reset()
+                continue
+            for weights in part.parameters(recurse=False):
+                order = torch.randperm(weights.numel())
+                weights.copy_(weights.flatten()[order.to(weights.device)].view_as(weights))
     return twin
 
 
