@@ -106,6 +106,8 @@ def refused(words: list[str], capsys) -> str:
          ["SGD has no option `momentun`", "perhaps momentum"]),
         ([*FIT, BYOL, *SMALL, *DIGITS, "--lr_scheduler=WarmupCosine", "--lr_scheduler.warmup_epochs=2"],
          ["goes with `--optimizer`", "WarmupCosine alone", "--model.lr_scheduler"]),
+        ([*FIT, BYOL, *SMALL, *DIGITS, "--optimizer=SGD", "--optimizer.lr=1", "--model.exclude_bias_and_norm=true"],
+         ["takes the place of the method's own", "beside --model.exclude_bias_and_norm\n", "by --model.optimizer"]),
         ([*FIT, BYOL, *DIGITS, "--optimizer=Adamm"], ["no class Adamm", "perhaps Adam"]),
         ([*FIT, BYOL, *DIGITS, "--compile=fast"], ["no such backend", "inductor"]),
         ([*FIT, "--model=tests.test_cli_refused.Nameless", *DIGITS[:1], "--compile=eager"], ["not found", "my_own"]),

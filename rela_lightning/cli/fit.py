@@ -35,6 +35,9 @@ from rela_lightning.runs.read import read_run
 from rela_lightning.runs.record import RunRecord, last_checkpoint
 from rela_lightning.runs.resume import check_belongs, checkpoint_file, resumed
 
+_WITH_OPTIMIZER = ("lr_scheduler", "exclude_bias_and_norm", "bias_and_norm_lr")
+"""Options of our methods that go with `--model.optimizer`."""
+
 
 def run(command: str, words: Sequence[str]) -> None:
     """`rela fit`, `validate`, `test` or `predict`; `words` are those after the command."""
@@ -190,7 +193,7 @@ class RelaCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build everything; refuse what does not fit together before anything is trained."""
-        self._check_scheduler()
+        self._check_optimizer()
         with own_errors():
             super().instantiate_classes()
         module = uncompiled(self.model)
@@ -208,8 +211,8 @@ class RelaCLI(LightningCLI):
         if backend is not False:
             compile_backbone(self.model, "inductor" if backend is True else backend)
 
-    def _check_scheduler(self) -> None:
-        """Refuse a scheduler without an optimizer, which LightningCLI leaves out without a word."""
+    def _check_optimizer(self) -> None:
+        """Refuse what would be left out without a word: a scheduler alone, options of an optimizer that is replaced."""
         options = self.config[self.command]
         scheduler = options.get("lr_scheduler")
         if self.command == "fit" and scheduler and not options.get("optimizer"):
@@ -219,6 +222,15 @@ class RelaCLI(LightningCLI):
                 found=f"--lr_scheduler {scheduler.get('class_path')} alone",
                 do="pass --optimizer too; a method of rela_lightning has its own options, --model.optimizer and "
                 "--model.lr_scheduler",
+            )
+        own = (options.get("model") or {}).get("init_args") or {}
+        lost = [f"--model.{name}" for name in _WITH_OPTIMIZER if own.get(name)]
+        if self.command == "fit" and options.get("optimizer") and lost:
+            raise ConfigError(
+                "`--optimizer` takes the place of the method's own, so options that go with that do nothing.",
+                expected="one of the two",
+                found=f"--optimizer beside {', '.join(lost)}",
+                do="give the optimizer by --model.optimizer, which they go with",
             )
 
     def _check_classes(self) -> None:
