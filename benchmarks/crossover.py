@@ -20,7 +20,7 @@ from curves import Row, Runs
 from handover_tables import FIXED, lever_tables, parts_tables, regret_table
 from report import asked_for, cell, of_each_prior, top1
 from table_copies import with_copies
-from words import DEFAULT, in_order, known_as, named
+from words import DEFAULT, if_unusual, in_order, known_as, named
 
 SHOWN = ("a", *FIXED, DEFAULT)
 """Variants in the tables and pictures of a prior."""
@@ -113,13 +113,11 @@ def page(rows: list[Row], explored: list[Row], figures: Path) -> str:
         "brackets their number; equal training time by calibrated step times, see [convergence.md](convergence.md). "
         "What stands on one seed is a first look, and no claim.", "",
     ]  # fmt: skip
-    for method, data in sorted({(setting.method, setting.data) for setting in settings}):
-        own = {
-            setting: group for setting, group in settings.items() if (setting.method, setting.data) == (method, data)
-        }
+    for method, data, images in sorted({setting[:3] for setting in settings}, key=lambda of: (*of[:2], -of[2])):
+        own = {setting: group for setting, group in settings.items() if setting[:3] == (method, data, images)}
         of_priors = {setting.prior: group for setting, group in own.items()}
-        names = f"{known_as(method)}, {known_as(data)}"
-        picture = figures / f"crossover-{method}-{data}.png"
+        names = f"{known_as(method)}, {known_as(data)}{if_unusual(images)}"
+        picture = figures / f"crossover-{method}-{data}{f'-{images}' if if_unusual(images) else ''}.png"
         draw(own, picture)
         lines += [
             f"## {names}",

@@ -8,12 +8,13 @@ from collections.abc import Iterable
 
 from curves import Row, paired, shown
 from report import Group, cell, top1
-from words import DEFAULT, in_levers, known_as, named
+from words import DEFAULT, if_unusual, in_levers, known_as, named
 
 FIXED = ("b", "s10", "s20", "s30", "switch", "s50", "s60", "s70", "late", "last", "anchor20")
 """Schedules that a user could fix beforehand; the default is held against the best of them."""
 FEWEST = 2  # fixed schedules in a cell that says something of the best of them
 HANDED_OVER = {"s30": "at 30%", "plateau": "by the default"}
+NEAR = 0.02  # of the budget: hand-overs no further apart are at the same share
 PARTS = (0.1, 0.2, 0.5, 1.0)
 
 
@@ -105,6 +106,21 @@ def parts_tables(groups: dict[str, Group]) -> list[str]:
     return lines
 
 
+def elsewhere(found: Iterable[Row], plain: Iterable[Row]) -> str:
+    """`; handed over at 40%, not 30%`: where runs with levers left at another share than those without; or nothing.
+
+    The default goes by the loss, which a lever may change, and by the rule of the day on which a run was made.
+    """
+    shares = [
+        [row["switched_at"] / row["seconds_full"] / row["budget"] for row in rows if row.get("switched_at")]
+        for rows in (found, plain)
+    ]
+    if not all(shares):
+        return ""
+    own, others = map(statistics.fmean, shares)
+    return f"; handed over at {own:.0%}, not {others:.0%}" if abs(own - others) > NEAR else ""
+
+
 def lever_tables(rows: Iterable[Row], images: str) -> list[str]:
     """For each method, prior and length, how far each lever moves a hand-over at the same share, or the default's.
 
@@ -112,18 +128,19 @@ def lever_tables(rows: Iterable[Row], images: str) -> list[str]:
         rows: Runs, of which those with levers are taken, and those without them beside which they stand.
         images: What they were measured on.
     """
-    settings: dict[tuple[str, str, str, str, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
+    settings: dict[tuple[str, str, str, str, int, int], dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         base, _, levers = row["variant"].partition("+")
         if base in HANDED_OVER:
-            setting = base, row["asked"], row["prior"], row["data"], round(row["seconds_full"] * row["budget"])
-            settings[setting][levers].append(row)
+            seconds = round(row["seconds_full"] * row["budget"])
+            settings[base, row["asked"], row["prior"], row["data"], row["images"], seconds][levers].append(row)
     lines: list[str] = []
-    for (base, method, prior, data, seconds), runs in sorted(settings.items()):
+    for (base, method, prior, data, count, seconds), runs in sorted(settings.items()):
         plain = runs.pop("", [])
         if not runs or not plain:
             continue
-        title = f"{known_as(method)}, {known_as(prior)}, {known_as(data)}, {seconds} s, handed over {HANDED_OVER[base]}"
+        names = f"{known_as(method)}, {known_as(prior)}, {known_as(data)}{if_unusual(count)}"
+        title = f"{names}, {seconds} s, handed over {HANDED_OVER[base]}"
         lines += [
             f"### {title}, {images}", "",
             "| what was changed | linear | kNN | linear, against nothing |", "|---|---:|---:|---:|",
@@ -131,6 +148,7 @@ def lever_tables(rows: Iterable[Row], images: str) -> list[str]:
         ]  # fmt: skip
         for levers, found in sorted(runs.items(), key=lambda run: -sum(map(top1, run[1])) / len(run[1])):
             gap = shown(paired(found, plain, top1), "+.1f")
-            lines.append(f"| {in_levers(levers)} | {cell(found)} | {cell(found, 'knn_top1')} | {gap} |")
+            changed = in_levers(levers) + elsewhere(found, plain)
+            lines.append(f"| {changed} | {cell(found)} | {cell(found, 'knn_top1')} | {gap} |")
         lines.append("")
     return lines

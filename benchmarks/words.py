@@ -45,11 +45,17 @@ LEVERS = {
     "neighbours": "neighbours of the targets as positives",
 }
 DEFAULT = "plateau"
+USUAL = 10_000  # training images
 
 
 def known_as(name: str) -> str:
     """A method, a data set or a prior in words; its own name where there are none."""
     return _IN_WORDS.get(name, name)
+
+
+def if_unusual(images: int) -> str:
+    """`, 1,000 images`; nothing for the number that most runs have."""
+    return "" if images == USUAL else f", {images:,} images"
 
 
 def in_levers(levers: str) -> str:

@@ -14,7 +14,7 @@ from tests.benchmarks.calls import call
 def made_up(variant: str, budget: float, tops: list[float], *, prior: str | None = "p", **more: Any) -> list[dict]:
     return [
         {
-            "asked": "byol", "method": "byol", "data": "cifar10", "images": 100, "seconds_full": 100.0,
+            "asked": "byol", "method": "byol", "data": "cifar10", "images": 10_000, "seconds_full": 100.0,
             "variant": variant, "prior": prior, "budget": budget, "seed": seed, "linear_top1": top,
             "knn_top1": top - 0.1, "training_seconds": 100 * budget, "labelling_seconds": 20.0 if prior else 0.0,
             "date": "2026-01-01", "hardware": {"cpu": "C"}, "threads": 1, "versions": {"torch": "t", "lightning": "l"},

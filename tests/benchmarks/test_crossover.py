@@ -109,3 +109,29 @@ def test_levers_of_the_default_stand_beside_the_default_on_test_images(
     part = page.split("### BYOL, p, CIFAR-10, 100 s, handed over by the default, test images")[1]
     assert "| learning rate warmed up and annealed anew | 64.0 ± 2.5 (3) | 54.0 ± 2.5 (3) | +3.0 ± 2.5 |" in part
     assert "plateau+rate" not in page.split("## What makes")[0]
+
+
+def test_runs_on_other_numbers_of_images_stand_apart(script: Callable[[str], Any], tmp_path: Path) -> None:
+    fewer = [{**row, "images": 1000, "linear_top1": row["linear_top1"] - 0.3} for row in ROWS]
+    explored = [*EXPLORED, *({**row, "images": 1000, "linear_top1": 0.2} for row in EXPLORED)]
+    page = script("crossover").page([*ROWS, *fewer], explored, tmp_path / "figures")
+    all_of_them, few = page.split("## BYOL, CIFAR-10, 1,000 images\n")
+    assert "| (b) transport alone | 61.0 ± 2.5 (3) | 63.0 ± 2.5 (3) |" in all_of_them
+    assert "| (b) transport alone | 31.0 ± 2.5 (3) | 33.0 ± 2.5 (3) |" in few
+    assert len(list((tmp_path / "figures").iterdir())) == 2
+    levers = few.split("## What makes a hand-over win or lose")[1]
+    assert "### BYOL, p, CIFAR-10, 100 s," in levers and "| nothing | 51.0 ± 12.7 (2) | 41.0 ± 12.7 (2) | |" in levers
+    assert "### BYOL, p, CIFAR-10, 1,000 images, 100 s," in levers and "| nothing | 20.0 ± 0.0 (2) |" in levers
+
+
+def test_a_lever_whose_runs_left_at_another_share_says_so(script: Callable[[str], Any]) -> None:
+    """The default goes by the loss: a lever may move it, and so may the rule of the day."""
+    rows = [
+        *made_up("plateau", 1.0, [0.50, 0.52], switched_at=30.1),
+        *made_up("plateau+rate", 1.0, [0.51, 0.52], switched_at=30.4),
+        *made_up("plateau+views+rate", 1.0, [0.56, 0.56], switched_at=40.1),
+    ]
+    lines = script("handover_tables").lever_tables(rows, "test images")
+    (moved,) = (line for line in lines if "views" in line)
+    assert "4 stored views an image; learning rate warmed up and annealed anew; handed over at 40%, not 30% |" in moved
+    assert sum("handed over at" in line for line in lines[1:]) == 1
