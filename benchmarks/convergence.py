@@ -210,6 +210,11 @@ def one_run(
         labelling = 0.0 if variant == "e" else labelling_seconds(store)
     kind = {"a": "ssl", "e": "online", "f": "ssl"}.get(variant)
     costs = costs_of(options, method, settings["batch_size"])
+    if kind is not None and kind not in costs:
+        raise SystemExit(
+            f"A step of this kind is not calibrated on {options.data}: `calibrate --methods {method} --batch-sizes "
+            f"{settings['batch_size']} --kinds {kind}` first."
+        )
     seen = train
     if "target" in levers_in(variant):  # a batch says which images it holds; no teacher's forward
         seen, costs = Images(train.images, torch.arange(len(train))), {**costs, "ssl": costs["transport"]}
