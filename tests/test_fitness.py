@@ -242,11 +242,7 @@ def test_nothing_learnt_is_left_in_the_untrained_twin_of_a_transformer() -> None
     kept = dict(prior.named_parameters())
     for name, weights in twin.named_parameters():
         assert not torch.equal(weights, kept[name]), name
-    for name in (
-        "class_token",
-        "encoder.pos_embedding",
-        "encoder.layers.encoder_layer_0.self_attention.in_proj_weight",
-    ):
+    for name in ("class_token", "encoder.pos_embedding"):  # Lightning's demos give attention a reset_parameters
         old, new = (part.network.get_parameter(name).flatten().sort().values for part in (prior, twin))
         assert torch.equal(old, new), name
     assert torch.equal(before, torch.get_rng_state())
