@@ -143,12 +143,12 @@ def test_a_budget_of_seconds_is_spent_at_the_calibrated_cost(convergence, data_r
         assert clock.switched_at is None and len(clock.transport_loss) == steps
 
 
-@pytest.mark.slow
 def test_a_kind_of_step_without_a_price_is_refused_before_training(convergence, data_root, monkeypatch):
-    with pytest.raises(SystemExit, match="not calibrated on fashion_mnist.*--batch-sizes 16 --kinds online"):
+    with pytest.raises(SystemExit, match=r"not calibrated on fashion_mnist.*--batch-sizes 16 --kinds online"):
         call(convergence, monkeypatch, *arguments("run", data_root, "--variants", "e", "--seconds", 2, "--budgets", 1))
 
 
+@pytest.mark.slow
 def test_the_learning_rate_warms_up_and_falls_as_a_cosine_of_the_seconds(convergence, data_root):
     clock, rates = train_for(convergence, data_root, "switch", 20.2)
     begun = np.cumsum([0.0] + [COSTS["transport1"] if phase == 0 else COSTS["ssl"] for phase in rates.phases[:-1]])
