@@ -126,15 +126,15 @@ def survey(
                 begun = time.perf_counter()
                 whole[name].append(_forward(prior, inputs[name], device))
                 spent[name].append((prepared[name] + time.perf_counter() - begun) / len(rows))
-                _check_finite(name, whole[name][-1], rows)
                 if of_views[name]:
                     viewed[name].append(_forward(prior, of_views[name], device))
-                    _check_finite(name, viewed[name][-1], [row for p, row in enumerate(rows, start) if p in with_view])
             if told is not None:
                 told.add(len(rows))
     for name, times in spent.items():
         found.features[name] = torch.cat(whole[name])
         found.views[name] = torch.cat(viewed[name]) if viewed[name] else found.features[name][:0]
+        _check_finite(name, found.features[name], found.rows)
+        _check_finite(name, found.views[name], [found.rows[place] for place in found.viewed])
         found.seconds[name] = sum(times[1:] or times) / len(times[1:] or times)  # the first batch warms up
     found.images = torch.stack(kept) if kept else None
     return found
