@@ -33,7 +33,7 @@ def directions_of(prior: Any, images: Images) -> float:
     """What a store of the prior's targets says."""
     with tempfile.TemporaryDirectory() as folder:
         store = build_targets(prior, images.rows(range(len(images))), Path(folder) / "targets", batch_size=64)
-        return round(float(store.directions or 0.0), 2)
+        return round(float(store.directions), 2)
 
 
 def main() -> None:

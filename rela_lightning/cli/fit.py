@@ -213,9 +213,11 @@ class RelaCLI(LightningCLI):
 
     def _check_optimizer(self) -> None:
         """Refuse what would be left out without a word: a scheduler alone, options of an optimizer that is replaced."""
+        if self.command != "fit":
+            return
         options = self.config[self.command]
-        scheduler = options.get("lr_scheduler")
-        if self.command == "fit" and scheduler and not options.get("optimizer"):
+        optimizer, scheduler = options.get("optimizer"), options.get("lr_scheduler")
+        if scheduler and not optimizer:
             raise ConfigError(
                 "`--lr_scheduler` goes with `--optimizer`: without it the rate would stay as it is.",
                 expected="both of them, or neither",
@@ -225,7 +227,7 @@ class RelaCLI(LightningCLI):
             )
         own = (options.get("model") or {}).get("init_args") or {}
         lost = [f"--model.{name}" for name in _WITH_OPTIMIZER if own.get(name)]
-        if self.command == "fit" and options.get("optimizer") and lost:
+        if optimizer and lost:
             raise ConfigError(
                 "`--optimizer` takes the place of the method's own, so options that go with that do nothing.",
                 expected="one of the two",
