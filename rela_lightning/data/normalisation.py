@@ -58,7 +58,7 @@ def observed_scale(views_of: Callable[[Any], list[Tensor]], image: Any, stated: 
         The scale; None where there is none, as for views standardised by their own mean.
     """
     flat = [_flat(image, white) for white in (False, True)]
-    if None in flat:
+    if any(one is None for one in flat):
         return None
     try:
         drawn = [[_level(view) for _ in range(_DRAWS) for view in views_of(plain)] for plain in flat]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional as F
 
 from rela_lightning.data.channels import with_channels
 from rela_lightning.data.crops import RATIO, SCALE, cut
+from rela_lightning.data.mirrored import mirrors
 from rela_lightning.data.normalisation import Scale, observed_scale, stated_scale
 from rela_lightning.data.swap import Call, Transform, observed_calls, rows_of_all_parts, transform_owners
 
@@ -21,8 +22,8 @@ from rela_lightning.data.swap import Call, Transform, observed_calls, rows_of_al
 class TransportViews:
     """Random views of one image: crop, flip, colour jitter, grayscale; no blur, no solarisation.
 
-    Settings of the authors' code: RandomResizedCrop(scale .5 to 1), horizontal flip, ColorJitter(.8, .8,
-    .8, .2) with probability .8, grayscale with probability .2.
+    Settings of the authors' code: RandomResizedCrop(scale .5 to 1), horizontal flip with probability .5,
+    ColorJitter(.8, .8, .8, .2) with probability .8, grayscale with probability .2.
 
     Args:
         size: Height and width of a view, pixels.
@@ -31,6 +32,7 @@ class TransportViews:
         channels: 1 or 3.
         mean: Per-channel mean subtracted after scaling to `[0, 1]`; None for no normalisation.
         std: Per-channel standard deviation divided by.
+        flip: Whether views are mirrored, left to right, half of the time. Crops that it is told are as they are told.
     """
 
     takes_crops = True
@@ -45,6 +47,7 @@ class TransportViews:
         channels: int = 3,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        flip: bool = True,
     ) -> None:
         self.num_views = num_views
         self.distinct = num_views if distinct is None else min(distinct, num_views)
@@ -52,7 +55,7 @@ class TransportViews:
         self.random_crop = v2.Compose(
             [
                 v2.RandomResizedCrop(list(size), scale=SCALE, ratio=RATIO, antialias=True),
-                v2.RandomHorizontalFlip(),
+                v2.RandomHorizontalFlip(0.5 if flip else 0.0),
             ]
         )
         self.resize = v2.Resize(list(size), antialias=True)
@@ -99,6 +102,8 @@ def is_image(value: Any) -> bool:
 def default_transport_transform(dataset: Any, num_views: int) -> Transform | None:
     """Views like the data set's own in size, channels, scale and structure, but gentler: `TransportViews`.
 
+    They are mirrored where the data set's own are: a mirrored letter is none.
+
     Where the data set's own are made on the device, so are these (`DeviceViews`).
 
     Some rows of every part of the data set are read. None where the data set's own views are kept: it has
@@ -117,12 +122,13 @@ def default_transport_transform(dataset: Any, num_views: int) -> Transform | Non
         scale = _common_scale(calls)
         if len(kinds) > 1 or scale is None or not all(scale.holds(view) for views in outputs for view in views):
             return None
+        flip = any(mirrors(_applied(call), call.image) for call in _one_of_each(calls))
     views = outputs[0]
     size = max(tuple(view.shape[-2:]) for view in views)
     # two where there were two or more: collate functions and batch hooks of the user may count on a pair
     count = min(max(num_views, 2), len(views)) if listed[0] else 0
-    normalised = {} if scale.plain else scale._asdict()
-    gentler = TransportViews(size, num_views=count, distinct=num_views, channels=views[0].shape[0], **normalised)
+    like: dict[str, Any] = {"channels": views[0].shape[0], "flip": flip, **({} if scale.plain else scale._asdict())}
+    gentler = TransportViews(size, num_views=count, distinct=num_views, **like)
     owner = calls[0].owner.transform
     return owner.gentler(gentler) if isinstance(owner, DeviceViews) else gentler
 
@@ -163,13 +169,20 @@ def _of_one_image(call: Call) -> Call:
 
 def _common_scale(calls: Sequence[Call]) -> Scale | None:
     """Of all the transforms that were called, each observed once; None if they differ or one is not known."""
-    first = {id(call.owner): call for call in reversed(calls)}
-    scales = [
-        observed_scale(lambda image, own=call.own: _views(own(image)), call.image, stated_scale(call.own))  # type: ignore[misc]
-        for call in first.values()
-    ]
+    scales = [observed_scale(_applied(call), call.image, stated_scale(call.own)) for call in _one_of_each(calls)]
     known = [scale for scale in scales if scale is not None]
     return known[0] if scales and len(known) == len(scales) and all(map(known[0].like, known)) else None
+
+
+def _one_of_each(calls: Sequence[Call]) -> list[Call]:
+    """The first call of each transform."""
+    return list({id(call.owner): call for call in reversed(calls)}.values())
+
+
+def _applied(call: Call) -> Callable[[Any], list[Any]]:
+    """The transform of a call, from an image to its views."""
+    own = call.own
+    return lambda image: _views(own(image) if own is not None else image)
 
 
 def _views(output: Any) -> list[Any]:
