@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rela_lightning.data.painted import NEEDS_CONTENT, painted
+
 _DRAWS = 16
 _TOLERANCE = 0.02
 
@@ -57,13 +59,13 @@ def observed_scale(views_of: Callable[[Any], list[Tensor]], image: Any, stated: 
     Returns:
         The scale; None where there is none, as for views standardised by their own mean.
     """
-    flat = [_flat(image, white) for white in (False, True)]
+    flat = [painted(image, level, level) for level in (0.0, 1.0)]
     if any(one is None for one in flat):
         return None
     try:
         drawn = [[_level(view) for _ in range(_DRAWS) for view in views_of(plain)] for plain in flat]
-    except (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError):
-        return None  # it cannot do without content
+    except NEEDS_CONTENT:
+        return None
     if len({level.shape for levels in drawn for level in levels}) != 1:
         return None  # views of several numbers of channels, as an image beside a mask
     low, high = torch.stack(drawn[0]).amin(0), torch.stack(drawn[1]).amax(0)
@@ -97,15 +99,3 @@ def stated_scale(transform: Any) -> Scale | None:
 def _level(view: Tensor) -> Tensor:
     """Median of each channel: what is erased or padded is less than half of a view."""
     return view.detach().double().flatten(1).median(dim=1).values
-
-
-def _flat(image: Any, white: bool) -> Any:
-    if isinstance(image, Tensor) and (image.dtype == torch.uint8 or image.is_floating_point()):
-        return torch.full_like(image, (1 if image.is_floating_point() else 255) if white else 0)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8:
-        return np.full_like(image, 255 if white else 0)
-    if getattr(image, "mode", None) in ("L", "RGB"):
-        from PIL import Image
-
-        return Image.new(image.mode, image.size, ("white" if white else "black"))
-    return None
