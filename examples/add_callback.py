@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         max_epochs=args.epochs,
         callbacks=[
             KNNProbe(),
-            ReLACallback(args.targets, transform=None),  # ReLA: None keeps our views; digits must not be flipped
+            ReLACallback(args.targets, transform=None),  # ReLA: None keeps our own views
         ],
         **quiet,
     )

@@ -54,8 +54,8 @@ print(f"{len(store)} rows of {store.dim} columns, {store.manifest['labelling_sec
 # %% [markdown]
 # ## Training, without and with ReLA
 #
-# The callback is all that differs. `transform=None` keeps the data's own views: the default ones mirror images, and a
-# mirrored digit is no digit.
+# The callback is all that differs. `transform=None` keeps the data's own views; the default ones jitter colours, and
+# digits have none.
 
 
 # %%
