@@ -84,6 +84,30 @@ def test_second_losses_get_the_ssl_weight(targets64: Any) -> None:
     assert all(value == 0.0 for value in seen), "in the transport phase no loss of the module's own counts"
 
 
+@pytest.mark.parametrize("name", ["backbone", "zebra"])
+@pytest.mark.parametrize("schedule", [Mix(), TransportOnly()])
+def test_another_pass_carries_the_transport_loss_as_the_first(schedule: Any, name: str, targets64: Any) -> None:
+    """As for SAM, which goes by the gradients of the last of two passes."""
+
+    class Passes(type(simclr(manual=True, name=name))):
+        count = 1
+
+        def training_step(self, batch: Any, batch_idx: int) -> None:
+            optimizer = self.optimizers()
+            for _ in range(self.count):
+                optimizer.zero_grad()
+                self.manual_backward(self.criterion(*self.head(getattr(self, name)(torch.cat(batch[0]))).chunk(2)))
+            optimizer.step()
+
+    def trained(count: int) -> list[torch.Tensor]:
+        module, callback = seeded(Passes), ReLACallback(targets64, schedule=schedule)
+        module.count = count
+        fit(module, callback)
+        return [*module.parameters(), callback.state_dict()["transport"]["map"]["linear.weight"]]
+
+    assert all(map(torch.equal, trained(2), trained(1)))
+
+
 def test_replacing_the_step_under_manual_optimization_is_refused(targets64: Any) -> None:
     with pytest.raises(ConfigError, match="swap_loss"):
         fit(seeded(simclr, manual=True), ReLACallback(targets64, step="replace"))

@@ -107,6 +107,10 @@ class Discovery:
             return None
         return name, self._calls[name]
 
+    def forget(self) -> None:
+        """Go on as if nothing had been called on images."""
+        self._calls = {}
+
     @property
     def called(self) -> list[str]:
         """What was called with gradients: on images, then on what was made of them; the largest first, a few."""

@@ -68,6 +68,12 @@ class TransportMap:
         """Note a scalar loss that W's next step will follow."""
         self._loss, self._losses = loss.detach(), self._losses + 1
 
+    def forget(self) -> None:
+        """Drop the gradients that no step has used: those of the backbone were dropped."""
+        if self.linear is not None:
+            self.linear.zero_grad(set_to_none=True)
+        self._losses = 0
+
     def step(self, trainer: Any) -> Tensor | None:
         """One step of W's optimizer, gradients averaged over ranks.
 

@@ -84,6 +84,7 @@ class Step:
         self._parts, self._rows, self._all_needed = parts, rows, all_needed
         self._kept: set[int] = set()  # parameters that losses of their own train in this step
         self._on_backward: Callable[[Tensor], Tensor] | None = None
+        self._any_calls: Callable[[], bool] = bool
 
     def run(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the step.
@@ -119,7 +120,7 @@ class Step:
                 features = reading.features(views, len(index))
                 return self._combined(own, self._transport(features, targets, index))
 
-            self._on_backward = combine
+            self._on_backward, self._any_calls = combine, reading.any_calls
             output = step(*args, **kwargs)
             self._on_backward = None
             if self._automatic:
@@ -133,7 +134,8 @@ class Step:
         """The loss given to `manual_backward`.
 
         The first one in a step that reaches the backbone carries the transport loss; further ones that reach it
-        get the SSL weight, which is 1 while heads are warmed. A loss that does not reach it, such as a probe's, stays
+        get the SSL weight, which is 1 while heads are warmed. Another pass, after the gradients were set to None,
+        begins anew, as that of SAM at other weights. A loss that does not reach the backbone, such as a probe's, stays
         as it is.
         """
         combine = self._on_backward
@@ -144,7 +146,7 @@ class Step:
             self._kept |= reached
             self.unused = [p for p in self.unused if id(p) not in self._kept]
             return loss
-        if self.loss is None:
+        if self.loss is None or self._begins_anew():
             return combine(loss)
         return loss if self.phase.warm_heads else self.phase.weights.ssl * loss
 
@@ -179,6 +181,14 @@ class Step:
     def _reaches_backbone(self, reached: set[int]) -> bool:
         backbone = self._parts.student.backbone
         return backbone is None or backbone.reaches(reached)  # not known yet: a loss through a submodule will tell
+
+    def _begins_anew(self) -> bool:
+        """Whether the backbone was called again, and holds no gradient of the pass before; W gives its own up then."""
+        backbone = self._parts.student.backbone
+        if backbone is None or not self._any_calls() or any(p.grad is not None for p in backbone.parameters()):
+            return False
+        self._parts.head.forget()
+        return True
 
     def _without_targets(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A step before there are targets: the user's own, or, in the transport phase, one that moves nothing."""

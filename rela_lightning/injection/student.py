@@ -40,8 +40,8 @@ class Reading(NamedTuple):
     """What can be read of one step.
 
     Attributes:
-        any_calls: Tells whether the backbone was called with grad so far.
-        features: Gives features, from the views in the batch and the number of samples.
+        any_calls: Tells whether the backbone was called with grad, since features were given if they were.
+        features: Gives features of these calls, from the views in the batch and the number of samples.
         missing: Gives the error for a backbone that is not called in any step.
     """
 
@@ -217,13 +217,15 @@ class Student:
     def _calls(self, own: list[Call], discovery: Discovery | None) -> list[Call]:
         """The calls of the backbone in a step; where one that was guessed is not called, those of what is called."""
         if own:
-            self._calls_known = True
-            return own
+            self._calls_known, calls = True, list(own)
+            own.clear()
+            return calls
         found = discovery.network() if self._guesses and discovery is not None else None
-        if found is None:
+        if found is None or discovery is None:
             raise never_called(self._called_name, [] if discovery is None else discovery.called)
         self._adopt(found[0])
         self._calls_known = True
+        discovery.forget()
         return found[1]
 
     def _read(self, calls: list[Call], views: Sequence[Tensor], samples: int) -> Features:

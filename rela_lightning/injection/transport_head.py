@@ -68,6 +68,10 @@ class TransportHead:
         """See `TransportMap`."""
         return self._transport.losses_per_step
 
+    def forget(self) -> None:
+        """See `TransportMap`."""
+        self._transport.forget()
+
     def check_deferred(self) -> None:
         """Check the values that were not finite, left on the device.
 
