@@ -9,13 +9,18 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from lightly.models.utils import update_momentum
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
+from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback
 from rela_lightning.errors import ConfigError
 from rela_lightning.schedules import Plateau, Schedule, Switch, TransportOnly
-from tests.modules import byol
+from tests.modules import byol, same, weights
+from tests.parts import make_digits
 from tests.test_callback import Log, fit, loader, seeded, trainer
+from tests.test_plateau import Fixed
 
 
 @pytest.mark.parametrize("change", ["schedule", "optimizer"])
@@ -52,6 +57,23 @@ def test_pairs_are_kept_for_a_resumed_run(targets64: Any, tmp_path: Any) -> None
     again = trainer("lightning.pytorch", ReLACallback(targets64, schedule=TransportOnly()), max_epochs=2)
     again.fit(Alike(), loader(), ckpt_path=tmp_path / "a.ckpt")
     assert again.current_epoch == 2
+
+
+def test_a_teacher_that_its_module_moves_is_left_to_it_after_a_resume(targets64: Any, tmp_path: Any) -> None:
+    class MovesAfterwards(type(byol())):
+        def on_train_batch_end(self, *args: Any) -> None:
+            update_momentum(self.backbone, self.backbone_momentum, m=0.9)
+
+    def teacher(*callbacks: Any, start: Any = None) -> Any:
+        module = seeded(MovesAfterwards)
+        rela = ReLACallback(targets64, schedule=TransportOnly(), transform=None)
+        still = DataLoader(make_digits(64, Fixed()), batch_size=16)
+        run = trainer("lightning.pytorch", rela, *callbacks, enable_checkpointing=bool(callbacks))
+        run.fit(module, still, ckpt_path=start)
+        return weights(module.backbone_momentum)
+
+    whole = teacher(ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1))
+    assert same(whole, teacher(start=tmp_path / "epoch=0.ckpt"))
 
 
 @pytest.mark.slow

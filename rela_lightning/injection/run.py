@@ -63,6 +63,7 @@ class Run:
         self._logged: tuple[tuple[float, ...], int | None] | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
+        self._moves_teachers = False  # whether the module was seen to, before the run was resumed
         self.monitors = Monitors(trainer, module, self._schedule, self._logging)
         self._source = source = open_source(
             callback.targets,
@@ -213,6 +214,7 @@ class Run:
     def _find_teachers(self) -> Teachers:
         if self._teachers is None:
             named = self._pairs if self._callback.teachers == "auto" else self._callback.teachers
+            named = [] if self._moves_teachers else named
             self._teachers = Teachers.of(self._module, self.parts.student, named, self._callback.teacher_momentum)
             self._pairs = [list(pair) for pair in self._teachers.pairs]
         return self._teachers
@@ -291,6 +293,7 @@ class Run:
             "schedule": self._schedule.state_dict(),
             "schedule_class": type(self._schedule).__name__,
             "teachers": self._pairs,
+            "moves_teachers": self._moves_teachers or (self._teachers is not None and self._teachers.moved),
             "weights": list(self.phases.now.weights),
             "progress": self.phases.spent(),
             "over": self.phases.over,
@@ -316,6 +319,7 @@ class Run:
         self._passes.before = state.get("passes")
         self._map.load_state_dict(state["transport"])
         self._pairs = state["teachers"]
+        self._moves_teachers = state.get("moves_teachers", False)
         self._source.load_state_dict(state["source"])
         self._schedule.begin(self._source.directions)
         self._schedule.load_state_dict(state["schedule"])

@@ -112,9 +112,13 @@ class Teachers:
         module: The user's module.
         pairs: Pairs by name.
         momentum: EMA momentum in `[0, 1)`: `t <- m t + (1 - m) s`, parameters only.
+
+    Attributes:
+        moved: Whether the module was seen to move its teachers, which are left to it since.
     """
 
     def __init__(self, module: nn.Module, pairs: Sequence[Pair], momentum: float) -> None:
+        self.moved = False
         self.pairs = list(pairs)
         self.momentum = momentum
         modules = [(module.get_submodule(p.student), module.get_submodule(p.teacher)) for p in pairs]
@@ -142,7 +146,7 @@ class Teachers:
             return
         teacher = self._pair[1]
         if self._left_at is not None and not torch.equal(teacher, self._left_at):
-            self._students, self._teachers, self._checks = [], [], 0
+            self._students, self._teachers, self._checks, self.moved = [], [], 0, True
         self._left_at = teacher.clone()
 
     def before_step(self) -> None:
