@@ -6,21 +6,21 @@ import itertools
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, Sampler, default_collate
 
 from rela_lightning import ReLACallback, TargetStore, build_targets
 from rela_lightning.errors import ConfigError
 from rela_lightning.schedules import AuthorsRule, Plateau, Schedule, Switch, TransportOnly
 from tests import on_the_fly
 from tests.modules import byol
-from tests.parts import TwoViews
+from tests.parts import TwoViews, make_digits
 from tests.ranks import succeeded
 from tests.streams import Shards, Training, write_shards
 from tests.test_callback import Log, fit, seeded, trainer
@@ -79,6 +79,41 @@ def test_images_that_have_passed_are_counted(
     schedule, data = Told(), loader(shards, batched=batched)
     fit(seeded(byol), ReLACallback(store, schedule=schedule), data=data, **{"max_steps": 6, **plan})
     assert schedule.passes == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
+
+
+class EndlessSampler(Sampler[int]):
+    """Rows in a new order at each pass, without end and without a length."""
+
+    def __iter__(self) -> Iterator[int]:
+        while True:
+            yield from torch.randperm(COUNT).tolist()
+
+
+class Batches:
+    """Batches of rows, without a length."""
+
+    def __init__(self, rows: Sequence[Tensor]) -> None:
+        self.rows = rows
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.rows)
+
+
+@pytest.mark.parametrize("on_the_fly_too", [False, True])
+def test_rows_drawn_without_end_are_counted_too(targets64: Any, on_the_fly_too: bool) -> None:
+    """A data set with rows says how many images there are, whatever its sampler says."""
+    schedule = Told()
+    data = DataLoader(make_digits(COUNT, TwoViews()), batch_size=BATCH, sampler=EndlessSampler())
+    targets = {"prior": on_the_fly.prior()} if on_the_fly_too else {"targets": targets64}
+    fit(seeded(byol), ReLACallback(**targets, schedule=schedule), data=data, max_steps=6)
+    assert schedule.passes[-2:] == [1.0, 1.25]
+
+
+def test_one_epoch_of_rows_without_a_length_is_a_pass(targets64: Any) -> None:
+    batches = Batches(torch.randperm(COUNT).split(8))
+    log, data = Log(), DataLoader(make_digits(COUNT, TwoViews()), batch_sampler=batches)
+    fit(seeded(byol), ReLACallback(targets64, schedule=Switch(0.5)), log, data=data, max_epochs=1)
+    assert [entry["rela/phase"] for entry in log.seen] == 6 * [0.0] + 2 * [2.0], "two batches were on their way"
 
 
 def test_a_resumed_run_goes_on_counting(shards: list[str], store: TargetStore, tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ class Passes:
     """Passes over the training images so far, the same on all ranks.
 
     An epoch of the Trainer is one, unless it draws fewer images than there are, or each several times. Where targets
-    are found by key, epochs say nothing of it: a stream's may be of any length, and never end. There the images that
-    have passed are counted.
+    are found by key, epochs say nothing of it: a stream's may be of any length, and never end. Nor do they where a
+    sampler has no length. There the images that have passed are counted.
 
     Args:
         trainer: The Trainer.
@@ -28,6 +28,8 @@ class Passes:
 
     def start(self) -> None:
         """Count from here, now that data are set up."""
+        if self.images is None and math.isinf(float(self._trainer.num_training_batches)):
+            self.images = _rows_of(self._trainer.train_dataloader)
         self._drawn = _share_drawn(self._trainer)
         self._since = 0 if self.before is None else counted(self._trainer).total.processed
 
@@ -77,10 +79,14 @@ def batch_size_of(loader: Any) -> int | None:
 
 def _share_drawn(trainer: Any) -> float:
     """Images drawn in an epoch over images there; 1 where either is not known."""
-    size = batch_size_of(trainer.train_dataloader)
-    try:
-        there = len(trainer.train_dataloader.dataset)
-    except (AttributeError, TypeError, NotImplementedError):  # several loaders, or a stream
-        return 1.0
+    size, there = batch_size_of(trainer.train_dataloader), _rows_of(trainer.train_dataloader)
     batches = float(trainer.num_training_batches)
     return batches * size * trainer.world_size / there if size and there and math.isfinite(batches) else 1.0
+
+
+def _rows_of(loader: Any) -> int | None:
+    """Rows of a loader's data set; None where it does not say."""
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError, NotImplementedError):  # several loaders, or a stream
+        return None
