@@ -110,6 +110,7 @@ def test_bad_options_are_refused(options, message):
         lambda data: DistributedSamplerWrapper(WeightedRandomSampler(torch.ones(64), 64), num_replicas=1, rank=0),
         lambda data: RandomSampler(data, replacement=True),
         lambda data: RandomSampler(data, num_samples=10),
+        lambda data: (row for row in range(64)),  # without a length
     ],
 )
 def test_data_ratio_refuses_every_sampler_of_the_users(sampler: Any) -> None:

@@ -251,11 +251,11 @@ def check_plain_sampler(loader: DataLoader[Any], num_replicas: int = 1) -> None:
         ConfigError: For a sampler other than torch's sequential, random or distributed one over all samples.
     """
     sampler: Any = loader.sampler
-    all_rows = len(sampler) >= len(loader.dataset) // num_replicas  # type: ignore[arg-type]
-    whole = all_rows and not getattr(sampler, "replacement", False)
     split = num_replicas == 1 or type(sampler) is DistributedSampler
-    if type(loader.batch_sampler) is BatchSampler and type(sampler) in _PLAIN and whole and split:
-        return
+    if type(loader.batch_sampler) is BatchSampler and type(sampler) in _PLAIN and split:
+        all_rows = len(sampler) >= len(loader.dataset) // num_replicas  # type: ignore[arg-type]
+        if all_rows and not getattr(sampler, "replacement", False):
+            return
     raise ConfigError(
         "`data_ratio` draws its own subset each epoch and would replace your sampler.",
         expected="a loader with shuffle=True or shuffle=False",
