@@ -103,12 +103,32 @@ def test_images_beside_folders_are_taken_without_labels_and_it_is_said(folders: 
     assert data.classes == ["flower", "temple"] and len(data) == 12, "the file beside the classes has no row"
 
 
-@pytest.mark.parametrize("name", ["val", "test", "validation", "valid"])
-def test_names_of_the_validation_folder(name: str, tmp_path: Path) -> None:
-    write_classes(tmp_path / "train", 2)
-    write_classes(tmp_path / name, 3)
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [("train", "val"), ("train", "test"), ("train", "validation"), ("train", "valid"), ("Training", "Testing"),
+     ("Train", "Test"), ("TRAIN", "val")],
+)  # fmt: skip
+def test_names_of_the_folders_of_splits(train: str, val: str, tmp_path: Path) -> None:
+    write_classes(tmp_path / train, 2)
+    write_classes(tmp_path / val, 3)
     data = ImageFolderData(str(tmp_path), image_size=32)
-    assert len(data.dataset("val", "probe")) == 6 and data.num_classes == 2
+    assert data.classes == ["flower", "temple"], "not the splits"
+    assert len(data.dataset("train")) == 4 and len(data.dataset("val", "probe")) == 6
+
+
+def test_a_class_called_train_is_told_from_a_split(tmp_path: Path) -> None:
+    vehicles = write_classes(tmp_path / "vehicles", 2, ("bus", "ship", "train"))
+    with pytest.warns(UserWarning, match=r"left out: bus, ship\. .*pass train_dir='.*vehicles'"):
+        assert len(ImageFolderData(str(vehicles)).dataset("train")) == 2
+    data = ImageFolderData(train_dir=str(vehicles))
+    assert data.classes == ["bus", "ship", "train"] and len(data.dataset("train")) == 6
+
+
+def test_what_is_no_folder_of_images_beside_a_split_is_no_matter(folders: Path, recwarn: Any) -> None:
+    (folders / "notes").mkdir()
+    (folders / "notes" / "read.txt").write_text("me")
+    ImageFolderData(str(folders)).setup("fit")
+    assert not any("left out" in str(warning.message) for warning in recwarn)
 
 
 def test_folders_by_name(tmp_path: Path) -> None:

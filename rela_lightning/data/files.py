@@ -102,6 +102,11 @@ def class_folders(root: Path) -> list[str]:
     return sorted(entry.name for entry in _folders(root, (root.resolve(),)))
 
 
+def has_images(folder: Path) -> bool:
+    """Whether image files lie in a folder itself."""
+    return any(Path(name).suffix.lower() in image_suffixes() for name in _files(folder))
+
+
 def hidden(name: str) -> bool:
     """Whether a file or folder is left out by its name."""
     return name.startswith((".", "__"))
@@ -120,9 +125,13 @@ def first_few(names: Sequence[str]) -> str:
 
 def _walk(folder: Path, inside: tuple[Path, ...], prefix: str = "") -> Iterator[tuple[str, list[str]]]:
     """Prefix and file names of a folder and of those in it; `inside` holds the real folders on the way here."""
-    yield prefix, [entry.name for entry in os.scandir(folder) if not hidden(entry.name) and not _is_folder(entry)]
+    yield prefix, list(_files(folder))
     for entry in _folders(folder, inside):
         yield from _walk(entry, (*inside, entry.resolve()), f"{prefix}{entry.name}/")
+
+
+def _files(folder: Path) -> Iterator[str]:
+    return (entry.name for entry in os.scandir(folder) if not hidden(entry.name) and not _is_folder(entry))
 
 
 def _folders(folder: Path, inside: tuple[Path, ...]) -> list[Path]:

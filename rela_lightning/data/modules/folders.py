@@ -6,34 +6,44 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from rela_lightning.data.files import check_folder, list_images
+from lightning.pytorch.utilities import rank_zero_warn
+
+from rela_lightning.data.files import check_folder, class_folders, first_few, has_images, list_images
 from rela_lightning.data.folder import FolderImages, OnError
 from rela_lightning.data.label_map import read_label_map
 from rela_lightning.data.modules.base import ImageData, Split
 from rela_lightning.errors import ConfigError, DataError
 
-VALIDATION = ("val", "validation", "valid", "test")
+TRAINING = ("train", "training")
+VALIDATION = ("val", "validation", "valid", "test", "testing")
 
 
 def split_folder(root: Path, split: Split) -> Path | None:
-    """The folder of a split: `root/train`, and the first of `root/val`, `validation`, `valid`, `test` that exists.
+    """The folder of a split: the first of `TRAINING` or `VALIDATION` below the root, in capitals or not.
 
-    A root with none of these is its own training folder, without validation.
+    A root with none of these is its own training folder, without validation. A warning names other folders of images
+    beside those of training: these may all be classes.
 
     Raises:
-        DataError: If the root is not a folder, or has a validation folder but no `train`.
+        DataError: If the root is not a folder, or has a folder for validation but none for training.
     """
-    check_folder(root)
-    validation = next((root / name for name in VALIDATION if (root / name).is_dir()), None)
-    train = root / "train"
+    folders = class_folders(check_folder(root))
+    named = {name.lower(): root / name for name in folders}
+    train, validation = (next((named[n] for n in names if n in named), None) for names in (TRAINING, VALIDATION))
     if split == "val":
-        return validation if train.is_dir() else None
-    if train.is_dir():
+        return validation if train is not None else None
+    if train is not None:
+        others = [name for name in folders if name.lower() not in (*TRAINING, *VALIDATION) and has_images(root / name)]
+        if others:
+            rank_zero_warn(
+                f"{train} holds the training images; folders of images beside it are left out: {first_few(others)}. "
+                f"Where all of them are classes, pass train_dir={str(root)!r}."
+            )
         return train
     if validation is not None:
         raise DataError(
             "There is no folder of training images.",
-            expected=train,
+            expected=root / TRAINING[0],
             found=f"{validation} alone",
             do="name the folders with train_dir and val_dir",
         )
@@ -43,11 +53,11 @@ def split_folder(root: Path, split: Split) -> Path | None:
 class ImageFolderData(ImageData):
     """Image files of your own.
 
-    `root/train/<class>/<image>` and `root/val/<class>/<image>` (or `validation`, `valid`, `test`), or two folders
-    named by `train_dir` and `val_dir`. Without a validation folder there is no validation. Without class folders,
-    flat or nested, images have the label -1, `num_classes` is None, and there is no validation either: enough for
-    self-supervised training. How classes are told from other folders, and which files count, is said in
-    `rela_lightning.data.FolderImages`.
+    `root/train/<class>/<image>` and `root/val/<class>/<image>` (or `training`, and `validation`, `valid`, `test`,
+    `testing`, in capitals or not), or two folders named by `train_dir` and `val_dir`. Without a validation folder there
+    is no validation. Without class folders, flat or nested, images have the label -1, `num_classes` is None, and there
+    is no validation either: enough for self-supervised training. How classes are told from other folders, and which
+    files count, is said in `rela_lightning.data.FolderImages`.
 
     Args:
         root: Folder with `train` and `val`; or, with none of them, the training images themselves.
