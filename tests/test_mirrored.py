@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +11,18 @@ import pytest
 import torch
 from lightly.transforms import BYOLTransform, DINOTransform, SimCLRTransform
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import ConcatDataset
 from torchvision.transforms import v2
 
-from rela_lightning.data import DeviceViews, build_views
+from rela_lightning import build_targets, load_prior
+from rela_lightning.data import DeviceViews, DigitsData, build_views
 from rela_lightning.data.mirrored import mirrors
 from rela_lightning.data.transforms import default_transport_transform
 from rela_lightning.data.views import VIEWS
+from rela_lightning.diagnostics.survey import survey
+from rela_lightning.errors import TargetError
+from rela_lightning.targets.lookup import TargetLookup
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 PLAIN = [v2.ToDtype(torch.float32, scale=True), v2.ToPureTensor()]
@@ -57,6 +62,27 @@ def image_of(dataset: Arrows) -> Any:
     kept: list[Any] = []
     Arrows(kept.append, dataset.form)[0]
     return kept[0]
+
+
+class Shaded(Arrows):
+    """Each image darker than the one before."""
+
+    def __getitem__(self, row: int) -> Any:
+        own, self.transform = self.transform, lambda image: image
+        image, _ = super().__getitem__(row)
+        self.transform = own
+        return own(image.point(lambda value: value * (10 - row) // 10)), row
+
+
+class Sides(nn.Module):
+    """Brightness of the left half, and of the right half."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([half.mean((1, 2, 3)) for half in images.chunk(2, dim=3)], dim=1)
+
+
+def sides() -> Any:
+    return load_prior(Sides(), image_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
 
 
 @pytest.mark.parametrize("flip", [False, True])
@@ -114,3 +140,53 @@ def test_the_random_state_is_kept_and_what_cannot_be_observed_passes_for_mirrore
     default_transport_transform(Arrows(DINOTransform(global_crop_size=32, n_local_views=0)), 2)
     assert torch.equal(state, torch.get_rng_state())
     assert mirrors(lambda image: [image], object())
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_stored_crops_and_those_between_them_follow_too(flip: bool, tmp_path: Path) -> None:
+    dataset = Shaded(build_views("byol", 32, mean=MEAN, std=STD, flip=flip))
+    store = build_targets(sides(), dataset, tmp_path / "targets", views=6)
+    rows = np.arange(len(dataset))
+    assert bool(store.read(rows).crops[..., 4].any()) is flip
+    for crops in ("stored", "nearest", "blended"):
+        assert bool(TargetLookup(store, crops=crops, num_views=6).plan(rows, 0).crops[..., 4].any()) is flip
+
+
+def test_crops_of_a_data_set_without_views_of_its_own_are_mirrored(tmp_path: Path) -> None:
+    store = build_targets(sides(), Shaded(lambda image: image), tmp_path / "targets", views=6)
+    assert store.read(np.arange(8)).crops[..., 4].any()
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_targets_whose_crops_are_mirrored_otherwise_are_refused(flip: bool, tmp_path: Path) -> None:
+    first, then = (Shaded(build_views("byol", 32, mean=MEAN, std=STD, flip=f)) for f in (flip, not flip))
+    store = build_targets(sides(), first, tmp_path / "targets", views=2)
+    assert build_targets(sides(), first, tmp_path / "targets", views=2).fingerprint == store.fingerprint
+    with pytest.raises(TargetError, match="choice of mirrored crops"):
+        build_targets(sides(), then, tmp_path / "targets", views=2)
+    whole = build_targets(sides(), first, tmp_path / "whole")
+    assert build_targets(sides(), then, tmp_path / "whole").fingerprint == whole.fingerprint, "no crops, no matter"
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_views_that_priors_are_compared_on_follow_too(flip: bool) -> None:
+    dataset = Arrows(build_views("byol", 32, mean=MEAN, std=STD, flip=flip))
+    left, right = survey({"sides": sides()}, dataset, num_samples=8, num_views=8).views["sides"].T
+    assert bool((left > right).any()) is flip
+
+
+def test_priors_are_compared_also_where_the_data_sets_own_views_fail() -> None:
+    def fails(image: Any) -> Any:
+        raise OSError("no such mask")
+
+    left, right = survey({"sides": sides()}, Arrows(fails), num_samples=8, num_views=8).views["sides"].T
+    assert bool((left > right).any())
+
+
+@pytest.mark.parametrize(("options", "flip"), [({}, False), ({"views_kwargs": {"hf_prob": 0.5}}, True)])
+def test_a_data_modules_own_images_say_which_views_training_will_have(
+    options: dict[str, Any], flip: bool, tmp_path: Path
+) -> None:
+    images = torch.utils.data.Subset(DigitsData(**options).dataset("train"), range(16))
+    store = build_targets(sides(), images, tmp_path / "targets", views=6)
+    assert bool(store.read(np.arange(16)).crops[..., 4].any()) is flip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from typing import Any
@@ -22,7 +21,7 @@ from rela_lightning.errors import TargetError
 from rela_lightning.injection.checks import warn_projection_late
 from rela_lightning.schedules import Mix, Plateau, Switch
 from rela_lightning.targets.assemble import in_words
-from rela_lightning.targets.label_view import LabelView, drawn_crops
+from rela_lightning.targets.label_view import DrawnCrops, LabelView
 from rela_lightning.targets.on_the_fly import Learner
 from rela_lightning.targets.reduce import moments, pca, project, projection, variance_elsewhere
 from rela_lightning.targets.rounding import embed_exactly, exactly, sampled, strict_float32, without_rounding
@@ -205,7 +204,7 @@ PRIORS = {
 
 
 def exact_targets(prior: Any, dataset: Any, store: Any) -> torch.Tensor:
-    view = LabelView(dataset, prior.preprocess, np.arange(len(dataset)), functools.partial(drawn_crops, views=0))
+    view = LabelView(dataset, prior.preprocess, np.arange(len(dataset)), DrawnCrops(0))
     return project(embed_exactly(prior, view, torch.device("cpu")).features[:, 0].double(), store.projection).float()
 
 

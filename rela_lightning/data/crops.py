@@ -37,10 +37,13 @@ def whole(image: Any) -> Crop:
     return 0, 0, *size_of(image), 0
 
 
-def draw_crop(image: Any) -> Crop:
-    """A random crop of an image (PIL or tensor `[C, H, W]`), from torch's global random state."""
+def draw_crop(image: Any, *, flip: bool = True) -> Crop:
+    """A random crop of an image (PIL or tensor `[C, H, W]`), from torch's global random state.
+
+    It is mirrored half of the time; without `flip` never, and its box is the same.
+    """
     top, left, height, width = RandomResizedCrop.get_params(image, list(SCALE), list(RATIO))
-    return top, left, height, width, int(torch.rand(()) < 0.5)
+    return top, left, height, width, int(torch.rand(()) < 0.5 and flip)
 
 
 def cut(image: Any, crop: Sequence[int]) -> Any:

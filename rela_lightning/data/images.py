@@ -20,6 +20,8 @@ class RGBImages(Dataset[tuple[Any, int]]):
     Args:
         dataset: Map-style, `dataset[i]` a PIL image and an integer label, without a transform of its own.
         transform: Called on the RGB image; None returns the image itself.
+        training_views: Those that training will have, where `transform` is None: the crops of `build_targets` are
+            mirrored where these are.
 
     Raises:
         DataError: When a row is read that is not an image and an integer label.
@@ -31,9 +33,16 @@ class RGBImages(Dataset[tuple[Any, int]]):
         ('RGB', 3)
     """
 
-    def __init__(self, dataset: Any, transform: Callable[[Any], Any] | None = None) -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        transform: Callable[[Any], Any] | None = None,
+        *,
+        training_views: Callable[[Any], Any] | None = None,
+    ) -> None:
         self.dataset = dataset
         self.transform = transform
+        self.training_views = training_views
 
     @property
     def classes(self) -> list[str] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,7 +17,16 @@ from rela_lightning.data.channels import with_channels
 from rela_lightning.data.crops import RATIO, SCALE, cut
 from rela_lightning.data.mirrored import mirrors
 from rela_lightning.data.normalisation import Scale, observed_scale, stated_scale
-from rela_lightning.data.swap import Call, Transform, observed_calls, rows_of_all_parts, transform_owners
+from rela_lightning.data.swap import (
+    Call,
+    Transform,
+    has_rows,
+    observed_calls,
+    rows_of_all_parts,
+    swapped_transform,
+    transform_owners,
+)
+from rela_lightning.rng import preserved_rng
 
 
 class TransportViews:
@@ -122,7 +132,7 @@ def default_transport_transform(dataset: Any, num_views: int) -> Transform | Non
         scale = _common_scale(calls)
         if len(kinds) > 1 or scale is None or not all(scale.holds(view) for views in outputs for view in views):
             return None
-        flip = any(mirrors(_applied(call), call.image) for call in _one_of_each(calls))
+        flip = _any_mirrors(calls)
     views = outputs[0]
     size = max(tuple(view.shape[-2:]) for view in views)
     # two where there were two or more: collate functions and batch hooks of the user may count on a pair
@@ -141,6 +151,26 @@ def taking_images_of(dataset: Any, transform: Transform) -> Transform:
     if isinstance(transform, DeviceViews) or not any(isinstance(one, DeviceViews) for one in own):
         return transform
     return own[0].gentler(transform) if isinstance(transform, TransportViews) else PerImage(transform)
+
+
+def flips(dataset: Any) -> bool:
+    """Whether views of a data set may be mirrored: unless its own are seen never to be; the same at each call.
+
+    True for what has no views that could be seen: a stream, a data set without a `transform` or `training_views`, one
+    whose own fail.
+    """
+    if not has_rows(dataset):
+        return True
+    with preserved_rng(0), ExitStack() as stack:
+        for owner in transform_owners(dataset):
+            if owner.transform is None and getattr(owner, "training_views", None) is not None:
+                stack.enter_context(swapped_transform(owner, owner.training_views))
+        try:
+            calls = _calls(dataset)
+        except Exception:  # a user's transform may raise anything, and is not needed where this is asked
+            return True
+        viewed = all(is_image(view) for call in calls for view in _views(call.output))
+        return not calls or not viewed or _any_mirrors(calls)
 
 
 def common_scale(dataset: Any) -> Scale | None:
@@ -172,6 +202,10 @@ def _common_scale(calls: Sequence[Call]) -> Scale | None:
     scales = [observed_scale(_applied(call), call.image, stated_scale(call.own)) for call in _one_of_each(calls)]
     known = [scale for scale in scales if scale is not None]
     return known[0] if scales and len(known) == len(scales) and all(map(known[0].like, known)) else None
+
+
+def _any_mirrors(calls: Sequence[Call]) -> bool:
+    return any(mirrors(_applied(call), call.image) for call in _one_of_each(calls))
 
 
 def _one_of_each(calls: Sequence[Call]) -> list[Call]:

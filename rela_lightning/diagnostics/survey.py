@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.raw import check_length, raw_image
-from rela_lightning.data.transforms import TransportViews
+from rela_lightning.data.transforms import TransportViews, flips
 from rela_lightning.devices import moved
 from rela_lightning.errors import TargetError
 from rela_lightning.fingerprint.dataset import sampled_rows
@@ -95,7 +95,7 @@ def survey(
     """
     found = Survey(length := check_length(dataset), sampled_rows(length, num_samples))
     found.viewed = sampled_rows(len(found.rows), num_views)
-    with_view = set(found.viewed)
+    with_view, flip = set(found.viewed), flips(dataset)
     whole: dict[str, list[Tensor]] = {name: [] for name in priors}
     viewed: dict[str, list[Tensor]] = {name: [] for name in priors}
     spent: dict[str, list[float]] = {name: [] for name in priors}
@@ -113,7 +113,7 @@ def survey(
                 begun = time.perf_counter()
                 image = _loaded(raw_image(dataset, row))
                 found.reading += (time.perf_counter() - begun) / len(found.rows)
-                view = _view(image, seed + row) if place in with_view else None
+                view = _view(image, seed + row, flip) if place in with_view else None
                 for name, prior in priors.items():
                     begun = time.perf_counter()
                     inputs[name].append(preprocessed(prior.preprocess, image))
@@ -164,7 +164,7 @@ def _check_finite(name: str, features: Tensor, rows: list[int]) -> None:
         )
 
 
-def _view(image: Any, seed: int) -> Tensor:
+def _view(image: Any, seed: int, flip: bool) -> Tensor:
     """A view of the transport phase, float `[3, H, W]` in [0, 1], the same one at each call.
 
     It has the image's size, up to `LARGEST_VIEW`.
@@ -172,7 +172,7 @@ def _view(image: Any, seed: int) -> Tensor:
     shrink = min(1.0, LARGEST_VIEW / min(size_of(image)))
     height, width = (max(1, round(side * shrink)) for side in size_of(image))
     with preserved_rng(seed):
-        views = TransportViews((height, width), num_views=1)(image)
+        views = TransportViews((height, width), num_views=1, flip=flip)(image)
     return views[0]
 
 

@@ -21,10 +21,11 @@ FORMAT = 2
 _NAMES = {
     "dataset_length": "data set length",
     "views": "number of views",
+    "mirrored_crops": "choice of mirrored crops,",
     "format_version": "format version",
     "lookup": "way to find rows, by",
 }
-_BY_ROW = "row"
+_UNSAID = {"lookup": "row", "mirrored_crops": True}
 _OUTPUT = ("target_dim", "standardise", "storage_dtype")
 _SEEN_OTHERWISE = ("prior_identity", "prior_function", "preprocessing", "dataset_order", "dataset_content")
 
@@ -92,8 +93,7 @@ def differences(manifest: Mapping[str, Any], wanted: dict[str, Any], prior: Prio
         prior: That is wanted.
         unknown: Fields that are not known yet.
     """
-    stored = {"lookup": _BY_ROW, **manifest["settings"]}
-    wanted = {"lookup": _BY_ROW, **wanted}
+    stored, wanted = ({**_UNSAID, **fields} for fields in (manifest["settings"], wanted))
     plain = [key for key in wanted if key not in (*_SEEN_OTHERWISE, *unknown) and stored.get(key) != wanted[key]]
     differ: Differences = {_NAMES.get(key, key): (stored.get(key), wanted[key]) for key in plain}
     if other_prior(stored, Observed(**wanted["prior_function"])):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rela_lightning.compat import is_first_process
+from rela_lightning.data.transforms import flips
 from rela_lightning.diagnostics.image_faults import NO_BETTER, Finding
 from rela_lightning.fingerprint.settings import feature_fields, fingerprint
 from rela_lightning.priors.base import Prior
@@ -22,6 +23,7 @@ from rela_lightning.targets.assemble import assemble, in_words
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.disk import refuse_full, writing
 from rela_lightning.targets.keys import write_keys
+from rela_lightning.targets.label_view import DrawnCrops
 from rela_lightning.targets.labelling import label
 from rela_lightning.targets.manifest import KEYS, write_manifest
 from rela_lightning.targets.options import as_width, check_options
@@ -82,8 +84,9 @@ def build_targets(
         key: Where the key is in a sample of a stream, keys and positions with dots between: `"2"`, `"meta.id"`; `None`
             takes the entry `__key__` or `key`, or the only text of a tuple.
         views: Crops K of each image that are embedded too, beside the whole image (view 0): half of the image or
-            more, mirrored or not, as in the transport phase. Their boxes are kept, so that training can make exactly
-            the crop whose target it uses. Costs K more forwards of the prior an image; it is read and decoded once.
+            more, mirrored half of the time, or never where the data set's own views never are. Their boxes are kept, so
+            that training can make exactly the crop whose target it uses. Costs K more forwards of the prior an image;
+            it is read and decoded once.
         target_dim: Keep at most this many columns, at most the prior's feature_dim; a share in (0, 1) keeps the
             fewest that explain so much of the variance (0.95), `None` every one above the rank cut (see
             `rela_lightning.targets.reduce.rank_tolerance`).
@@ -152,15 +155,17 @@ def build_targets(
         )
         with preserved_rng():
             subject = subject_of(dataset, image=image, key=key)
+            crops = DrawnCrops(views, not views or flips(dataset))
             output = {
                 "views": views,
+                **({} if crops.flip or not views else {"mirrored_crops": False}),
                 "target_dim": target_dim,
                 "standardise": standardise,
                 "storage_dtype": storage,
                 **({} if image is None else {"image": image}),
             }
             fields = subject.fields(prior, output)
-            job = _Job(place, claim, overwrite, prior, subject, fields, Shape(1 + views, prior.feature_dim))
+            job = _Job(place, claim, overwrite, prior, subject, fields, Shape(1 + views, prior.feature_dim), crops)
             done = job.finished()
             if not done and subject.length is None:
                 refuse_limits(trainer)
@@ -179,6 +184,7 @@ def build_targets(
                     num_workers,
                     started,
                     job.shape,
+                    crops,
                 )
                 label(prior, plan, trainer, job.finish)
     return TargetStore(path)
@@ -195,6 +201,7 @@ class _Job:
     subject: Subject
     fields: dict[str, Any]
     shape: Shape
+    crops: DrawnCrops
     findings: list[Finding] | None = None
     """What looked wrong beforehand; None where nobody looked."""
 
@@ -214,7 +221,7 @@ class _Job:
             return
         whole = self.subject.whole(folder, self.shape)
         length, fields = whole.length, self.fields | whole.fields
-        exact = embed_exactly(self.prior, self.subject.again(self.prior, whole, self.shape), device)
+        exact = embed_exactly(self.prior, self.subject.again(self.prior, whole, self.crops), device)
         record = record_type(self.shape.dim, self.fields["storage_dtype"])
         with writing(self.place, length * self.shape.views * record.itemsize):
             out = new_folder(folder)

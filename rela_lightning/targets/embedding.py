@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import lightning.pytorch as L
@@ -16,7 +15,7 @@ from rela_lightning.priors.base import Prior
 from rela_lightning.process_group import wait_at_exit
 from rela_lightning.targets.keys import held_lines
 from rela_lightning.targets.label_stream import LabelStream
-from rela_lightning.targets.label_view import CropsOf, LabelItem, LabelView, drawn_crops, embed
+from rela_lightning.targets.label_view import LabelItem, LabelView, embed
 from rela_lightning.targets.partial import prepare
 from rela_lightning.targets.plan import LabellingPlan, on_rank_zero
 from rela_lightning.targets.shards import held_indices, missing_rows
@@ -43,22 +42,18 @@ class LabellingSteps:
         plan, trainer = self.plan, self.trainer
         if plan.length is None:
             held = held_lines(plan.folder, np.unique(held_indices(plan.folder, plan.shape)))
-            return self._loader(LabelStream(plan.dataset, self.prior.preprocess, self._crops, held))
+            return self._loader(LabelStream(plan.dataset, self.prior.preprocess, self.plan.crops, held))
         rows = missing_rows(plan.folder, plan.length, plan.shape)
         split = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {}
         view = LabelView(
             plan.dataset,
             self.prior.preprocess,
             rows[split.get("rank", 0) :: split.get("num_replicas", 1)],
-            self._crops,
+            self.plan.crops,
         )
         # the rows are split already: a sampler of one replica keeps Lightning from splitting them again
         whole: DistributedSampler[Any] = DistributedSampler(view, num_replicas=1, rank=0, shuffle=False)
         return self._loader(view, sampler=whole)
-
-    @property
-    def _crops(self) -> CropsOf:
-        return functools.partial(drawn_crops, views=self.plan.shape.views - 1)
 
     def _loader(self, view: Any, **options: Any) -> DataLoader[Any]:
         return DataLoader(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.memory import peak_memory
 from rela_lightning.priors.base import Prior
 from rela_lightning.rng import preserved_rng
-from rela_lightning.targets.label_view import LabelView, drawn_crops, embed
+from rela_lightning.targets.label_view import DrawnCrops, LabelView, embed
 from rela_lightning.targets.options import as_width, check_options
 from rela_lightning.targets.records import Storage, record_type
 from rela_lightning.targets.reduce import pca, project, projection, streaming_moments
@@ -97,7 +96,7 @@ def estimate_targets(
         begun = time.perf_counter()
         _ = prior.identity
         once = time.perf_counter() - begun
-        crops = functools.partial(drawn_crops, views=views)
+        crops = DrawnCrops(views)
         with moved(prior, device):
             rows = np.asarray(sampled_rows(length, min(length, _MOST_BATCHES * batch_size)))
             view = LabelView(dataset, prior.preprocess, rows, crops)

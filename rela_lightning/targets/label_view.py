@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,7 +55,7 @@ class LabelView(Dataset[LabelItem]):
         dataset: The user's data set; nothing in it is changed.
         preprocess: The prior's preprocessing.
         rows: Rows of `dataset` to go over, int64 `[R]`, in this order.
-        crops: Crops of an image, from it and its row; see `drawn_crops`.
+        crops: Crops of an image, from it and its row; see `DrawnCrops`.
     """
 
     def __init__(self, dataset: Any, preprocess: Any, rows: np.ndarray, crops: CropsOf) -> None:
@@ -74,12 +75,24 @@ class LabelView(Dataset[LabelItem]):
         return (self[position] for position in range(len(self)))
 
 
-def drawn_crops(image: Any, row: int, *, views: int) -> list[Crop]:
-    """The whole image and `views` random crops of it, the same ones at each call; the random state is kept."""
-    if not views:
-        return [whole(image)]
-    with preserved_rng(row):
-        return [whole(image), *(draw_crop(image) for _ in range(views))]
+@dataclass(frozen=True)
+class DrawnCrops:
+    """The whole image and random crops of it, the same ones at each call; the random state is kept.
+
+    Attributes:
+        views: Number of crops beside the whole image.
+        flip: Whether half of them are mirrored.
+    """
+
+    views: int
+    flip: bool = True
+
+    def __call__(self, image: Any, row: int) -> list[Crop]:
+        """See `CropsOf`."""
+        if not self.views:
+            return [whole(image)]
+        with preserved_rng(row):
+            return [whole(image), *(draw_crop(image, flip=self.flip) for _ in range(self.views))]
 
 
 def embed(prior: Any, images: Any) -> Tensor:

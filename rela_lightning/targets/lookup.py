@@ -74,6 +74,7 @@ class TargetLookup:
                 do=f"build_targets(..., views={max(least, 8)}), another `crops`, or fewer `num_views`",
             )
         self.store, self.crops, self.num_views = store, crops, num_views
+        self.flip = bool(store.manifest["settings"].get("mirrored_crops", True))
 
     @property
     def plans(self) -> bool:
@@ -103,7 +104,7 @@ class TargetLookup:
             kept = self.store.read(rows, 1 + self._turns(len(rows), epoch))
             return Plan(kept.sizes, kept.crops, kept.targets)
         kept = self.store.read(rows)
-        drawn = [[_draw(size) for _ in range(self.num_views)] for size in kept.sizes.tolist()]
+        drawn = [[_draw(size, self.flip) for _ in range(self.num_views)] for size in kept.sizes.tolist()]
         crops = np.array(drawn, dtype=np.int32).reshape(len(rows), self.num_views, 5)
         return Plan(kept.sizes, crops, self._weights(crops, kept.crops) @ kept.targets)
 
@@ -127,5 +128,5 @@ class TargetLookup:
         return np.asarray(weights / weights.sum(axis=-1, keepdims=True), dtype=np.float32)
 
 
-def _draw(size: Sequence[int]) -> tuple[int, int, int, int, int]:
-    return draw_crop(torch.empty(()).expand(1, *size))
+def _draw(size: Sequence[int], flip: bool) -> tuple[int, int, int, int, int]:
+    return draw_crop(torch.empty(()).expand(1, *size), flip=flip)

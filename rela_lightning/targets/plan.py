@@ -9,6 +9,7 @@ from typing import Any
 
 from rela_lightning.errors import TargetError
 from rela_lightning.targets.claim import Claim
+from rela_lightning.targets.label_view import CropsOf
 from rela_lightning.targets.shards import Shape, pass_bytes
 
 
@@ -25,6 +26,7 @@ class LabellingPlan:
         num_workers: Worker processes of the loader.
         started: `time.time()` when labelling began.
         shape: Of a row.
+        crops: Those of an image that are embedded.
     """
 
     dataset: Any
@@ -35,6 +37,7 @@ class LabellingPlan:
     num_workers: int
     started: float
     shape: Shape
+    crops: CropsOf
 
     @property
     def folder(self) -> Path:

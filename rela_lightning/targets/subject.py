@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import logging
 from collections.abc import Iterable
@@ -22,7 +21,7 @@ from rela_lightning.fingerprint.settings import differences, fields_of, order_di
 from rela_lightning.priors.base import Prior
 from rela_lightning.targets.keys import KeyLine, hashes_of, places, refuse_ambiguous
 from rela_lightning.targets.label_stream import Stream, refuse_changing
-from rela_lightning.targets.label_view import LabelItem, LabelView, drawn_crops, label_item
+from rela_lightning.targets.label_view import DrawnCrops, LabelItem, LabelView, label_item
 from rela_lightning.targets.partial import clear
 from rela_lightning.targets.rounding import sampled
 from rela_lightning.targets.shards import Shape, held_indices, missing_rows
@@ -66,7 +65,7 @@ class Subject(Protocol):
     def whole(self, folder: Path, shape: Shape) -> Whole:
         """What the pass in a folder has embedded; a TargetError where something is missing or ambiguous."""
 
-    def again(self, prior: Prior, whole: Whole, shape: Shape) -> Iterable[LabelItem]:
+    def again(self, prior: Prior, whole: Whole, crops: DrawnCrops) -> Iterable[LabelItem]:
         """Some images to embed once more, with their rows and the same crops."""
 
     def remembered(self) -> dict[str, Any]:
@@ -121,10 +120,10 @@ class Numbered:
             )
         return Whole(self.length, None, {})
 
-    def again(self, prior: Prior, whole: Whole, shape: Shape) -> Iterable[LabelItem]:
+    def again(self, prior: Prior, whole: Whole, crops: DrawnCrops) -> Iterable[LabelItem]:
         """See `Subject`."""
-        crops = functools.partial(drawn_crops, views=shape.views - 1)
-        return LabelView(self.dataset, prior.preprocess, np.asarray(sampled(whole.length, shape.views)), crops)
+        rows = np.asarray(sampled(whole.length, 1 + crops.views))
+        return LabelView(self.dataset, prior.preprocess, rows, crops)
 
     def remembered(self) -> dict[str, Any]:
         """See `Subject`."""
@@ -182,10 +181,9 @@ class Keyed:
         content = hashlib.sha256(keys.astype("<u8").tobytes()).hexdigest()
         return Whole(len(keys), keys, {"dataset_length": len(keys), "dataset_content": content})
 
-    def again(self, prior: Prior, whole: Whole, shape: Shape) -> Iterable[LabelItem]:
+    def again(self, prior: Prior, whole: Whole, crops: DrawnCrops) -> Iterable[LabelItem]:
         """See `Subject`. The first samples: a stream has no others at hand."""
-        crops = functools.partial(drawn_crops, views=shape.views - 1)
-        wanted = len(sampled(whole.length, shape.views))
+        wanted = len(sampled(whole.length, 1 + crops.views))
         for sample in self.dataset.first(wanted):
             row = -1 if whole.keys is None else int(places(whole.keys, hashes_of([sample.key]))[0])
             if row >= 0:

@@ -186,7 +186,7 @@ class ImageData(DualDataModule):
                 found=f"none in {type(self).__name__}",
                 do="name their folder, or have `rela probe` measure on parts of the training images by --cross_folds 5",
             )
-        return RGBImages(source, self._transform(view))
+        return RGBImages(source, self._transform(view), training_views=self._views_if_known() if view is None else None)
 
     def prepare_data(self) -> None:
         """Download where asked to, and look at both splits, once a machine."""
@@ -278,6 +278,12 @@ class ImageData(DualDataModule):
         if not isinstance(self.views, str):
             return self.views
         return self._build(self._views_name())
+
+    def _views_if_known(self) -> Callable[[Any], Any] | None:
+        try:
+            return self._transform("views")
+        except ConfigError:  # of `auto` the options are those of a method, which nobody knows yet
+            return None
 
     def _views_name(self) -> str:
         if self.views != "auto":
