@@ -22,6 +22,7 @@ from rela_lightning import build_targets, load_prior
 from rela_lightning.priors import Prior
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.embedding import LabellingModule
+from rela_lightning.targets.label_view import DrawnCrops
 from rela_lightning.targets.partial import partial_folder
 from rela_lightning.targets.plan import LabellingPlan
 from rela_lightning.targets.shards import Shape
@@ -93,7 +94,15 @@ def labelling_pass(options: argparse.Namespace, prior: Prior, dataset: Any, prec
     with tempfile.TemporaryDirectory() as folder:
         claim, shape = Claim(partial_folder(Path(folder) / "t")), Shape(1, prior.feature_dim)
         plan = LabellingPlan(
-            dataset, len(dataset), claim, {}, options.label_batch_size, options.workers, time.time(), shape
+            dataset,
+            len(dataset),
+            claim,
+            {},
+            options.label_batch_size,
+            options.workers,
+            time.time(),
+            shape,
+            DrawnCrops(0),
         )
         trainer = trainer_of(options, precision, TargetWriter(plan), Window(meter))
         trainer.predict(LabellingModule(prior, plan), return_predictions=False)

@@ -12,7 +12,6 @@ a student of 128 features reads. Ten classes: chance is 10%. One line a run goes
 from __future__ import annotations
 
 import argparse
-import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision.datasets import FashionMNIST, ImageFolder
 
-from rela_lightning.targets.label_view import LabelView, drawn_crops, embed
+from rela_lightning.targets.label_view import DrawnCrops, LabelView, embed
 from rela_lightning.targets.reduce import (
     STANDARDISATIONS,
     Projection,
@@ -61,7 +60,7 @@ def features_of(prior_name: str, data: str, root: Path, most: int, kept: Path | 
     file = kept / f"{data}-{prior_name}-{len(order)}.npy" if kept else None
     if file is None or not file.exists():
         prior = prior_of(prior_name)
-        view = LabelView(images, prior.preprocess, order, functools.partial(drawn_crops, views=0))
+        view = LabelView(images, prior.preprocess, order, DrawnCrops(0))
         rows = torch.cat([embed(prior, item.images)[:, 0] for item in DataLoader(view, batch_size=64)])
         if file is None:
             return rows, torch.from_numpy(labels[order])

@@ -33,6 +33,7 @@ from rela_lightning.priors import Prior
 from rela_lightning.targets.assemble import assemble
 from rela_lightning.targets.claim import Claim
 from rela_lightning.targets.embedding import LabellingModule
+from rela_lightning.targets.label_view import DrawnCrops
 from rela_lightning.targets.partial import partial_folder
 from rela_lightning.targets.plan import LabellingPlan
 from rela_lightning.targets.records import Geometry
@@ -137,7 +138,9 @@ def labelling_pass(prior: Prior, dataset: Dataset, batch_size: int, workers: int
     with tempfile.TemporaryDirectory() as folder:
         shape = Shape(1 + views, prior.feature_dim)
         claim = Claim(partial_folder(Path(folder) / "t"))
-        plan = LabellingPlan(dataset, len(dataset), claim, {}, batch_size, workers, time.time(), shape)
+        plan = LabellingPlan(
+            dataset, len(dataset), claim, {}, batch_size, workers, time.time(), shape, DrawnCrops(shape.views - 1)
+        )
         trainer = L.Trainer(
             accelerator="auto", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, callbacks=[TargetWriter(plan), Clock()],
