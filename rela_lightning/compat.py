@@ -44,6 +44,7 @@ __all__ = [
     "planned_steps",
     "private",
     "remove_forward_hooks",
+    "show_loaders",
     "tensor_version",
     "timers",
     "training_loaders",
@@ -146,6 +147,18 @@ def planned_steps(trainer: Any) -> float:
 def training_loaders(trainer: Any) -> Any:
     """The CombinedLoader that `fit` iterates; None before there is one."""
     return private(trainer.fit_loop, "_combined_loader") if hasattr(trainer, "fit_loop") else None
+
+
+def show_loaders(combined: Any, loaders: list[Any]) -> None:
+    """Let `trainer.train_dataloader` be other loaders than those that `fit` iterates.
+
+    Args:
+        combined: The CombinedLoader that `fit` iterates.
+        loaders: One for each of its own.
+    """
+    iterated = private(combined, "_flattened")
+    combined.flattened = loaders
+    combined._flattened = iterated
 
 
 def copied_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:

@@ -9,10 +9,12 @@ from typing import Any
 import lightning.pytorch as L
 import pytest
 import torch
+from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback
+from rela_lightning.compat import DualCallback
 from rela_lightning.errors import ConfigError, DataError, InjectionError
 from rela_lightning.schedules import Mix, Switch, TransportOnly
 from tests.modules import byol, simclr
@@ -126,3 +128,21 @@ def test_head_warmup_trains_the_heads_on_detached_features(targets64: Any) -> No
 def test_what_is_no_schedule_is_refused(schedule: Any) -> None:
     with pytest.raises(ConfigError, match="a Schedule, such as Switch"):
         ReLACallback("targets", schedule=schedule)
+
+
+@pytest.mark.parametrize(("reload", "combined"), [(0, False), (1, False), (1, True)])
+def test_who_reads_the_trainers_training_loader_gets_the_users_own(reload: int, combined: bool, targets64: Any) -> None:
+    data, phases = loader(), Log()
+    found: list[Any] = []
+
+    class Cluster(DualCallback):
+        """As methods that embed all images before an epoch."""
+
+        def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
+            found.append(trainer.train_dataloader)
+            assert sum(len(labels) for _, labels in trainer.train_dataloader) == 64
+
+    options, given = {"reload_dataloaders_every_n_epochs": reload}, CombinedLoader(data) if combined else data
+    fit(byol(), Cluster(), ReLACallback(targets64, schedule=Switch(0.5)), phases, data=given, **options)
+    assert [entry["rela/phase"] for entry in phases.seen] == [0.0] * 4 + [2.0] * 4
+    assert all(one is data for one in found) and len(found) == 2

@@ -82,7 +82,10 @@ def test_the_loaders_of_fit(tree: Any) -> None:
     trainer, loader = tree.Trainer(max_steps=1, **quiet), DataLoader(torch.ones(4, 2))
     assert compat.training_loaders(trainer) is None
     trainer.fit(Net(), loader)
-    assert compat.training_loaders(trainer).flattened == [loader]
+    combined = compat.training_loaders(trainer)
+    assert combined.flattened == [loader]
+    compat.show_loaders(combined, ["another"])
+    assert combined.flattened == [loader] and trainer.train_dataloader == "another"
 
 
 @both

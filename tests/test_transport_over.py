@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback
-from rela_lightning.compat import DualCallback
+from rela_lightning.compat import DualCallback, training_loaders
 from rela_lightning.injection.tagging import IndexedDataset
 from rela_lightning.probe import OnlineLinearProbe
 from rela_lightning.schedules import (
@@ -53,7 +53,7 @@ class Watch(DualCallback):
         names = ("training_step", "manual_backward", "on_before_batch_transfer")
         self.attached.append(tuple(name for name in names if name in vars(module)))
         self.hooks.append(sum(len(part._forward_hooks) for part in module.modules()))
-        dataset = trainer.train_dataloader.dataset
+        dataset = training_loaders(trainer).flattened[0].dataset
         self.rows.append(int(dataset.wanted.rows.value) if isinstance(dataset, IndexedDataset) else -1)
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rela_lightning.compat import training_loaders
+from rela_lightning.compat import show_loaders, training_loaders
 from rela_lightning.data.sampler import BudgetSampler
 from rela_lightning.data.swap import Transform, takes_one_image
 from rela_lightning.data.transforms import default_transport_transform, taking_images_of
@@ -74,9 +74,10 @@ class RowTracker:
         self._most_needed = 0.0
 
     def attach(self, loading: Patches, stepping: Patches, trainer: Any, module: Any) -> None:
-        """Wrap the strategy's `process_dataloader`, and the transfer hooks of module and data module."""
+        """Wrap what sets the loader up, and the transfer hooks of module and data module."""
         self._trainer = trainer
         loading.wrap(trainer.strategy, "process_dataloader", self._process)
+        loading.wrap(trainer.fit_loop, "setup_data", self._set_up)
         for owner in (module, getattr(trainer, "datamodule", None)):
             if owner is not None:
                 stepping.wrap(owner, "on_before_batch_transfer", self._unwrap)
@@ -118,12 +119,23 @@ class RowTracker:
     def detach(self) -> None:
         """Give a CombinedLoader of the user its own loaders back."""
         combined = training_loaders(self._trainer)
-        if combined is not None and len(self._replaced):
-            combined.flattened = [
-                self._replaced.get(loader, loader) if isinstance(loader, DataLoader) else loader
-                for loader in combined.flattened
-            ]
+        if combined is not None:
+            combined.flattened = self._own_loaders(combined)
         self._replaced.clear()
+
+    def _set_up(self, original: Callable[[], None]) -> None:
+        """Set the data up; `trainer.train_dataloader` is the user's own loader, with the user's batches in it."""
+        original()
+        combined = training_loaders(self._trainer)
+        if combined is not None:
+            show_loaders(combined, self._own_loaders(combined))
+
+    def _own_loaders(self, combined: Any) -> list[Any]:
+        """The loaders of the user behind those that are iterated."""
+        return [
+            self._replaced.get(loader, loader) if isinstance(loader, DataLoader) else loader
+            for loader in combined.flattened
+        ]
 
     def _unwrap(self, original: Callable[..., Any], batch: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(batch, IndexedBatch):
@@ -145,6 +157,8 @@ class RowTracker:
     def _process(self, original: Callable[[Any], Any], loader: Any) -> Any:
         if not self._trainer.training:
             return original(loader)
+        if isinstance(loader, DataLoader):  # a CombinedLoader of the user that is set up again still holds ours
+            loader = self._replaced.get(loader, loader)
         if self._lookup is None and not has_index(loader):
             self._check(getattr(loader, "dataset", loader))
             return original(loader)
