@@ -77,14 +77,18 @@ def tensors(value: Any) -> list[Tensor]:
     return [leaf for _, leaf in leaves(value)]
 
 
-def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None) -> list[Tensor]:
-    """All image views in a batch, in order.
+def find_views(
+    batch: Any, rows: int | None, names: Sequence[str] | None = None, *, image: str | None = None
+) -> list[Tensor]:
+    """All image views in a batch, those of the image that is labelled first.
 
     Args:
         batch: The batch as the training step gets it: tensors in tuples, lists, dicts or dataclasses.
         rows: Number B of samples in the batch; None takes the shortest view's.
         names: Dotted paths such as `"0.1"` or `"image"`; None takes every float tensor `[k B, C, H, W]`
-            (and `[B, V, C, H, W]`, as V views), those with the name of a mask, a depth map or the like last.
+            (and `[B, V, C, H, W]`, as V views), those with the name of an image first, and of a mask, a depth map or
+            the like last.
+        image: Dotted path of the image in a sample, where labelling was told it: what is there goes before all others.
 
     Returns:
         Views, each `[k B, C, H, W]` with k >= 1.
@@ -94,7 +98,7 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
     """
     parts = dict(leaves(batch))
     if names is None:
-        chosen = [leaf for _, leaf in _image_leaves(batch)]
+        chosen = _image_leaves(batch, image)
     else:
         missing = [name for name in names if name not in parts]
         if missing:
@@ -136,11 +140,17 @@ def find_views(batch: Any, rows: int | None, names: Sequence[str] | None = None)
     return views
 
 
-def _image_leaves(batch: Any) -> list[tuple[Path, Tensor]]:
-    """Float tensors of 4 or 5 axes in order, those with the name of something else than an image last."""
-    found = list(walk(batch, lambda item, _: isinstance(item, Tensor)))
-    found = [(path, leaf) for path, leaf in found if leaf.is_floating_point() and leaf.ndim in (4, 5)]
-    return sorted(found, key=lambda pair: names_other(pair[0]))
+def _image_leaves(batch: Any, image: str | None = None) -> list[Tensor]:
+    """Float tensors of 4 or 5 axes: the labelled image, what has the name of one, the rest, what is named otherwise."""
+
+    def place(pair: tuple[Path, Tensor]) -> tuple[bool, bool, bool]:
+        path = pair[0]
+        labelled = image is not None and f"{'.'.join(path)}.".startswith(f"{image}.")
+        return not labelled, names_other(path), not names_image(path)
+
+    found = walk(batch, lambda item, _: isinstance(item, Tensor))
+    images = [(path, leaf) for path, leaf in found if leaf.is_floating_point() and leaf.ndim in (4, 5)]
+    return [leaf for _, leaf in sorted(images, key=place)]
 
 
 def _kinds(batch: Any) -> str:
@@ -168,9 +178,7 @@ def find_images(batch: Any) -> Tensor:
     Raises:
         DataError: If there is none, listing what the batch holds.
     """
-    found = _image_leaves(batch)
-    named = [leaf for path, leaf in found if names_image(path) and not names_other(path)]
-    for leaf in (*named, *(leaf for _, leaf in found)):
+    for leaf in _image_leaves(batch):
         return leaf if leaf.ndim == 4 else leaf[:, 0]
     raise DataError(
         "No images were found in the batch.",

@@ -260,6 +260,15 @@ def test_a_transform_method_leaves_nothing_behind() -> None:
     assert "transform" not in vars(data) and len(data[0]) == 2
 
 
+def test_the_views_of_the_labelled_image_are_the_first() -> None:
+    left, right = torch.zeros(4, 3, 8, 8), torch.ones(4, 2, 3, 8, 8)
+    batch = {"left": left, "pair": {"right": right}, "mask": left, "image.jpg": left + 2}
+    assert [float(view.max()) for view in find_views(batch, 4, image="pair.right")] == [1, 1, 0, 2, 0]
+    assert float(find_views(batch, 4, image="image.jpg")[0].max()) == 2
+    assert float(find_views([left, right[:, 0]], 4, image="1")[0].max()) == 1
+    assert float(find_views({"first": left, "img": left + 2}, 4)[0].max()) == 2, "which labelling takes for its name"
+
+
 @pytest.mark.parametrize("other", ["normals", "mask", "depth_map"])
 def test_what_is_aligned_with_the_images_is_not_taken_for_them(other: str) -> None:
     image, views = torch.ones(4, 3, 8, 8), torch.ones(4, 2, 3, 8, 8)

@@ -11,13 +11,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
 
-from rela_lightning import build_targets
+from rela_lightning import ReLACallback, build_targets
 from rela_lightning.cli import main
 from rela_lightning.data.find_image import ImageAt, find_image
 from rela_lightning.errors import DataError, TargetError
+from rela_lightning.schedules import TransportOnly
 from tests.image_files import crop
+from tests.modules import simclr
+from tests.test_callback import fit
 from tests.test_targets import pixel_prior
 
 PHOTO, OTHER = crop(0, 3), crop(1, 8)
@@ -148,6 +152,25 @@ def test_an_option_says_which_and_training_knows_it_from_the_manifest(tmp_path: 
         left.verify(Swapped())
     with pytest.raises(DataError, match=r"(?s)nothing at `rigth`.*available: left, pair"):
         build_targets(pixel_prior(), Pairs(), tmp_path / "t", image="rigth")
+
+
+class Stereo(Pairs):
+    """Dark on the left, bright on the right."""
+
+    def __getitem__(self, row: int) -> Any:
+        shown = super().__getitem__(row)["left"]
+        return {"left": shown / 4, "pair": {"right": 1 - shown / 4}}
+
+
+def test_training_shows_the_image_that_was_labelled(tmp_path: Any) -> None:
+    data = Stereo()
+    data.transform = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    build_targets(pixel_prior(), Pairs(), tmp_path / "t", image="pair.right")
+    module, shown = simclr(), list[float]()
+    module.backbone.register_forward_hook(lambda _, images, output: shown.append(float(images[0].min())))
+    callback = ReLACallback(tmp_path / "t", schedule=TransportOnly(), verify_targets=0)
+    fit(module, callback, data=DataLoader(data, batch_size=8))
+    assert len(shown) == 6 and min(shown) >= 0.75
 
 
 class Swapped(Pairs):

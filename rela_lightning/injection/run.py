@@ -82,6 +82,7 @@ class Run:
             feature_layer=callback.feature_layer,
             pooling=callback.pooling,
             views=callback.views,
+            image=source.image,
             num_views=callback.num_views,
             resolution=callback.transport_resolution,
             row_layout=callback.row_layout,

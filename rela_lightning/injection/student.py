@@ -59,6 +59,7 @@ class Student:
         feature_layer: Dotted path of the layer to read; None reads the backbone's output.
         pooling: See `rela_lightning.networks.pooling.pool`.
         views: Dotted paths of the views in the batch; None finds them.
+        image: Dotted path of the image in a sample, where labelling was told it.
         num_views: Views per sample in the transport phase.
         resolution: Height and width, pixels, of the views in phases of low resolution; None leaves them.
         row_layout: See `rela_lightning.injection.rows.match_rows`.
@@ -74,6 +75,7 @@ class Student:
         feature_layer: str | None = None,
         pooling: Pooling = "auto",
         views: Sequence[str] | None = None,
+        image: str | None = None,
         num_views: int = 2,
         resolution: int | None = None,
         row_layout: Any = "auto",
@@ -82,7 +84,7 @@ class Student:
     ) -> None:
         self._module = module
         self._name, self._feature_layer, self._pooling = backbone, feature_layer, pooling
-        self._views, self._num_views, self._resolution = views, num_views, resolution
+        self._views, self._image, self._num_views, self._resolution = views, image, num_views, resolution
         self._rows = RowMatcher(row_layout)
         self._own_forward, self._optimizers = own_forward, optimizers
         self._calls_known, self._guesses, self._said = False, backbone == "auto", False
@@ -109,7 +111,7 @@ class Student:
 
     def views_of(self, batch: Any, samples: int | None) -> list[Tensor]:
         """The views in a batch, see `find_views`."""
-        return find_views(batch, samples, self._views)
+        return find_views(batch, samples, self._views, image=self._image)
 
     def first_of_each(self, view: Tensor, samples: int) -> Tensor:
         """One row for each sample of a view `[k B, C, H, W]`."""

@@ -48,6 +48,7 @@ class StoredTargets:
 
     Attributes:
         lookup: Looks targets up where batches are made.
+        image: Where the image is in a sample; None where labelling found it.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class StoredTargets:
     ) -> None:
         self._store, self._prior, self._num_samples = store, prior, num_samples
         self.lookup = TargetLookup(store, crops=crops, num_views=num_views)
+        self.image: str | None = store.settings.get("image")
         self.fingerprint = store.fingerprint
 
     @property
@@ -122,6 +124,7 @@ class PriorTargets:
     """
 
     lookup: TargetLookup | None = None
+    image: str | None = None
 
     def __init__(self, prior: Prior) -> None:
         self.prior = prior
