@@ -208,6 +208,7 @@ def test_a_transform_without_effect_is_noticed() -> None:
             return torch.zeros(1, 2, 2)
 
     assert not takes_one_image(OwnTransforms(3, transform=lambda image: image))
+    assert not takes_one_image(Asking())
     assert takes_one_image(Painted(3, transform=lambda image: image))
 
 
@@ -249,7 +250,28 @@ class Method(ReadOnly):
         return TwoViews()(image)
 
 
-@pytest.mark.parametrize("kind", [Keyword, Paired, ReadOnly])
+class Listed(Keyword):
+    def __init__(self) -> None:
+        self.images, self.transform = make_digits(8), [TwoViews(), tuple]  # type: ignore[assignment]
+
+    def __getitem__(self, index: int) -> Any:
+        views, made_tuple = self.transform
+        return made_tuple(views(self.images[index][0]))
+
+
+class Asking(Keyword):
+    """As MONAI's data sets, which take transforms of one class."""
+
+    def __init__(self) -> None:
+        self.images, self.transform = make_digits(8), TwoViews()  # type: ignore[assignment]
+
+    def __getitem__(self, index: int) -> Any:
+        if not isinstance(self.transform, TwoViews):
+            raise ValueError("`transform` must be TwoViews.")
+        return self.transform(self.images[index][0])
+
+
+@pytest.mark.parametrize("kind", [Keyword, Paired, ReadOnly, Listed, Asking])
 def test_transforms_of_other_shapes_keep_their_views(kind: Any) -> None:
     assert default_transport_transform(kind(), 2) is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
+from torchvision.transforms import v2
 
 from rela_lightning import build_targets, load_prior
 from rela_lightning.errors import ConfigError, DataError, TargetError
@@ -68,6 +70,41 @@ def test_features_that_are_not_finite_are_refused_by_row(tmp_path):
     prior = load_prior(Sometimes(), image_size=8, mean=[0.0], std=[1.0])
     with pytest.raises(TargetError, match=r"NaN or infinite[\s\S]*rows \[23\] of the data set"):
         build_targets(prior, dataset, tmp_path / "t", batch_size=16)
+
+
+class Stacked(Digits):
+    """Stacks two views, which no image but a tensor allows."""
+
+    def __getitem__(self, row):
+        return torch.stack([super(Stacked, self).__getitem__(row)[0] for _ in range(2)]), 0
+
+
+class Listed(Digits):
+    """Its transform is a list of parts."""
+
+    def __getitem__(self, row):
+        first, second = self.transform
+        return second(first(Image.fromarray(self.images[row])))
+
+
+def test_the_image_is_what_the_transform_was_given_where_a_sample_is_made_of_what_it_returns(tmp_path, prior):
+    plain, stacked = Digits(), Stacked(transform=v2.Compose([v2.RandomCrop(6), v2.ToImage()]))
+    store = build_targets(prior, stacked, tmp_path / "t")
+    rows = torch.arange(40)
+    assert torch.equal(store[rows], build_targets(prior, plain, tmp_path / "plain")[rows])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # of what was not compared
+        store.verify(plain)
+        store.verify(stacked)
+
+
+def test_a_data_set_that_needs_its_own_transform_is_told_apart_from_a_broken_one(tmp_path, prior):
+    listed = Listed(transform=[v2.RandomCrop(6), v2.ToImage()])
+    with pytest.raises(DataError, match=r"while its `transform` is set aside[\s\S]*built without its augmentation"):
+        build_targets(prior, listed, tmp_path / "t")
+    listed.transform = [None, None]
+    with pytest.raises(TypeError, match="unpack"):
+        build_targets(prior, listed, tmp_path / "t")
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from rela_lightning.data.eight_bit import eight_bit
-from rela_lightning.data.find_image import find_image
-from rela_lightning.data.swap import has_rows, swapped_transform
+from rela_lightning.data.find_image import ImageAt, find_image
+from rela_lightning.data.swap import has_rows, swapped_transform, transform_owners
 from rela_lightning.errors import DataError
+from rela_lightning.rng import preserved_rng
 
 _EXPECTED = "a PIL image, a uint8 tensor [C, H, W] or a float tensor in [0, 1], alone or in a tuple or dict"
 
@@ -26,15 +27,7 @@ def unchanged(*images: Any, **named: Any) -> Any:
 
 def has_transform(dataset: Any) -> bool:
     """Whether the data set has a `transform` that its samples go through. Reads a row, without applying it."""
-    calls = 0
-
-    def counting(*images: Any, **named: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        return unchanged(*images, **named)
-
-    _read(dataset, 0, counting)
-    return calls > 0
+    return bool(_read(dataset, 0)[1])
 
 
 def raw_image(dataset: Any, row: int) -> Any:
@@ -48,20 +41,48 @@ def raw_image(dataset: Any, row: int) -> Any:
         A PIL image, or a tensor `[C, H, W]`, uint8 or float in [0, 1].
 
     Raises:
-        DataError: If the sample holds no such image.
+        DataError: If the sample holds no such image, or cannot be read without its `transform`.
     """
-    item = _read(dataset, row, unchanged)
+    item, _ = _read(dataset, row)
     return checked_image(find_image(item), item, f"Row {row} of the data set")
 
 
-def _read(dataset: Any, row: int, transform: Any) -> Any:
+def _read(dataset: Any, row: int) -> tuple[Any, list[Any]]:
+    """A sample whose transform was set aside, and what that was given.
+
+    Where the data set cannot go on with what it got back, as one that stacks views, the sample is what was given.
+    """
+    given: list[Any] = []
+
+    def aside(*images: Any, **named: Any) -> Any:
+        given.append(unchanged(*images, **named))
+        return given[-1]
+
     try:
-        with swapped_transform(dataset, transform):
-            return dataset[row]
+        with swapped_transform(dataset, aside):
+            return dataset[row], given
     except Exception as error:
+        if given and not isinstance(dataset, ImageAt):  # whose image is that of a place in the sample
+            return given, given
+        if transform_owners(dataset) and not isinstance(error, OSError) and _can_be_read(dataset, row):
+            raise DataError(
+                f"Row {row} of the data set cannot be read while its `transform` is set aside.",
+                expected="a `transform` that is called on an image, with any callable in its place",
+                found=f"{type(error).__name__}: {error}",
+                do="label the same data set built without its augmentation",
+            ) from error
         if hasattr(error, "add_note"):  # Python 3.11
             error.add_note(f"while reading row {row} of the data set for labelling")
         raise
+
+
+def _can_be_read(dataset: Any, row: int) -> bool:
+    try:
+        with preserved_rng():
+            dataset[row]
+    except Exception:  # a user's data set may raise anything
+        return False
+    return True
 
 
 def pixels(image: Any) -> np.ndarray:
