@@ -208,7 +208,7 @@ def test_a_transform_without_effect_is_noticed() -> None:
             return torch.zeros(1, 2, 2)
 
     assert not takes_one_image(OwnTransforms(3, transform=lambda image: image))
-    assert not takes_one_image(Asking())
+    assert not takes_one_image(Cached()) and not takes_one_image(Asking())
     assert takes_one_image(Painted(3, transform=lambda image: image))
 
 
@@ -271,7 +271,19 @@ class Asking(Keyword):
         return self.transform(self.images[index][0])
 
 
-@pytest.mark.parametrize("kind", [Keyword, Paired, ReadOnly, Listed, Asking])
+class Cached(Keyword):
+    """Keeps what its transform returned."""
+
+    def __init__(self) -> None:
+        self.images, self.transform, self.kept = make_digits(8), TwoViews(), {}  # type: ignore[assignment]
+
+    def __getitem__(self, index: int) -> Any:
+        if index not in self.kept:
+            self.kept[index] = self.transform(self.images[index][0])
+        return self.kept[index]
+
+
+@pytest.mark.parametrize("kind", [Keyword, Paired, ReadOnly, Listed, Asking, Cached])
 def test_transforms_of_other_shapes_keep_their_views(kind: Any) -> None:
     assert default_transport_transform(kind(), 2) is None
 

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from sklearn.decomposition import PCA
 from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
+from torchvision.transforms import v2
 
 from rela_lightning import build_targets, load_prior
 from rela_lightning.errors import ConfigError, TargetError
@@ -336,3 +337,24 @@ def test_fusions_are_labelled(tmp_path):
     features = np.concatenate([features_by_hand(part, DIGITS[:40]) for part in fused.network], axis=1)
     oracle = PCA(store.dim, whiten=True, svd_solver="full").fit_transform(features)
     same_up_to_sign(store[torch.arange(40)], oracle, 1e-2)
+
+
+class Cached(Digits):
+    """Keeps what its transform returned."""
+
+    def __getitem__(self, row):
+        self.kept = getattr(self, "kept", {})
+        if row not in self.kept:
+            self.kept[row] = super().__getitem__(row)
+        return self.kept[row]
+
+
+def test_of_a_data_set_that_keeps_what_its_transform_returned_that_is_labelled_and_kept(tmp_path, prior):
+    half = v2.Compose([v2.ToImage(), v2.Resize(4)])
+    cached = Cached(transform=half)
+    store = build_targets(prior, cached, tmp_path / "t")
+    assert all(cached[row][0].shape == (1, 4, 4) for row in range(40)), "nothing else was left in its cache"
+    halves = Bare(40, lambda row: half(Image.fromarray(DIGITS[row])))
+    rows = torch.arange(40)
+    assert torch.equal(store[rows], build_targets(prior, halves, tmp_path / "halves")[rows])
+    store.verify(Cached(transform=half))

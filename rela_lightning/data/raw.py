@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from rela_lightning.data.eight_bit import eight_bit
 from rela_lightning.data.find_image import ImageAt, find_image
-from rela_lightning.data.swap import has_rows, swapped_transform, transform_owners
+from rela_lightning.data.swap import calls_none, has_rows, swapped_transform, transform_owners
 from rela_lightning.errors import DataError
 from rela_lightning.rng import preserved_rng
 
@@ -83,6 +84,33 @@ def _can_be_read(dataset: Any, row: int) -> bool:
     except Exception:  # a user's data set may raise anything
         return False
     return True
+
+
+class AsItIs(Dataset[Any]):
+    """A data set whose transforms are not set aside: its samples are the images.
+
+    Args:
+        dataset: Map-style.
+    """
+
+    transform: Any = None  # so that nobody looks for one further inside
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.dataset)
+
+    def __getitem__(self, row: int) -> Any:
+        """The sample of a row."""
+        return self.dataset[row]
+
+
+def past_cache(dataset: Any) -> Any:
+    """A data set that may be read with its transform set aside: another one would keep what was read, for training."""
+    with preserved_rng():
+        return AsItIs(dataset) if has_rows(dataset) and calls_none(dataset) else dataset
 
 
 def pixels(image: Any) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
@@ -71,10 +71,26 @@ class Call(NamedTuple):
 def observed_calls(dataset: Any, rows: Iterable[int]) -> list[Call] | None:
     """What the transforms of a (nested) data set are given, and return, when some rows are read.
 
+    Each row is read twice, and the second time counts: a data set that keeps what its transform returned is then seen
+    to call none, and it would keep what another returns.
+
     Returns:
         The calls, by owners without a transform too: they return the image. None if one takes anything but one image,
         or the data set cannot do with any other transform than its own, as where that is read-only, or a list of parts.
     """
+    rows = list(rows)
+    _observed(dataset, rows)
+    return _observed(dataset, rows)
+
+
+def calls_none(dataset: Any) -> bool:
+    """Whether a data set has a transform and does not call it for rows that were read before: it keeps the result."""
+    rows = rows_of_all_parts(dataset)
+    own = any(owner.transform is not None for owner in transform_owners(dataset))
+    return own and bool(rows) and observed_calls(dataset, rows) == []
+
+
+def _observed(dataset: Any, rows: Sequence[int]) -> list[Call] | None:
     calls: list[Call] = []
     odd: list[bool] = []
 

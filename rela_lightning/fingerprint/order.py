@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
-from rela_lightning.data.raw import unchanged
-from rela_lightning.data.swap import swapped_transform
 from rela_lightning.fingerprint.leaves import arrow_rows, file_names, hugging_face, images, labels, own_labels
+from rela_lightning.rng import preserved_rng
 
 _EXTENSIONS = frozenset(["jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp", "gif", "npy"])
 IN_MEMORY = "stored images"
@@ -189,7 +188,7 @@ class _Recorder:
 def _reads(wrapper: Any, probes: Sequence[int], order: np.ndarray) -> bool:
     """Whether a wrapper reads row `order[i]` of the data set in it for its own row `i`, in a few rows."""
     try:
-        with swapped_transform(wrapper, unchanged):
+        with preserved_rng():
             clone, recorder = copy.copy(wrapper), _Recorder(wrapper.dataset)
             clone.dataset = recorder
             for probe in probes:

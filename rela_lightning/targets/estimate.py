@@ -11,7 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from rela_lightning.data.raw import check_length
+from rela_lightning.data.raw import check_length, past_cache
 from rela_lightning.devices import moved
 from rela_lightning.fingerprint.dataset import sampled_rows
 from rela_lightning.memory import peak_memory
@@ -96,7 +96,7 @@ def estimate_targets(
         begun = time.perf_counter()
         _ = prior.identity
         once = time.perf_counter() - begun
-        crops = DrawnCrops(views)
+        crops, dataset = DrawnCrops(views), past_cache(dataset)
         with moved(prior, device):
             rows = np.asarray(sampled_rows(length, min(length, _MOST_BATCHES * batch_size)))
             view = LabelView(dataset, prior.preprocess, rows, crops)

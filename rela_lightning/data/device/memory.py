@@ -17,6 +17,7 @@ from torchvision.transforms.v2 import functional as F
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.find_image import image_at
 from rela_lightning.data.images import RGBImages
+from rela_lightning.data.raw import past_cache
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.memory import free_memory
 
@@ -83,7 +84,7 @@ def originals(dataset: Any, where: str | None) -> Any:
         dataset: Map-style; may hold images made by `decode`, at any depth.
         where: Dotted path of the image in a sample; None for the sample itself.
     """
-    return image_at(_undecoded(dataset), where)
+    return image_at(past_cache(_undecoded(dataset)), where)
 
 
 def _undecoded(dataset: Any) -> Any:
