@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import IterableDataset
 
+from rela_lightning.data.copies import copied
+
 Transform = Callable[[Any], Any]
 _CLASS_LEVEL = object()
 
@@ -72,13 +74,13 @@ def observed_calls(dataset: Any, rows: Iterable[int]) -> list[Call] | None:
     """What the transforms of a (nested) data set are given, and return, when some rows are read.
 
     Each row is read twice, and the second time counts: a data set that keeps what its transform returned is then seen
-    to call none, and it would keep what another returns.
+    to call none, and it would keep what another returns. A copy of the data set is read.
 
     Returns:
         The calls, by owners without a transform too: they return the image. None if one takes anything but one image,
         or the data set cannot do with any other transform than its own, as where that is read-only, or a list of parts.
     """
-    rows = list(rows)
+    dataset, rows = copied(dataset), list(rows)
     _observed(dataset, rows)
     return _observed(dataset, rows)
 

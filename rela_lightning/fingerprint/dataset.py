@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rela_lightning.data.copies import copied
 from rela_lightning.data.raw import has_transform, pixels, raw_image
 from rela_lightning.errors import DataError
 
@@ -74,11 +75,12 @@ def read_sample(dataset: Any, rows: Sequence[int]) -> Sample:
 
 
 def take_sample(dataset: Any, length: int) -> Sample:
-    """Read the sampled rows, which also shows that they are images and the same each time.
+    """Read the sampled rows of a copy, which also shows that they are images and the same each time.
 
     Raises:
         DataError: If they are not; naming the first such row.
     """
+    dataset = copied(dataset)
     sample = read_sample(dataset, sampled_rows(length))
     changing = changing_rows(dataset, sample, 8)
     if changing:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch.utils.data import ConcatDataset, Subset
 
+from rela_lightning.data.copies import copied
 from rela_lightning.fingerprint.leaves import arrow_rows, file_names, hugging_face, images, labels, own_labels
 from rela_lightning.rng import preserved_rng
 
@@ -189,7 +190,7 @@ def _reads(wrapper: Any, probes: Sequence[int], order: np.ndarray) -> bool:
     """Whether a wrapper reads row `order[i]` of the data set in it for its own row `i`, in a few rows."""
     try:
         with preserved_rng():
-            clone, recorder = copy.copy(wrapper), _Recorder(wrapper.dataset)
+            clone, recorder = copy.copy(wrapper), _Recorder(copied(wrapper.dataset))
             clone.dataset = recorder
             for probe in probes:
                 recorder.asked.clear()

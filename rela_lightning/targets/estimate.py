@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from rela_lightning.data.copies import copied
 from rela_lightning.data.raw import check_length, past_cache
 from rela_lightning.devices import moved
 from rela_lightning.fingerprint.dataset import sampled_rows
@@ -96,14 +97,14 @@ def estimate_targets(
         begun = time.perf_counter()
         _ = prior.identity
         once = time.perf_counter() - begun
-        crops, dataset = DrawnCrops(views), past_cache(dataset)
+        crops, dataset = DrawnCrops(views), past_cache(copied(dataset))
         with moved(prior, device):
             rows = np.asarray(sampled_rows(length, min(length, _MOST_BATCHES * batch_size)))
             view = LabelView(dataset, prior.preprocess, rows, crops)
             rate, features = _pass(prior, view, device, batch_size, num_workers)
             begun, again = time.perf_counter(), np.asarray(sampled(length, shape.views))
             part = again[: max(1, len(again) // 8)]
-            embed_exactly(prior, LabelView(dataset, prior.preprocess, part, crops), device)
+            embed_exactly(prior, LabelView(copied(dataset), prior.preprocess, part, crops), device)
             once += (time.perf_counter() - begun) * len(again) / len(part)
     most = max(1, length * shape.views - 1)
     columns = min(_columns(features, target_dim), most)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rela_lightning.data.copies import copied
 from rela_lightning.data.device.memory import originals
 from rela_lightning.data.raw import check_length
 from rela_lightning.data.swap import has_rows
@@ -123,7 +124,7 @@ class Numbered:
     def again(self, prior: Prior, whole: Whole, crops: DrawnCrops) -> Iterable[LabelItem]:
         """See `Subject`."""
         rows = np.asarray(sampled(whole.length, 1 + crops.views))
-        return LabelView(self.dataset, prior.preprocess, rows, crops)
+        return LabelView(copied(self.dataset), prior.preprocess, rows, crops)
 
     def remembered(self) -> dict[str, Any]:
         """See `Subject`."""

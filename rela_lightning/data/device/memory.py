@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
+from rela_lightning.data.copies import copied
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.find_image import image_at
 from rela_lightning.data.images import RGBImages
@@ -78,13 +79,13 @@ class InMemory(Dataset[tuple[Tensor, int]]):
 
 
 def originals(dataset: Any, where: str | None) -> Any:
-    """What labelling reads: originals, in whose pixels crops are noted, in place of what is kept of them in memory.
+    """What labelling reads, a copy: originals, in whose pixels crops are noted, in place of what memory keeps of them.
 
     Args:
         dataset: Map-style; may hold images made by `decode`, at any depth.
         where: Dotted path of the image in a sample; None for the sample itself.
     """
-    return image_at(past_cache(_undecoded(dataset)), where)
+    return image_at(past_cache(_undecoded(copied(dataset))), where)
 
 
 def _undecoded(dataset: Any) -> Any:

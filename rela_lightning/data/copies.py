@@ -1,0 +1,42 @@
+"""Copies of data sets to look at: what reading a row leaves in one, such as an open file, is not left in the user's."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch.utils.data import Dataset
+
+
+def copied(dataset: Any, _seen: dict[int, Any] | None = None) -> Any:
+    """A shallow copy of a data set, with copies of the data sets inside of it, at any depth.
+
+    A file that is opened when the first row is read must not be open when worker processes start: they would share its
+    position, and read each other's rows.
+
+    Args:
+        dataset: Map-style.
+
+    Returns:
+        The copy; the data set itself where it cannot be copied.
+    """
+    seen = {} if _seen is None else _seen
+    if id(dataset) in seen:
+        return seen[id(dataset)]
+    try:
+        made = copy.copy(dataset)
+    except Exception:  # whatever a foreign class raises
+        made = dataset
+    seen[id(dataset)] = made
+    if made is not dataset:
+        held = getattr(made, "__dict__", {})
+        held.update({name: _copied_inside(name, value, seen) for name, value in held.items()})
+    return made
+
+
+def _copied_inside(name: str, value: Any, seen: dict[int, Any]) -> Any:
+    if isinstance(value, Dataset) or (name == "dataset" and hasattr(value, "__dict__")):
+        return copied(value, seen)
+    if type(value) in (list, tuple) and value and isinstance(value[0], Dataset):
+        return type(value)(copied(part, seen) for part in value)
+    return value
