@@ -102,14 +102,17 @@ def test_drawing_crops_seeds_no_gpu(digits64: Any, tmp_path: Path) -> None:
 
 def test_an_interrupted_pass_draws_the_same_crops(store: TargetStore, digits64: Any, tmp_path: Path) -> None:
     class Interrupted(torch.utils.data.Dataset):
-        reads, fail_at = 0, 120
+        fail_at = 120
+
+        def __init__(self) -> None:
+            self.reads: list[int] = []  # by all copies
 
         def __len__(self) -> int:
             return ROWS
 
         def __getitem__(self, row: int) -> Any:
-            self.reads += 1
-            if self.reads == self.fail_at:
+            self.reads.append(row)
+            if len(self.reads) == self.fail_at:
                 raise RuntimeError("interrupted")
             return digits64[row]
 
