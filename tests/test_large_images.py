@@ -20,20 +20,20 @@ class Photos(Dataset[Image.Image]):
     """Forty noisy images; counts how many of them are held at once."""
 
     def __init__(self, height: int = 24, width: int = 32) -> None:
-        self.shape, self.held, self.most = (height, width, 3), 0, 0
+        self.shape, self.held, self.most = (height, width, 3), [0], [0]  # lists, shared by all copies
 
     def __len__(self) -> int:
         return 40
 
     def __getitem__(self, index: int) -> Image.Image:
         image = Image.fromarray(np.random.default_rng(index).integers(0, 256, self.shape).astype(np.uint8))
-        self.held += 1
-        self.most = max(self.most, self.held)
+        self.held[0] += 1
+        self.most[0] = max(self.most[0], self.held[0])
         weakref.finalize(image, self.let_go)
         return image
 
     def let_go(self) -> None:
-        self.held -= 1
+        self.held[0] -= 1
 
 
 def small() -> Any:
@@ -46,7 +46,7 @@ def small() -> Any:
 def test_no_more_than_two_are_held(look: Any) -> None:
     photos = Photos()
     look(photos)
-    assert 1 <= photos.most <= 2
+    assert 1 <= photos.most[0] <= 2
 
 
 def test_views_of_photos_are_no_larger_than_priors_need() -> None:
