@@ -74,7 +74,7 @@ class TargetLookup:
                 do=f"build_targets(..., views={max(least, 8)}), another `crops`, or fewer `num_views`",
             )
         self.store, self.crops, self.num_views = store, crops, num_views
-        self.flip = bool(store.manifest["settings"].get("mirrored_crops", True))
+        self.flip = bool(store.settings.get("mirrored_crops", True))
 
     @property
     def plans(self) -> bool:
