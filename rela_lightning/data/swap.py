@@ -116,6 +116,30 @@ def _observed(dataset: Any, rows: Sequence[int]) -> list[Call] | None:
     return None if any(odd) else calls
 
 
+def makes_batches(dataset: Any, transform: Transform | None, collate: Callable[[Any], Any]) -> bool:
+    """Whether two rows under another transform go into one batch, or would not under the data set's own either.
+
+    A copy of the data set is read.
+
+    Args:
+        dataset: Map-style, with at least one row.
+        transform: Set on every owner inside of the data set.
+        collate: Makes a batch of a list of samples.
+    """
+    dataset, rows = copied(dataset), [0, min(1, len(dataset) - 1)]
+
+    def batch() -> bool:
+        try:
+            collate([dataset[row] for row in rows])
+        except Exception:  # whatever a foreign class or function raises
+            return False
+        return True
+
+    with swapped_transform(dataset, transform):
+        made = batch()
+    return made or not batch()
+
+
 def rows_of_all_parts(dataset: Any, count: int = 8) -> list[int]:
     """Some rows spread over a map-style data set, and the first and the last of each part of a `ConcatDataset`."""
     length = len(dataset)

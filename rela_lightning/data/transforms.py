@@ -21,6 +21,7 @@ from rela_lightning.data.swap import (
     Call,
     Transform,
     has_rows,
+    makes_batches,
     observed_calls,
     rows_of_all_parts,
     swapped_transform,
@@ -109,16 +110,25 @@ def is_image(value: Any) -> bool:
     return isinstance(value, Tensor) and value.ndim == 3 and value.is_floating_point() and value.shape[0] in (1, 3)
 
 
-def default_transport_transform(dataset: Any, num_views: int) -> Transform | None:
+def default_transport_transform(dataset: Any, num_views: int, collate: Callable[[Any], Any] = list) -> Transform | None:
     """Views like the data set's own in size, channels, scale and structure, but gentler: `TransportViews`.
 
     They are mirrored where the data set's own are: a mirrored letter is none.
 
     Where the data set's own are made on the device, so are these (`DeviceViews`).
 
+    There are two where the data set's own are two or more, and as many as those where the data set or `collate` does
+    not do with two, as where crops of two sizes are told apart by their place.
+
     Some rows of every part of the data set are read. None where the data set's own views are kept: it has
     no working `transform`; its transform returns something other than one image or a flat sequence of images, or
-    different things in different parts or rows; or its scale is not known. The random state is kept.
+    different things in different parts or rows; its scale is not known; or `collate` fails on others. The random state
+    is kept.
+
+    Args:
+        dataset: Map-style.
+        num_views: Views of an image that differ.
+        collate: Makes a batch of a list of samples.
     """
     from rela_lightning.data.device.views import DeviceViews
 
@@ -133,14 +143,16 @@ def default_transport_transform(dataset: Any, num_views: int) -> Transform | Non
         if len(kinds) > 1 or scale is None or not all(scale.holds(view) for views in outputs for view in views):
             return None
         flip = _any_mirrors(calls)
-    views = outputs[0]
-    size = max(tuple(view.shape[-2:]) for view in views)
-    # two where there were two or more: collate functions and batch hooks of the user may count on a pair
-    count = min(max(num_views, 2), len(views)) if listed[0] else 0
-    like: dict[str, Any] = {"channels": views[0].shape[0], "flip": flip, **({} if scale.plain else scale._asdict())}
-    gentler = TransportViews(size, num_views=count, distinct=num_views, **like)
-    owner = calls[0].owner.transform
-    return owner.gentler(gentler) if isinstance(owner, DeviceViews) else gentler
+        views, owner = outputs[0], calls[0].owner.transform
+        size = max(tuple(view.shape[-2:]) for view in views)
+        like: dict[str, Any] = {"channels": views[0].shape[0], "flip": flip, **({} if scale.plain else scale._asdict())}
+        # two where there were two or more: collate functions and batch hooks of the user may count on a pair
+        for count in dict.fromkeys((min(max(num_views, 2), len(views)), len(views))) if listed[0] else (0,):
+            views_of_one = TransportViews(size, num_views=count, distinct=num_views, **like)
+            made: Transform = owner.gentler(views_of_one) if isinstance(owner, DeviceViews) else views_of_one
+            if makes_batches(dataset, made, collate):
+                return made
+    return None
 
 
 def taking_images_of(dataset: Any, transform: Transform) -> Transform:

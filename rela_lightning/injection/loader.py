@@ -166,7 +166,7 @@ class RowTracker:
         (check_keyed if by_key else check_loader)(loader)
         with isolate_rng():
             self._check(loader.dataset)
-            transform = self._transport_transform(loader.dataset, by_key)
+            transform = self._transport_transform(loader, by_key)
         drawn = self._within_budget(loader)
         if self._lookup is not None and by_key:
             tagged = keyed_loader(drawn, self._wanted, self._lookup, self._key)
@@ -186,9 +186,10 @@ class RowTracker:
         self._untagged_needed = self._most_needed if self._wanted.rows.value else 0.0
         return processed
 
-    def _transport_transform(self, dataset: Any, by_key: bool) -> Transform | None:
+    def _transport_transform(self, loader: DataLoader[Any], by_key: bool) -> Transform | None:
         if self._transform is None:
             return None
+        dataset = loader.dataset
         if by_key and self._transform != "default":
             raise DataError(
                 "`transform` has no effect where targets are found by key: a stream makes its own views.",
@@ -197,7 +198,10 @@ class RowTracker:
                 do="make gentler views in the stream itself",
             )
         if self._transform == "default":
-            return None if by_key else default_transport_transform(dataset, self._num_views)
+            if by_key:
+                return None
+            samples = loader.batch_sampler is not None  # else the sampler yields whole batches
+            return default_transport_transform(dataset, self._num_views, loader.collate_fn if samples else list)
         if not takes_one_image(dataset):
             raise DataError(
                 "`transform` has no effect on this data set.",
