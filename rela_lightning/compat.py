@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from importlib.util import find_spec
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, dataloader
 
 from rela_lightning.errors import ReLAError
 
@@ -165,8 +165,26 @@ def copied_loader(loader: DataLoader[Any], **changes: Any) -> DataLoader[Any]:
     """A shallow copy of a loader with other attributes, which DataLoader refuses to set after construction."""
     private(loader, "_iterator")
     copied = copy.copy(loader)
-    vars(copied).update(changes, _iterator=None)
+    begun = private(dataloader, "_BaseDataLoaderIter")
+    anew = {name: _Anew(copied) for name, held in vars(loader).items() if isinstance(held, (begun, _Anew))}
+    vars(copied).update(anew | changes | {"_iterator": None})
     return copied
+
+
+class _Anew:
+    """The iterator of a loader that keeps one for all epochs (as timm's), begun with the first batch asked for."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self._batches: Iterator[Any] | None = None
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        if self._batches is None:
+            self._batches = DataLoader.__iter__(self._loader)
+        return next(self._batches)
 
 
 def command_arguments(cli: Any, command: str) -> Iterable[str]:

@@ -12,13 +12,16 @@ import torch
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader
+from torchvision.transforms import v2
 
 from rela_lightning import ReLACallback
 from rela_lightning.compat import DualCallback
 from rela_lightning.errors import ConfigError, DataError, InjectionError
 from rela_lightning.schedules import Mix, Switch, TransportOnly
 from tests.modules import byol, simclr
+from tests.parts import make_digits
 from tests.test_callback import Log, fit, loader, seeded, trainer
+from tests.test_compat import KeepsOneIterator
 
 
 @pytest.mark.slow
@@ -146,3 +149,15 @@ def test_who_reads_the_trainers_training_loader_gets_the_users_own(reload: int, 
     fit(byol(), Cluster(), ReLACallback(targets64, schedule=Switch(0.5)), phases, data=given, **options)
     assert [entry["rela/phase"] for entry in phases.seen] == [0.0] * 4 + [2.0] * 4
     assert all(one is data for one in found) and len(found) == 2
+
+
+def test_a_loader_that_keeps_one_iterator_for_all_epochs(targets64: Any) -> None:
+    plain, kept = seeded(byol), seeded(byol)
+    view = v2.Compose([v2.ToImage(), v2.Resize((16, 16)), v2.ToDtype(torch.float32, scale=True)])  # none at random
+    data = {"dataset": make_digits(64, lambda image: [view(image), view(image).flip(-1)]), "batch_size": 16}
+    fit(plain, ReLACallback(targets64, schedule=Switch(0.5), transform=None), data=DataLoader(**data), max_epochs=2)
+    loader = KeepsOneIterator(**data)
+    fit(kept, ReLACallback(targets64, schedule=Switch(0.5), transform=None), data=loader, max_epochs=2)
+    assert kept.steps_run == plain.steps_run == 4
+    for ours, other in zip(kept.backbone.parameters(), plain.backbone.parameters(), strict=True):
+        assert torch.equal(ours, other)

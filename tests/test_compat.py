@@ -153,6 +153,43 @@ def test_a_copied_loader_has_its_own_attributes_and_iterator() -> None:
     assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3]]
 
 
+class Repeated:
+    """Batches without an end, as of a loader that keeps its workers by never ending."""
+
+    def __init__(self, batches: Any) -> None:
+        self.batches = batches
+
+    def __iter__(self) -> Any:
+        while True:
+            yield from self.batches
+
+
+class KeepsOneIterator(DataLoader):
+    """The way of several libraries: one iterator for all epochs, begun in the constructor."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        object.__setattr__(self, "batch_sampler", Repeated(self.batch_sampler))
+        self.iterator = super().__iter__()
+
+    def __len__(self) -> int:
+        return len(self.batch_sampler.batches)
+
+    def __iter__(self) -> Any:
+        for _ in range(len(self)):
+            yield next(self.iterator)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_copy_of_a_loader_that_keeps_one_iterator_has_its_own(workers: int) -> None:
+    loader = KeepsOneIterator([1, 2, 3, 4], batch_size=2, num_workers=workers)
+    assert next(iter(loader)).tolist() == [1, 2]
+    copied = compat.copied_loader(compat.copied_loader(loader), dataset=[5, 6, 7, 8])
+    for _ in range(2):
+        assert [batch.tolist() for batch in copied] == [[5, 6], [7, 8]]
+    assert [batch.tolist() for batch in loader] == [[3, 4], [1, 2]], "the user's goes on where it was"
+
+
 def test_forward_hooks_of_one_kind_go() -> None:
     class Hook:
         def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
