@@ -358,3 +358,13 @@ def test_of_a_data_set_that_keeps_what_its_transform_returned_that_is_labelled_a
     rows = torch.arange(40)
     assert torch.equal(store[rows], build_targets(prior, halves, tmp_path / "halves")[rows])
     store.verify(Cached(transform=half))
+
+
+def test_of_several_parts_those_that_keep_are_labelled_by_what_they_keep(tmp_path, prior):
+    half = v2.Compose([v2.ToImage(), v2.Resize(4)])
+    cached, plain = Cached(transform=half), Digits(transform=half)
+    assert cached[0][0].shape == (1, 4, 4)  # there is a cache already
+    store = build_targets(prior, Subset(ConcatDataset([cached, plain]), range(10, 70)), tmp_path / "t")
+    assert all(cached[row][0].shape == (1, 4, 4) for row in range(40)), "nothing else was left in its cache"
+    images = [*(half(Image.fromarray(DIGITS[row])) for row in range(10, 40)), *map(Image.fromarray, DIGITS[:30])]
+    assert torch.equal(store[torch.arange(60)], build_targets(prior, images, tmp_path / "u")[torch.arange(60)])

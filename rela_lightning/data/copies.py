@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import operator
+from collections.abc import Callable
 from typing import Any
 
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset
 
 
 def copied(dataset: Any, _seen: dict[int, Any] | None = None) -> Any:
@@ -32,6 +34,25 @@ def copied(dataset: Any, _seen: dict[int, Any] | None = None) -> Any:
         held = getattr(made, "__dict__", {})
         held.update({name: _copied_inside(name, value, seen) for name, value in held.items()})
     return made
+
+
+def rebuilt(dataset: Any, change: Callable[[Any], Any]) -> Any:
+    """A data set with others in place of those right inside of it; itself where `change` returns what it is given.
+
+    Args:
+        dataset: Map-style; a `ConcatDataset`, or a wrapper with its data set as `dataset`.
+        change: From a data set inside to the one in its place, of as many rows.
+    """
+    held = dataset.datasets if isinstance(dataset, ConcatDataset) else [getattr(dataset, "dataset", None)]
+    inside = [None if part is None else change(part) for part in held]
+    if all(map(operator.is_, inside, held)):
+        return dataset
+    outside = copy.copy(dataset)
+    if isinstance(dataset, ConcatDataset):
+        outside.datasets = inside
+    else:
+        outside.dataset = inside[0]
+    return outside
 
 
 def _copied_inside(name: str, value: Any, seen: dict[int, Any]) -> Any:

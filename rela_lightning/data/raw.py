@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rela_lightning.data.copies import rebuilt
 from rela_lightning.data.eight_bit import eight_bit
 from rela_lightning.data.find_image import ImageAt, find_image
-from rela_lightning.data.swap import calls_none, has_rows, swapped_transform, transform_owners
+from rela_lightning.data.swap import calling, has_rows, swapped_transform, transform_owners
 from rela_lightning.errors import DataError
 from rela_lightning.rng import preserved_rng
 
@@ -108,9 +109,17 @@ class AsItIs(Dataset[Any]):
 
 
 def past_cache(dataset: Any) -> Any:
-    """A data set that may be read with its transform set aside: another one would keep what was read, for training."""
+    """A data set that may be read with its transforms set aside: another one would keep what was read, for training.
+
+    Of several parts, those that keep what their transform returned are read as they are.
+    """
+    if not has_rows(dataset):
+        return dataset
     with preserved_rng():
-        return AsItIs(dataset) if has_rows(dataset) and calls_none(dataset) else dataset
+        called, owners = calling(dataset)
+    if called == owners:
+        return dataset
+    return AsItIs(dataset) if called == 0 else rebuilt(dataset, past_cache)
 
 
 def pixels(image: Any) -> np.ndarray:

@@ -85,11 +85,14 @@ def observed_calls(dataset: Any, rows: Iterable[int]) -> list[Call] | None:
     return _observed(dataset, rows)
 
 
-def calls_none(dataset: Any) -> bool:
-    """Whether a data set has a transform and does not call it for rows that were read before: it keeps the result."""
-    rows = rows_of_all_parts(dataset)
-    own = any(owner.transform is not None for owner in transform_owners(dataset))
-    return own and bool(rows) and observed_calls(dataset, rows) == []
+def calling(dataset: Any) -> tuple[int, int]:
+    """How many objects in a data set call their transform for rows that were read before, and how many have one.
+
+    Those that do not keep what it returned. A data set that cannot be observed is said to call all.
+    """
+    owners = sum(owner.transform is not None for owner in transform_owners(dataset))
+    calls = observed_calls(dataset, rows_of_all_parts(dataset)) if owners and len(dataset) else None
+    return (owners if calls is None else len({id(call.owner) for call in calls if call.own is not None})), owners
 
 
 def _observed(dataset: Any, rows: Sequence[int]) -> list[Call] | None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
-import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as F
 
-from rela_lightning.data.copies import copied
+from rela_lightning.data.copies import copied, rebuilt
 from rela_lightning.data.crops import size_of
 from rela_lightning.data.find_image import image_at
 from rela_lightning.data.images import RGBImages
@@ -89,18 +87,7 @@ def originals(dataset: Any, where: str | None) -> Any:
 
 
 def _undecoded(dataset: Any) -> Any:
-    if isinstance(dataset, InMemory):
-        return dataset.dataset
-    held = dataset.datasets if isinstance(dataset, ConcatDataset) else [getattr(dataset, "dataset", None)]
-    below = [None if part is None else _undecoded(part) for part in held]
-    if all(map(operator.is_, below, held)):
-        return dataset
-    outside = copy.copy(dataset)
-    if isinstance(dataset, ConcatDataset):
-        outside.datasets = below
-    else:
-        outside.dataset = below[0]
-    return outside
+    return dataset.dataset if isinstance(dataset, InMemory) else rebuilt(dataset, _undecoded)
 
 
 class _Kept(NamedTuple):
