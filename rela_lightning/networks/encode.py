@@ -47,11 +47,11 @@ def find_backbone(module: nn.Module, name: str = "auto") -> Encoder:
         found = node
     if not callable(found):
         raise ConfigError(
-            "The backbone to probe was not found.",
+            "The backbone was not found.",
             expected=name if name else f"one of the usual names ({', '.join(BACKBONE_NAMES)})",
             found=f"a {type(module).__name__} without it",
             exists=submodule_names(module),
-            do='name it, for example backbone="encoder"',
+            do='name it, for example backbone="encoder", or where a network is asked for give that itself',
         )
     return Encoder(found, network)
 
