@@ -6,12 +6,14 @@ import logging
 from typing import Any
 
 import pytest
+from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback, TargetStore
 from rela_lightning.injection.announce import Mark, bill, in_words, plan
 from rela_lightning.losses import Contrastive
 from rela_lightning.schedules import Blend, Mix, Plateau, Schedule, Switch, TransportOnly
 from tests.modules import NAMESPACES, simclr
+from tests.parts import TwoViews, make_digits
 from tests.test_callback import Log, fit, loader, seeded, trainer
 
 
@@ -36,6 +38,19 @@ def test_a_fit_tells_its_start_its_switch_and_its_end(namespace: str, targets64:
     assert switch.endswith(f"went from {losses[0]:.3f} to {losses[steps - 1]:.3f}.")
     assert f"transport alone {steps} steps in " in end and f"the module's own objective alone {steps} steps in " in end
     assert f"the targets took {store.manifest['labelling_seconds']:.1f} s, once" in end
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_data_set_that_keeps_its_own_views_is_told_of(told: bool, targets64: Any, caplog: Any) -> None:
+    data = make_digits(64, TwoViews())
+    data = [data[row] for row in range(64)] if told else data  # views that are there already
+    options = {"data": DataLoader(data, batch_size=16), "reload_dataloaders_every_n_epochs": 1, "max_epochs": 2}
+    with caplog.at_level(logging.INFO):
+        fit(seeded(simclr), ReLACallback(targets64, schedule=Switch(0.5)), **options)
+        fit(seeded(simclr), ReLACallback(targets64, schedule=Switch(0.5), transform=None), **options)
+        fit(seeded(simclr), ReLACallback(targets64, schedule=Mix(0.5)), **options)
+    own = [line for line in said(caplog) if line.startswith("ReLA shows the data set's own views")]
+    assert len(own) == told
 
 
 def test_a_resumed_fit_counts_its_own_steps(targets64: Any, caplog: Any, tmp_path: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -69,7 +70,7 @@ class RowTracker:
         self.in_flight = 1
         """Most batches that can be on their way to the step: the loader's prefetching, and Lightning's one."""
         self._trainer: Any = None
-        self._many = False
+        self._many, self._none_found, self._said = False, False, False
         self._untagged_needed = 0.0  # batches in a row that must come without tags before no other can have some
         self._most_needed = 0.0
 
@@ -86,6 +87,7 @@ class RowTracker:
         """Which views to make from now on, and whether targets and rows ride along; prefetched batches keep theirs."""
         self._wanted.transport_views.value = TRANSPORT_VIEWS if transport_views else USER_VIEWS
         self._wanted.targets.value, self._wanted.rows.value = targets, rows
+        self._say_whose_views()
 
     def start_epoch(self, epoch: int) -> None:
         """Set the number of the epoch, before its first batch is fetched."""
@@ -184,7 +186,14 @@ class RowTracker:
         self.in_flight = loader.num_workers * ((loader.prefetch_factor or 0) + 1) + 2
         self._most_needed = self.in_flight if getattr(loader, "in_order", True) else math.inf
         self._untagged_needed = self._most_needed if self._wanted.rows.value else 0.0
+        self._say_whose_views()
         return processed
+
+    def _say_whose_views(self) -> None:
+        """Say once where gentler views were asked for, and the data set keeps its own."""
+        if self._none_found and not self._said and self._wanted.transport_views.value == TRANSPORT_VIEWS:
+            rank_zero_info("ReLA shows the data set's own views in the transport phase: none like them could be made.")
+            self._said = True
 
     def _transport_transform(self, loader: DataLoader[Any], by_key: bool) -> Transform | None:
         if self._transform is None:
@@ -201,7 +210,9 @@ class RowTracker:
             if by_key:
                 return None
             samples = loader.batch_sampler is not None  # else the sampler yields whole batches
-            return default_transport_transform(dataset, self._num_views, loader.collate_fn if samples else list)
+            gentler = default_transport_transform(dataset, self._num_views, loader.collate_fn if samples else list)
+            self._none_found = gentler is None
+            return gentler
         if not takes_one_image(dataset):
             raise DataError(
                 "`transform` has no effect on this data set.",
