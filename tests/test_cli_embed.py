@@ -10,13 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import ConcatDataset, Subset
 
 from rela_lightning import load_prior
 from rela_lightning.cli import main
-from rela_lightning.data import Digits, FolderImages
+from rela_lightning.cli.images import probe_images
+from rela_lightning.data import Digits, FolderImages, probe_view
 from rela_lightning.fingerprint.order import names_of
+from rela_lightning.runs.rebuild import Subject
 from tests.test_cli import DIGITS, in_a_folder_of_its_own  # noqa: F401
 
 PRIOR = ["random:lightly:resnet-9", "--prior_kwargs={width: 0.125, image_size: 32, mean: 0.5, std: 0.5, seed: 0}"]
@@ -62,6 +65,35 @@ def test_features_of_folders_with_and_without_labels(classes: tuple[str, ...], c
     table = parquet.read_table("f.parquet").to_pydict()
     assert table["file"] == names and table["label"] == labels and table["row"] == list(range(len(names)))
     assert np.array_equal(np.array(table["features"], np.float32), found)
+
+
+class Wrapped(LightningDataModule):
+    """A data module of the user's own: one data set inside another, the same at each call."""
+
+    def __init__(self, joined: bool = False) -> None:
+        super().__init__()
+        images = Digits("test", transform=probe_view(32, mean=(0.1, 0.2, 0.3), std=(0.5, 0.4, 0.3)))
+        first = Subset(images, range(8))
+        self.images: Any = ConcatDataset([first, Subset(images, range(20, 24))]) if joined else first
+
+    def dataset(self, split: str = "train", view: str | None = None) -> Any:
+        return self.images
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_prior_sees_wrapped_images_through_its_own_preprocessing(joined: bool) -> None:
+    words = ["--data=tests.test_cli_embed.Wrapped", f"--data.joined={joined}", "--path=f.npy"]
+    assert main(["embed", *PRIOR, *words]) == 0
+    rows = [*range(8), *([*range(20, 24)] if joined else [])]
+    expected = prior_features(Digits("test"))[rows]
+    np.testing.assert_allclose(np.load("f.npy"), expected.numpy(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_view_of_one_subject_is_not_left_for_the_next() -> None:
+    data, prior = Wrapped(), load_prior(PRIOR[0], width=0.125, image_size=32, mean=0.5, std=0.5, seed=0)
+    own = data.images[0][0]
+    assert not torch.equal(probe_images(data, "val", Subject(prior, "prior"))[0][0], own)
+    assert torch.equal(probe_images(data, "val", Subject(torch.nn.Identity(), "network"))[0][0], own)
 
 
 @pytest.mark.slow

@@ -283,5 +283,6 @@ class Ready(DigitsData):
 
 def test_data_without_raw_images_are_probed_too():
     words = ["probe", PRIOR[0].removeprefix("--prior="), PRIOR[1], "--k=1", "--data=tests.test_cli_runs.Ready"]
-    assert main([*words, "--out=o"]) == 0
+    with pytest.warns(UserWarning, match="sees the images as Ready gives them, not through its own preprocessing"):
+        assert main([*words, "--out=o"]) == 0
     assert json.loads(Path("o/probe.json").read_text())["protocol"]["images"] is None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from rela_lightning.data.modules import ImageData
+from rela_lightning.data.swap import transform_owners, with_transform
 from rela_lightning.data.views import probe_view
 from rela_lightning.errors import ConfigError, DataError
 
@@ -57,9 +58,14 @@ def probe_images(data: Any, split: Literal["train", "val"], subject: Subject) ->
         data.prepare_data()
     images = data.dataset(split, "probe")
     if subject.preprocess is not None:
-        images.transform = subject.preprocess
-    elif other_scale(data, subject.data):
-        images.transform = probe_view(data.image_size, mean=subject.data.mean, std=subject.data.std)
+        if not transform_owners(images):
+            rank_zero_warn(
+                f"{subject.name} sees the images as {type(data).__name__} gives them, not through its own "
+                "preprocessing: they have no `transform` that could be set."
+            )
+        return with_transform(images, subject.preprocess)
+    if other_scale(data, subject.data):
+        return with_transform(images, probe_view(data.image_size, mean=subject.data.mean, std=subject.data.std))
     return images
 
 

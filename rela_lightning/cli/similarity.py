@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 
 import rela_lightning.data.modules  # noqa: F401  # for the short names of --data
 from rela_lightning.cli.images import has_no_labels, probe_images
+from rela_lightning.data.swap import with_transform
 from rela_lightning.devices import device_of
 from rela_lightning.diagnostics.similarity_map import Measure, draw_map, similarity_map
 from rela_lightning.errors import ConfigError, check_positive
@@ -106,7 +107,7 @@ def _sample(data: Any, subject: Subject, count: int) -> Any:
     images = probe_images(data, split, subject)
     own = None if subject.preprocess is not None else probe_preprocess(subject.data)
     if own is not None:  # of the run's own size and normalisation
-        images.transform = own
+        images = with_transform(images, own)
     return Subset(images, sampled_rows(len(images), count))
 
 

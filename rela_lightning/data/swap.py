@@ -54,6 +54,17 @@ def swapped_transform(dataset: Any, transform: Transform | None) -> Iterator[Non
                 vars(owner).pop("transform", None)
 
 
+def with_transform(dataset: Any, transform: Transform) -> Any:
+    """A copy of a data set that hands out its rows under another transform, where it has one that can be set.
+
+    The data set stays as it is: a data module may hand out the same one again.
+    """
+    made = copied(dataset)
+    for owner in transform_owners(made):
+        owner.transform = transform
+    return made
+
+
 class Call(NamedTuple):
     """One call of a data set's own transform.
 
