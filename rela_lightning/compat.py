@@ -39,6 +39,7 @@ __all__ = [
     "is_first_process",
     "keep_module_versions",
     "lerp_together",
+    "logged_step",
     "module_versions",
     "picklable_default",
     "planned_steps",
@@ -142,6 +143,15 @@ def planned_steps(trainer: Any) -> float:
     """
     steps = float(trainer.estimated_stepping_batches)
     return math.inf if steps < 0 else steps
+
+
+def logged_step(trainer: Any) -> int:
+    """The step at which Lightning gives loggers what the batch under way logs.
+
+    It counts batches whose gradients were stepped by, however many optimizers there are, and grows after the batch;
+    `global_step` counts the steps of each optimizer.
+    """
+    return int(private(trainer.fit_loop.epoch_loop, "_batches_that_stepped"))
 
 
 def training_loaders(trainer: Any) -> Any:

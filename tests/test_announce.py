@@ -40,6 +40,15 @@ def test_a_fit_tells_its_start_its_switch_and_its_end(namespace: str, targets64:
     assert f"the targets took {store.manifest['labelling_seconds']:.1f} s, once" in end
 
 
+@pytest.mark.parametrize("manual", [False, True])
+def test_all_steps_are_in_the_bill(manual: bool, targets64: Any, caplog: Any) -> None:
+    with caplog.at_level(logging.INFO):
+        fit(seeded(simclr, manual=manual), ReLACallback(targets64, schedule=Switch(0.5)))
+    *_, switch, end = said(caplog)
+    assert "from step 4 on" in switch
+    assert "transport alone 4 steps in " in end and "the module's own objective alone 4 steps in " in end
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_a_data_set_that_keeps_its_own_views_is_told_of(told: bool, targets64: Any, caplog: Any) -> None:
     data = make_digits(64, TwoViews())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import functools
 from typing import Any
 
@@ -12,10 +13,11 @@ from lightly.utils.lars import LARS
 from lightly.utils.scheduler import CosineWarmupScheduler
 from lightning.pytorch import callbacks as lightnings
 from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import MixedPrecision
 from torch.optim import lr_scheduler as schedulers
 
-from rela_lightning import ReLACallback
+from rela_lightning import CollapseMonitor, ReLACallback
 from rela_lightning.errors import InjectionError
 from rela_lightning.schedules import Mix, Switch, TransportOnly
 from tests.modules import byol, same, simclr, weights
@@ -145,20 +147,39 @@ def test_a_monitor_on_the_left_out_step_waits(targets64: Any) -> None:
     fit(seeded(byol), ReLACallback(targets64, schedule=Mix()), stopping)
 
 
+class Two(type(simclr(manual=True))):  # type: ignore[misc]
+    """Two optimizers, each stepped once a batch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        trunk, head = self.optimizers()
+        loss = self.criterion(*self.head(self.backbone(torch.cat(list(batch[0])))).chunk(2))
+        trunk.zero_grad(), head.zero_grad()
+        self.manual_backward(loss)
+        trunk.step(), head.step()
+        self.log("own", loss)
+
+    def configure_optimizers(self) -> Any:
+        return [torch.optim.SGD(self.backbone.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1),
+                torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)]  # fmt: skip
+
+
+def test_loggers_get_all_numbers_at_the_same_steps(targets64: Any, tmp_path: Any) -> None:
+    """Lightning counts batches for loggers, also where each batch has several optimizer steps."""
+    logger = CSVLogger(tmp_path, name="", version="")
+    watched = ReLACallback(targets64, schedule=Switch(0.5)), CollapseMonitor(every_n_steps=4, num_samples=16)
+    fit(seeded(Two), *watched, logger=logger, log_every_n_steps=1)
+    with (tmp_path / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows if row["own"]] == list(range(8))
+    assert [(int(row["step"]), row["rela/phase"]) for row in rows if row["rela/phase"] and not row["own"]] == [
+        (0, "0.0"),
+        (4, "2.0"),
+    ]
+    assert [int(row["step"]) for row in rows if row["features/deviation"]] == [0, 4]
+
+
 @pytest.mark.parametrize("schedule", [Switch(0.5), Mix()])
 def test_several_optimizers(schedule: Any, targets64: Any) -> None:
-    class Two(type(simclr(manual=True))):
-        def training_step(self, batch: Any, batch_idx: int) -> None:
-            trunk, head = self.optimizers()
-            loss = self.criterion(*self.head(self.backbone(torch.cat(list(batch[0])))).chunk(2))
-            trunk.zero_grad(), head.zero_grad()
-            self.manual_backward(loss)
-            trunk.step(), head.step()
-
-        def configure_optimizers(self) -> Any:
-            return [torch.optim.SGD(self.backbone.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1),
-                    torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)]  # fmt: skip
-
     heads: list[bool] = []
 
     class Heads(L.Callback):

@@ -103,7 +103,7 @@ def test_loggers_get_each_measurement_at_its_step(tmp_path: Any) -> None:
     fit([CollapseMonitor(every_n_steps=4, num_samples=40)], epochs=1, logger=logger, log_every_n_steps=1000)
     with (tmp_path / "metrics.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    assert [row["step"] for row in table] == ["2", "6", "10"]  # batches 0 + 1, 4 + 5, 8 + 9
+    assert [row["step"] for row in table] == ["1", "5", "9"]  # batches 0 + 1, 4 + 5, 8 + 9
     assert all(float(row[name]) == float(row[name]) for row in table for name in NAMES)
 
 

@@ -89,6 +89,27 @@ def test_the_loaders_of_fit(tree: Any) -> None:
 
 
 @both
+def test_the_step_that_loggers_are_given(tree: Any) -> None:
+    class Net(tree.LightningModule):  # type: ignore[name-defined, misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 1)
+
+        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
+            found.append(compat.logged_step(self.trainer))
+            return self.layer(batch).sum()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    found: list[int] = []
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = tree.Trainer(max_epochs=1, accumulate_grad_batches=2, **quiet)
+    trainer.fit(Net(), DataLoader(torch.ones(4, 2)))
+    assert found == [0, 0, 1, 1]
+
+
+@both
 @pytest.mark.parametrize("monitor", [None, "loss"])
 def test_model_checkpoint_saves_its_best_in_a_method_of_its_own(tree: Any, tmp_path: Path, monitor: Any) -> None:
     saved = []

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from rela_lightning.batches import find_views
+from rela_lightning.compat import logged_step
 from rela_lightning.diagnostics.spread import alignment, effective_rank, feature_deviation, uniformity
 from rela_lightning.errors import ConfigError
 from rela_lightning.networks.pooling import Pooling
@@ -162,7 +163,7 @@ class CollapseMonitor(FeatureCallback):
         ) in named.items():  # for checkpoints and early stopping; loggers get each measurement at its step
             pl_module.log(name, value, on_step=False, on_epoch=True, logger=False)
         for logger in trainer.loggers:
-            logger.log_metrics(named, step=trainer.global_step)
+            logger.log_metrics(named, step=logged_step(trainer))
 
     def _warn(self, problem: str | None, step: int) -> None:
         if problem is not None and not self._warned:

@@ -88,7 +88,7 @@ class Announcer:
         self._first = self._last if self._first is None else self._first
 
     def phase(self, number: float, trainer: Any, progress: float) -> None:
-        """Note the phase of a step; say where another begins."""
+        """Note the phase of a step that is about to run; say where another begins."""
         phase = int(number)
         if self._marks and self._marks[-1].phase == phase:
             return

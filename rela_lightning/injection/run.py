@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rela_lightning.compat import planned_steps
+from rela_lightning.compat import logged_step, planned_steps
 from rela_lightning.errors import TargetError
 from rela_lightning.injection import checks
 from rela_lightning.injection.announce import Announcer
@@ -230,6 +230,7 @@ class Run:
         # of several optimizers, which manual optimization alone has, a gradient scaler looks for a gradient in each
         scaler = None if module.automatic_optimization else getattr(self._trainer.precision_plugin, "scaler", None)
         self._step = step = Step(self.parts, rows, phase, all_needed=wrapped or scaler is not None)
+        self._announcer.phase(phase.number, self._trainer, self.phases.progress)  # before it steps
         output = step.run(original, args, kwargs)
         if step.loss is not None:
             self._passes.saw(step.samples)
@@ -248,13 +249,12 @@ class Run:
         logged = (tuple(values.values()), None if over else self._trainer.current_epoch)
         if logged == self._logged:
             return
-        self._announcer.phase(phase.number, self._trainer, self.phases.progress)
         for name, value in values.items():
             # filled on the device: a Python number would be copied there, and that waits
             self._module.log(name, torch.full((), value, device=self._module.device), batch_size=samples)
         if self._logged is None or self._logged[0][2] != phase.number:  # loggers hear of each phase, at any interval
             for logger in self._trainer.loggers:
-                logger.log_metrics(values, step=self._trainer.global_step)
+                logger.log_metrics(values, step=logged_step(self._trainer))
         self._logged = logged
 
     def _manual_backward(self, original: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
