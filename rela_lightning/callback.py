@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +25,13 @@ from rela_lightning.process_group import wait_at_exit
 from rela_lightning.schedules import Plateau, Schedule
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.lookup import CROPS, Crops
+
+
+class _ByTrainer(weakref.WeakKeyDictionary[Any, dict[str, Any]]):
+    """States by trainer, which go when it goes; pickled, none: trainers are others then."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
 
 
 @picklable_default("transport_optimizer")
@@ -163,6 +171,7 @@ class ReLACallback(DualCallback):
         self._evaluates = False  # whether what is loaded now is for validation, test or prediction
         self._loaded: dict[str, Any] = {}  # state given to us before setup
         self._left: dict[str, Any] = {}  # state at the end of the last fit
+        self._left_in = _ByTrainer()  # the same, of each trainer
         self._run: Run | None = None
 
     @property
@@ -188,7 +197,7 @@ class ReLACallback(DualCallback):
             )
         self.schedule.load_state_dict(self._fresh)
         self._run = Run(self, trainer, pl_module)
-        state = self._loaded or (self._left if trainer.global_step > 0 else {})
+        state = self._loaded or (self._left_in.get(trainer, {}) if trainer.global_step > 0 else {})
         if state:  # a second fit of the same trainer goes on where the first ended
             self.load_state_dict(state)
         self._run.attach()
@@ -209,6 +218,7 @@ class ReLACallback(DualCallback):
     def _detach(self) -> None:
         if self._run is not None:
             self._left, self._loaded = self.state_dict(), {}
+            self._left_in[self._run.trainer] = self._left
             self._run.detach()
             self._run = None
 
@@ -280,8 +290,12 @@ class ReLACallback(DualCallback):
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Note the epoch a resumed run stands at; say so if the checkpoint knows nothing of ReLA."""
+        if self._evaluates:
+            return
         loops = checkpoint.get("loops", {}).get("fit_loop", {})
         if self._run is not None:
             self._run.rows.resume_at(loops.get("epoch_progress", {}).get("current", {}).get("processed", 0))
         if self.state_key not in checkpoint.get("callbacks", {}):
+            if self._run is not None:
+                self._run.start_afresh()
             checks.warn_unknown_to_checkpoint()

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 
 from rela_lightning import ReLACallback
 from rela_lightning.errors import ConfigError
-from rela_lightning.schedules import Plateau, Schedule, Switch, TransportOnly
+from rela_lightning.schedules import Mix, Plateau, Schedule, Switch, TransportOnly
 from tests.modules import byol, same, weights
+from tests.on_the_fly import prior
 from tests.parts import make_digits
 from tests.test_callback import Log, fit, loader, seeded, trainer
 from tests.test_plateau import Fixed
@@ -122,6 +123,45 @@ def test_what_is_loaded_to_evaluate_a_checkpoint_is_not_for_the_next_fit(targets
     run.validate(Validated(), loader(), ckpt_path=tmp_path / "a.ckpt")
     run.fit(seeded(Validated), loader())
     assert phases(log) == [0.0] * 4 + [2.0] * 4
+
+
+@pytest.mark.parametrize("on_the_fly", [False, True])
+@pytest.mark.parametrize("between", ["a fit of another trainer", "a plain checkpoint"])
+def test_each_trainer_goes_on_where_its_own_fit_ended(
+    between: str, on_the_fly: bool, targets64: Any, tmp_path: Any
+) -> None:
+    """As if the callback had never been elsewhere; what is resumed without state of ReLA begins afresh."""
+    resumed = {"ckpt_path": tmp_path / "plain.ckpt"} if between == "a plain checkpoint" else {}
+    fit(seeded(byol), max_epochs=1).save_checkpoint(tmp_path / "plain.ckpt")
+
+    def ends(*, moved: bool) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+        targets: Any = {"prior": prior()} if on_the_fly else {"targets": targets64}
+        rela, module = ReLACallback(**targets, schedule=Mix()), seeded(byol)
+        run = trainer("lightning.pytorch", rela, max_epochs=2)
+        if moved or not resumed:
+            torch.manual_seed(0)
+            run.fit(module, loader())
+        if moved and not resumed:
+            fit(seeded(byol), rela, max_epochs=3)
+        run.fit_loop.max_epochs = 4
+        module = seeded(byol) if resumed else module
+        torch.manual_seed(0)
+        run.fit(module, loader(), **resumed)
+        return weights(module), rela.state_dict()["transport"]["map"]["linear.weight"]
+
+    (own, own_map), (other, other_map) = ends(moved=False), ends(moved=True)
+    assert same(own, other) and torch.equal(own_map, other_map)
+
+
+def test_a_plain_checkpoint_is_tested_without_a_word(targets64: Any, tmp_path: Any, recwarn: Any) -> None:
+    class Tested(type(byol())):
+        def test_step(self, batch: Any, batch_idx: int) -> None:
+            return None
+
+    fit(seeded(byol), max_epochs=1).save_checkpoint(tmp_path / "plain.ckpt")
+    run = trainer("lightning.pytorch", ReLACallback(targets64))
+    run.test(Tested(), loader(), ckpt_path=tmp_path / "plain.ckpt", verbose=False)
+    assert not [warning for warning in recwarn if "ReLACallback" in str(warning.message)]
 
 
 class Fires(Schedule):

@@ -103,11 +103,17 @@ class Run:
         self.phases = Phases(
             self._schedule, callback.head_warmup, trainer, lambda: parts.may_replace, self.rows.request
         )
+        self._fresh = self.state_dict() | {"passes": None}
 
     @property
     def phase(self) -> Phase:
         """How this batch is trained on; before its step, how the next is meant to be."""
         return self.phases.now if self._ran is None else self._ran
+
+    @property
+    def trainer(self) -> Any:
+        """The Trainer."""
+        return self._trainer
 
     @property
     def _in_use(self) -> bool:
@@ -325,3 +331,7 @@ class Run:
         self._schedule.begin(self._source.directions)
         self._schedule.load_state_dict(state["schedule"])
         self.phases.restore(Weights(*state["weights"]), state["progress"], state.get("over", False))
+
+    def start_afresh(self) -> None:
+        """Forget what was loaded: what is resumed knows nothing of ReLA."""
+        self.load_state_dict(self._fresh)

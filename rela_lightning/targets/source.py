@@ -220,8 +220,8 @@ class PriorTargets:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        if "projection" in state:
-            self._projection, self.directions = Projection(*state["projection"]), state.get("directions")
+        self._projection = Projection(*state["projection"]) if "projection" in state else None
+        self.directions = state.get("directions")
         self._learner.load_state_dict(state)
 
 
