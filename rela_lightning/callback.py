@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from rela_lightning.injection.optim import OptimizerFactory
 from rela_lightning.injection.phases import Phase
 from rela_lightning.injection.rows import ROW_LAYOUTS, RowLayout
 from rela_lightning.injection.run import Run
+from rela_lightning.kept import Kept
 from rela_lightning.losses import LossSpec, resolve_loss
 from rela_lightning.networks.pooling import POOLINGS, Pooling
 from rela_lightning.priors import Prior
@@ -25,13 +25,6 @@ from rela_lightning.process_group import wait_at_exit
 from rela_lightning.schedules import Plateau, Schedule
 from rela_lightning.targets import TargetStore
 from rela_lightning.targets.lookup import CROPS, Crops
-
-
-class _ByTrainer(weakref.WeakKeyDictionary[Any, dict[str, Any]]):
-    """States by trainer, which go when it goes; pickled, none: trainers are others then."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), ()
 
 
 @picklable_default("transport_optimizer")
@@ -171,7 +164,7 @@ class ReLACallback(DualCallback):
         self._evaluates = False  # whether what is loaded now is for validation, test or prediction
         self._loaded: dict[str, Any] = {}  # state given to us before setup
         self._left: dict[str, Any] = {}  # state at the end of the last fit
-        self._left_in = _ByTrainer()  # the same, of each trainer
+        self._left_in = Kept()  # the same, of each trainer
         self._run: Run | None = None
 
     @property

@@ -1,4 +1,5 @@
 import functools
+import pickle
 
 import lightning.pytorch as L
 import pytest
@@ -263,6 +264,17 @@ def test_resuming_goes_on_where_it_was(tmp_path):
     train([second], module=still(), epochs=2, ckpt_path=tmp_path / "half.ckpt")
     torch.testing.assert_close(second.state_dict(), whole.state_dict(), rtol=0, atol=0)
     assert whole.state_dict()["optimizer"]["state"][0]["step"] == 20
+
+
+def test_a_probe_begins_afresh_with_another_module_and_goes_on_with_the_same():
+    again, fresh, module = pickle.loads(pickle.dumps(OnlineLinearProbe(10))), OnlineLinearProbe(10), still()
+    train([again], module=module, train=digits(500, 1000))
+    trainer, _ = train([again], module=still(), val=digits(1000, 1100))
+    other, _ = train([fresh], module=still(), val=digits(1000, 1100))
+    assert trainer.callback_metrics == other.callback_metrics
+    torch.testing.assert_close(again.state_dict(), fresh.state_dict(), rtol=0, atol=0)
+    train([again], module=module)
+    assert again.state_dict()["optimizer"]["state"][0]["step"] == 20
 
 
 def test_the_default_optimizer_is_the_authors():

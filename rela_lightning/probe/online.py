@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rela_lightning.compat import picklable_default
 from rela_lightning.errors import ConfigError, DataError
+from rela_lightning.kept import Kept
 from rela_lightning.networks.pooling import Pooling
 from rela_lightning.probe.accuracy import accuracies, summed_cross_entropy, topk_counts, topk_names
 from rela_lightning.probe.callbacks import ProbeCallback, log_number
@@ -77,6 +78,8 @@ class OnlineLinearProbe(ProbeCallback):
         self._head: nn.Linear | None = None
         self._head_optimizer: torch.optim.Optimizer | None = None
         self._saved: dict[str, Any] = {}
+        self._kept = Kept()  # by module: a classifier is of its features
+        self._attached, self._given = False, False  # whether the state was given to us outside of a run
         self._train_sums: Tensor | None = None
         self._val_counts: Tensor | None = None
         self._trained = False
@@ -96,11 +99,23 @@ class OnlineLinearProbe(ProbeCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until the first batch tells the width of the features."""
         self._saved, self._trained = state_dict, bool(state_dict)
+        self._given = not self._attached
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Go on with the classifier of this module; that of another one knows nothing of its features."""
+        super().setup(trainer, pl_module, stage)
+        self._attached = True
+        if stage == "fit" and not self._given:
+            self._saved = self._kept.get(pl_module, {})
+            self._trained = bool(self._saved)
+        self._given = self._given and stage != "fit"
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave the module as it was; keep the classifier for a later `fit` or `save_checkpoint`."""
+        """Leave the module as it was; keep the classifier for `save_checkpoint` and a later `fit` of the module."""
         super().teardown(trainer, pl_module, stage)
-        self._saved = self.state_dict()
+        self._saved, self._attached = self.state_dict(), False
+        if trainer.state.fn == "fit":
+            self._kept[pl_module] = self._saved
         self._head = self._head_optimizer = self._train_sums = self._val_counts = None
 
     def on_train_batch_end(
