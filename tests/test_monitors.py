@@ -98,12 +98,14 @@ class Plateaued(type(byol())):  # type: ignore[misc]
     """Its scheduler watches the loss that its step logs."""
 
     kind: Any = torch.optim.lr_scheduler.ReduceLROnPlateau
+    interval = "epoch"
 
     def configure_optimizers(self) -> Any:
         optimizer = super().configure_optimizers()
         options = {"patience": 0, "threshold": 1e9} if self.kind is Plateaued.kind else {"T_max": 10}
         scheduler = self.kind(optimizer, **options)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "train_loss"}}
+        config = {"scheduler": scheduler, "monitor": "train_loss", "interval": self.interval}
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
 
 @pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned")
@@ -112,6 +114,18 @@ def test_plateau_schedulers_wait_too_and_are_strict_again(targets64: Any) -> Non
     run = fit(module, ReLACallback(targets64, schedule=Switch(0.5)), max_epochs=4)
     (config,) = run.lr_scheduler_configs
     assert config.scheduler.last_epoch == 2 and config.strict
+
+
+@pytest.mark.filterwarnings("ignore:ReduceLROnPlateau conditioned")
+@pytest.mark.parametrize("interval", ["epoch", "step"])
+def test_a_batch_on_its_way_at_the_switch_logs_no_loss_either(targets64: Any, interval: str) -> None:
+    """The switch comes before the last batch of the first epoch, which was made for the transport phase."""
+    module, stopping = seeded(Plateaued), EarlyStopping("train_loss", check_on_train_epoch_end=True)
+    module.interval = interval
+    run = fit(module, ReLACallback(targets64, schedule=Switch(0.3)), stopping)
+    (config,) = run.lr_scheduler_configs
+    assert module.steps_run == 4 and config.strict
+    assert config.scheduler.last_epoch == (1 if interval == "epoch" else 4)
 
 
 def test_schedulers_that_never_read_their_monitor_are_left_alone(targets64: Any) -> None:

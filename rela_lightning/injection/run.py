@@ -60,6 +60,7 @@ class Run:
         self._step: Step | None = None
         self._step_detached = False  # whether transport is over and nothing of it is left in the step
         self._ran: Phase | None = None  # of this batch, once its step is under way
+        self._left_out = False  # whether the last step was not the module's own: also of a batch made before the switch
         self._logged: tuple[tuple[float, ...], int | None] | None = None
         self._teachers: Teachers | None = None
         self._pairs: list[list[str]] | None = None
@@ -121,7 +122,8 @@ class Run:
         return self._callback in self._trainer.callbacks
 
     def _logging(self) -> Logging:
-        return Logging(own=not self.phases.skips_step, transport=self.phases.now.weights.transport > 0.0)
+        own = not (self.phases.skips_step or self._left_out)
+        return Logging(own=own, transport=self.phases.now.weights.transport > 0.0)
 
     def attach_schedulers(self) -> None:
         """Schedulers exist now, and one of them may monitor a metric."""
@@ -214,6 +216,7 @@ class Run:
     def _detach_step(self) -> None:
         """Take everything off the step: transport is over, and the last batch has passed that was made for it."""
         self.parts.check_deferred()
+        self.monitors.update()
         self.parts.student.remove()
         self._stepping.undo(covered=False)
         self._step, self._step_detached = None, True
@@ -238,6 +241,7 @@ class Run:
         self._step = step = Step(self.parts, rows, phase, all_needed=wrapped or scaler is not None)
         self._announcer.phase(phase.number, self._trainer, self.phases.progress)  # before it steps
         output = step.run(original, args, kwargs)
+        self._left_out = step.replaced
         if step.loss is not None:
             self._passes.saw(step.samples)
             module.log("rela/loss", step.loss, batch_size=step.samples)
@@ -288,7 +292,7 @@ class Run:
         if self._step.replaced and stepped and self._teachers is not None:
             self._teachers.update()
         self._patience.update(self._step, stepped=stepped, accumulate=self._trainer.accumulate_grad_batches)
-        if self.phases.over and self.phases.settled and self.rows.passed:
+        if self.phases.over and self.phases.settled and self.rows.passed and not self._left_out:
             self._detach_step()
 
     # ---- state ---------------------------------------------------------------------------------------
