@@ -23,6 +23,7 @@ from rela_lightning.schedules import (
     Weights,
 )
 from tests.modules import NAMESPACES, byol
+from tests.on_the_fly import prior
 from tests.test_callback import fit, loader, seeded, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*waits for")
@@ -207,6 +208,14 @@ def test_the_loss_of_a_blend_to_the_end_is_there_in_every_epoch(targets64: Any) 
 
     fit(seeded(byol), ReLACallback(targets64, schedule=Blend()), stopping, Read(), max_epochs=4)
     assert len(set(seen)) == 4 and stopping.best_score == min(seen)
+
+
+def test_the_loss_to_targets_that_are_still_to_be_learnt_is_waited_for() -> None:
+    """Until the first epoch's last batch, images are collected for the projection."""
+    stopping = EarlyStopping("rela/loss", check_on_train_epoch_end=True)
+    with pytest.warns(UserWarning, match="EarlyStopping waits for 'rela/loss'"):
+        fit(seeded(byol), ReLACallback(prior=prior(), schedule=TransportOnly()), stopping, max_epochs=3)
+    assert 0.0 < float(stopping.best_score) < 2.0
 
 
 def test_nothing_is_left_on_the_watchers(targets64: Any) -> None:

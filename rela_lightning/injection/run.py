@@ -73,6 +73,7 @@ class Run:
             crops=callback.crops,
             num_views=callback.num_views,
         )
+        self._collects = isinstance(source, PriorTargets)  # until it gives the first targets
         self._schedule.begin(source.directions)
         self._passes = Passes(trainer, source.images)
         self._announcer = Announcer(source.summary, callback.loss, source.labelling_seconds)
@@ -123,7 +124,7 @@ class Run:
 
     def _logging(self) -> Logging:
         own = not (self.phases.skips_step or self._left_out)
-        return Logging(own=own, transport=self.phases.now.weights.transport > 0.0)
+        return Logging(own=own, transport=self.phases.now.weights.transport > 0.0 and not self._collects)
 
     def attach_schedulers(self) -> None:
         """Schedulers exist now, and one of them may monitor a metric."""
@@ -241,7 +242,7 @@ class Run:
         self._step = step = Step(self.parts, rows, phase, all_needed=wrapped or scaler is not None)
         self._announcer.phase(phase.number, self._trainer, self.phases.progress)  # before it steps
         output = step.run(original, args, kwargs)
-        self._left_out = step.replaced
+        self._left_out, self._collects = step.replaced, self._collects and step.loss is None
         if step.loss is not None:
             self._passes.saw(step.samples)
             module.log("rela/loss", step.loss, batch_size=step.samples)
