@@ -46,6 +46,7 @@ __all__ = [
     "private",
     "remove_forward_hooks",
     "show_loaders",
+    "steps_of_epochs",
     "tensor_version",
     "timers",
     "training_loaders",
@@ -120,13 +121,14 @@ def private(owner: Any, name: str) -> Any:
 
 def timers(callbacks: Iterable[Any]) -> list[tuple[Any, float]]:
     """The Timers of either tree that have a limit, by which `max_time` works, and the limit in seconds."""
-    found = [(callback, private(callback, "_duration")) for callback in callbacks if _is_timer(callback)]
+    found = [(callback, private(callback, "_duration")) for callback in callbacks if _is(callback, "Timer")]
     return [(timer, float(seconds)) for timer, seconds in found if seconds is not None]
 
 
-def _is_timer(callback: Any) -> bool:
+def _is(callback: Any, name: str) -> bool:
+    """Whether a callback is one of Lightning's of a name, of either tree."""
     return any(
-        base.__name__ == "Timer" and base.__module__.startswith(tuple(f"{name}." for name in NAMESPACES))
+        base.__name__ == name and base.__module__.startswith(tuple(f"{name}." for name in NAMESPACES))
         for base in type(callback).__mro__
     )
 
@@ -142,7 +144,28 @@ def planned_steps(trainer: Any) -> float:
     For a loader without a length, Lightning gives `max_steps`, also where that is -1 because epochs are planned.
     """
     steps = float(trainer.estimated_stepping_batches)
+    if _accumulation(trainer) is not None and trainer.max_epochs > 0 and math.isfinite(trainer.num_training_batches):
+        steps = steps_of_epochs(trainer, trainer.max_epochs)  # Lightning takes the present number of batches for all
+        steps = steps if trainer.max_steps < 0 else min(steps, float(trainer.max_steps))
     return math.inf if steps < 0 else steps
+
+
+def steps_of_epochs(trainer: Any, epochs: float) -> float:
+    """Optimizer steps of the first epochs of a run, whole or not, once its data are set up.
+
+    Gradients may be accumulated over another number of batches from some epoch on (`GradientAccumulationScheduler`).
+    """
+    plan = _accumulation(trainer) or {0: trainer.accumulate_grad_batches}
+    starts = sorted(plan)
+    each = {start: math.ceil(trainer.num_training_batches / plan[start]) for start in starts}
+    until = zip(starts, [*starts[1:], math.inf], strict=True)
+    return float(sum(max(min(end, epochs) - start, 0) * each[start] for start, end in until))
+
+
+def _accumulation(trainer: Any) -> dict[int, int] | None:
+    """Batches to a step, by the epoch from which on; None where their number never changes."""
+    found = (callback for callback in trainer.callbacks if _is(callback, "GradientAccumulationScheduler"))
+    return next((dict(callback.scheduling) for callback in found), None)
 
 
 def logged_step(trainer: Any) -> int:

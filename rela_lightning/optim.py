@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from rela_lightning.compat import planned_steps
+from rela_lightning.compat import planned_steps, steps_of_epochs
 from rela_lightning.errors import ConfigError
 
 __all__ = ["WarmupCosine", "parameter_groups", "with_scheduler"]
@@ -128,8 +128,7 @@ class WarmupCosine(LRScheduler):
         batches, steps = self._trainer.num_training_batches, planned_steps(self._trainer)
         if math.isinf(batches) or not 0 < steps < math.inf:
             raise _endless(f"{batches} batches an epoch")
-        each = math.ceil(batches / self._trainer.accumulate_grad_batches)
-        return int(steps), min(round(self.warmup_epochs * each), int(steps))
+        return int(steps), min(round(steps_of_epochs(self._trainer, self.warmup_epochs)), int(steps))
 
 
 def with_scheduler(module: Any, optimizer: Optimizer, scheduler: Any = None) -> Any:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as L
 import numpy as np
 import pytest
 import torch
 from lightly.utils.lars import LARS
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, ModelCheckpoint
 from torch import nn
 
 from rela_lightning import ReLACallback, ReLAModule
@@ -149,6 +149,31 @@ def test_the_rate_follows_optimizer_steps(every: int, warmup: float, end: float,
     fit(byol(warmup, end, bias_and_norm_lr=0.1), rates, accumulate_grad_batches=every)
     expected = [[0.4 * share, 0.1 * share] for share in curve(steps, rise, end)]
     np.testing.assert_allclose(rates.seen, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("plan", "options", "steps", "rise"),
+    [
+        ({0: 1, 2: 3}, {}, 9 + 9 + 3 + 3, 14),
+        ({0: 4, 1: 2, 3: 1}, {}, 3 + 5 + 5 + 9, 6),
+        ({2: 3}, {"max_steps": 20}, 20, 14),
+    ],
+)
+def test_the_rate_and_the_teachers_momentum_follow_batches_to_a_step_that_change(
+    plan: dict[int, int], options: dict[str, int], steps: int, rise: int
+) -> None:
+    """Nine batches an epoch, four epochs, one and a half of them warm-up."""
+
+    class Momenta(L.Callback):
+        seen: ClassVar[list[float]] = []
+
+        def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
+            self.seen.append(module._momentum_now())
+
+    rates, momenta, accumulation = Rates(), Momenta(), GradientAccumulationScheduler(plan)
+    fit(byol(1.5, momentum=0.9, momentum_end=1.0), rates, momenta, accumulation, **options)
+    np.testing.assert_allclose(rates.seen, [[0.4 * share] * 2 for share in curve(steps, rise)], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(momenta.seen, [1.0 - 0.1 * share for share in curve(steps, 0)], rtol=1e-9)
 
 
 def test_a_run_counted_in_steps_and_one_shorter_than_its_warmup() -> None:
