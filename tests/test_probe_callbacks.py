@@ -10,6 +10,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from rela_lightning.diagnostics import CollapseMonitor
 from rela_lightning.errors import ConfigError, DataError
 from rela_lightning.networks.encode import encode
 from rela_lightning.probe import KNNProbe, OnlineLinearProbe
@@ -302,6 +303,27 @@ def test_two_probes_of_one_run_keep_their_own_state(tmp_path):
     trainer.save_checkpoint(tmp_path / "two.ckpt")
     states = torch.load(tmp_path / "two.ckpt", weights_only=True)["callbacks"]
     assert [states[probe.state_key]["head"]["weight"].shape[1] for probe in probes] == [192, 6]
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        [functools.partial(OnlineLinearProbe, 10, optimizer=ADAM), functools.partial(OnlineLinearProbe, 10, labels=1)],
+        [functools.partial(KNNProbe, 1), functools.partial(KNNProbe, 90)],
+        [CollapseMonitor, functools.partial(CollapseMonitor, backbone="projector_of")],
+    ],
+)
+def test_two_of_a_kind_in_a_run_log_what_each_alone_does(kinds):
+    def logged(*kinds):
+        module = make()
+        module.projector_of = nn.Sequential(nn.Flatten(), nn.Linear(64, 6))
+        val = [digits(0, 300), digits(1400, 1600)]
+        trainer, _ = train([kind() for kind in kinds], module=module, val=val, epochs=2)
+        return {name: value.item() for name, value in trainer.callback_metrics.items() if "/" in name}
+
+    first, second = logged(kinds[0]), logged(kinds[1])
+    named = {name.replace("/", "_2/"): value for name, value in second.items()}
+    assert first != second and logged(*kinds) == pytest.approx({**first, **named})
 
 
 class Named(torch.utils.data.Dataset):

@@ -71,7 +71,7 @@ class CollapseMonitor(FeatureCallback):
 
     Logged, as soon as measured and as the epoch's mean: `features/effective_rank` (RankMe), `features/deviation`,
     `features/uniformity` and, with two views that differ, `features/alignment`; see the functions of those names.
-    Features that are not finite are logged as NaN.
+    Features that are not finite are logged as NaN. A second one in a run logs as `features_2/...`, and so on.
 
     Args:
         every_n_steps: Training batches from one measurement to the next.
@@ -88,6 +88,8 @@ class CollapseMonitor(FeatureCallback):
     Example:
         `Trainer(callbacks=[CollapseMonitor(every_n_steps=500)])`
     """
+
+    logs_as = "features"
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class CollapseMonitor(FeatureCallback):
         else:
             measured = dict.fromkeys(("effective_rank", "deviation", "uniformity"), math.nan)
             self._warn("The backbone gives NaN or infinity.", trainer.global_step)
-        named = {f"features/{name}": value for name, value in measured.items()}
+        named = {f"{self.prefix}/{name}": value for name, value in measured.items()}
         for (
             name,
             value,

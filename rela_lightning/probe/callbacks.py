@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,16 +40,23 @@ class FeatureCallback(DualCallback):
         pooling: See `rela_lightning.networks.pooling.pool`.
     """
 
+    logs_as: ClassVar[str]
+    """What the names of its metrics begin with, before the slash."""
+
     def __init__(self, *, backbone: str, pooling: Pooling) -> None:
         check_pooling(pooling)
+        self.prefix = self.logs_as
         self.backbone = backbone
         self.pooling: Pooling = pooling
         self._found: Encoder | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Look for the backbone anew."""
+        """Look for the backbone anew; of several alike in a run each has its own names, the second `probe_2/...`."""
         wait_at_exit()
         self._found = None
+        alike = [one for one in trainer.callbacks if isinstance(one, FeatureCallback) and one.logs_as == self.logs_as]  # type: ignore[attr-defined]
+        before = next((place for place, one in enumerate(alike) if one is self), 0)
+        self.prefix = f"{self.logs_as}_{before + 1}" if before else self.logs_as
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse a backbone that is not there before anything is trained."""

@@ -31,7 +31,7 @@ class KNNProbe(ProbeCallback):
     Features are computed in eval mode without gradients, the bank is gathered from all processes, and the
     module is left as it was. Features that are not finite are logged as NaN, with a warning. It runs in `fit` and in
     `validate`. A module without `validation_step` is lent an empty one in `fit`. Rows with a negative label are left
-    out.
+    out. A second one in a run logs as `knn_2/top1`, and so on.
 
     Args:
         k: Neighbours that vote; fewer where the bank is smaller.
@@ -54,6 +54,8 @@ class KNNProbe(ProbeCallback):
         >>> trainer = L.Trainer(callbacks=[KNNProbe(k=20)], logger=False)
         >>> # trainer.fit(module, train_loader, [bank_loader, query_loader])
     """
+
+    logs_as = "knn"
 
     def __init__(
         self,
@@ -97,7 +99,9 @@ class KNNProbe(ProbeCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say so where there was nothing to vote on."""
         if not self._voted:
-            rank_zero_warn("KNNProbe had no validation images, or no epoch that was due: knn/top1 was not logged.")
+            rank_zero_warn(
+                f"KNNProbe had no validation images, or no epoch that was due: {self.prefix}/top1 was not logged."
+            )
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start with an empty bank."""
@@ -137,8 +141,8 @@ class KNNProbe(ProbeCallback):
             bank, bank_labels = bank[labelled][: self.max_bank], bank_labels[labelled][: self.max_bank]
             finite = (bank.isfinite().all() & queries.isfinite().all()).long()
             if len(bank) and int(trainer.strategy.reduce(finite, reduce_op="sum")) != trainer.world_size:
-                log_number(pl_module, "knn/top1", float("nan"))
-                rank_zero_warn("The backbone gives NaN or infinity: knn/top1 is NaN. Has the run diverged?")
+                log_number(pl_module, f"{self.prefix}/top1", float("nan"))
+                rank_zero_warn(f"The backbone gives NaN or infinity: {self.prefix}/top1 is NaN. Has the run diverged?")
             elif len(bank):
                 classes = int(bank_labels.max()) + 1
                 predicted = knn_predict(
@@ -147,9 +151,9 @@ class KNNProbe(ProbeCallback):
                 )  # fmt: skip
                 counts = topk_counts(F.one_hot(predicted, classes).float(), labels)
                 counts = torch.as_tensor(trainer.strategy.reduce(counts, reduce_op="sum"))
-                log_number(pl_module, "knn/top1", accuracies(counts)[0])
+                log_number(pl_module, f"{self.prefix}/top1", accuracies(counts)[0])
             else:
-                rank_zero_warn("KNNProbe found no labelled row for its bank: knn/top1 is not logged.")
+                rank_zero_warn(f"KNNProbe found no labelled row for its bank: {self.prefix}/top1 is not logged.")
         self._bank, self._queries = [], []
 
     def _due(self, trainer: Trainer) -> bool:

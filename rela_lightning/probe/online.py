@@ -32,7 +32,8 @@ class OnlineLinearProbe(ProbeCallback):
     Logged at the end of each epoch: `probe/top1` and, above five classes, `probe/top5`, on the validation
     loader (the last of several); `probe/train_top1`, on each training batch before the step on it; and
     `probe/loss`. A module without `validation_step` is lent an empty one, so that passing validation loaders
-    to `fit` is enough. Rows with a negative label are left out.
+    to `fit` is enough. Rows with a negative label are left out. A second one in a run logs as `probe_2/top1`, and so
+    on.
 
     Args:
         num_classes: Number of classes C; labels are in `[0, C)`.
@@ -54,6 +55,8 @@ class OnlineLinearProbe(ProbeCallback):
         >>> # trainer.fit(module, train_loader, validation_loader)
     """
 
+    logs_as = "probe"
+
     def __init__(
         self,
         num_classes: int,
@@ -74,7 +77,7 @@ class OnlineLinearProbe(ProbeCallback):
         self.num_classes = num_classes
         self.every_n_steps = every_n_steps
         self.optimizer = optimizer
-        self._names = topk_names(num_classes, "probe/")
+        self._names = topk_names(num_classes, "")
         self._head: nn.Linear | None = None
         self._head_optimizer: torch.optim.Optimizer | None = None
         self._saved: dict[str, Any] = {}
@@ -149,8 +152,8 @@ class OnlineLinearProbe(ProbeCallback):
             if not rows:
                 rank_zero_warn("OnlineLinearProbe found no labelled row in this epoch: nothing of it is logged.")
                 return
-            log_number(pl_module, "probe/train_top1", hits / rows)
-            log_number(pl_module, "probe/loss", loss / rows)
+            log_number(pl_module, f"{self.prefix}/train_top1", hits / rows)
+            log_number(pl_module, f"{self.prefix}/loss", loss / rows)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Drop the counts of an interrupted epoch."""
@@ -180,7 +183,7 @@ class OnlineLinearProbe(ProbeCallback):
         if self._val_counts is not None and self._trained and not trainer.sanity_checking:
             values = accuracies(_summed(trainer, self._val_counts))
             for name, value in zip(self._names, values, strict=True):
-                log_number(pl_module, name, value)
+                log_number(pl_module, f"{self.prefix}/{name}", value)
         self._val_counts = None
 
     def _head_for(self, features: Tensor) -> tuple[nn.Linear, torch.optim.Optimizer]:
