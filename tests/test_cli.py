@@ -163,6 +163,15 @@ def test_probes_log_beside_each_other_and_a_second_loader():
 
 
 @pytest.mark.slow
+def test_a_validation_without_a_probe_is_no_point_of_the_history():
+    probes = ["--trainer.callbacks+=KNNProbe", "--trainer.callbacks.every_n_epochs=2"]
+    assert (
+        main(["fit", "--model=rela_lightning.methods.BYOL", *SMALL, "--trainer.max_epochs=3", "--name=k", *probes]) == 0
+    )
+    assert record("runs/k")["steps"] == 6 and [point["steps"] for point in record("runs/k")["history"]] == [4]
+
+
+@pytest.mark.slow
 def test_validate_reads_the_checkpoint_and_leaves_nothing_behind(capsys):
     supervised = ["--model=rela_lightning.methods.Supervised", "--model.num_classes=10", *SMALL]
     assert main(["fit", *supervised, "--trainer.max_epochs=1", "--name=s"]) == 0

@@ -43,6 +43,7 @@ class RunRecord(Callback):
         self._targets: Mapping[str, Any] = {}  # their manifest, as the run began; empty without a store
         self._switched: float | None = None
         self._history: list[dict[str, Any]] = []
+        self._before: dict[str, Any] = {}  # what had been measured when the validation began
         self._alone = False  # one process: others would draw the same views as the first
         self._random: dict[str, Any] | None = None
         self._named: Path | None = None  # the checkpoint in the record
@@ -91,12 +92,16 @@ class RunRecord(Callback):
         """Stop the clock: probing is no part of a run's cost."""
         if not trainer.sanity_checking:
             self._pause()
+            self._before = dict(trainer.callback_metrics)
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note what online probes logged; start the clock again."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        metrics = trainer.callback_metrics
+        # those of earlier validations are still there, as the same tensors
+        metrics = {
+            name: value for name, value in trainer.callback_metrics.items() if value is not self._before.get(name)
+        }
         found = {ours: float(metrics[name]) for name, ours in _LOGGED.items() if name in metrics}
         if found:
             self._history.append({"seconds": round(self.seconds, 3), "steps": trainer.global_step, **found})
