@@ -59,10 +59,12 @@ class Slow(torch.utils.data.Dataset):
         return image, 0
 
 
-def fit(folder: Path, steps: int, *callbacks: Any, pause: float = 0.0, module: Any = None, path: Any = None) -> dict:
+def fit(
+    folder: Path, steps: int, *callbacks: Any, pause: float = 0.0, module: Any = None, path: Any = None, **options: Any
+) -> dict:
     trainer = L.Trainer(
         max_steps=steps, accelerator="cpu", default_root_dir=folder, callbacks=[*callbacks, RunRecord(folder, "a")],
-        **{**QUIET, "enable_checkpointing": path is not None},
+        **{**QUIET, "enable_checkpointing": path is not None, **options},
     )  # fmt: skip
     loader = DataLoader(Slow(None, pause), batch_size=ROWS)
     trainer.fit(module or Small(), loader, ckpt_path=path if path and Path(path).exists() else None, weights_only=True)
@@ -74,6 +76,15 @@ def fit(folder: Path, steps: int, *callbacks: Any, pause: float = 0.0, module: A
 def linear(rows: int, inputs: int, outputs: int, *, first: bool) -> int:
     """FLOPs of a linear layer, forward and backward; the first layer needs no gradient of its input."""
     return 2 * rows * inputs * outputs * (2 if first else 3)
+
+
+def test_steps_are_the_optimizer_s_and_flops_those_of_all_batches(tmp_path: Path) -> None:
+    found = fit(tmp_path, 3, accumulate_grad_batches=2)
+    own = found["phases"]["own"]
+    assert (own["steps"], own["batches"], read_run(tmp_path)["steps"]) == (3, 6, 3)
+    assert total_flops(found) == 6 * (linear(ROWS, 3072, WIDTH, first=True) + linear(ROWS, WIDTH, 5, first=False))
+    whole = mean_bill([found, found])
+    assert whole is not None and total_flops(whole) == total_flops(found)
 
 
 def test_flops_steps_and_waiting_are_what_they_are_by_hand(tmp_path: Path) -> None:

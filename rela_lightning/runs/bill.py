@@ -15,16 +15,17 @@ from rela_lightning.units import duration, size
 
 PHASES = {"transport": "transport alone", "both": "both objectives", "own": "own objective alone"}
 """Key in `run.json`: heading. In the order of the numbers that are logged as `rela/phase`."""
-_COUNTED = 3  # the step of a phase whose arithmetic is counted: those before it warm up
+_COUNTED = 3  # the batch of a phase whose arithmetic is counted: those before it warm up
 
 
 class Bill:
     """Counts while a run goes on; what it holds is plain numbers, and goes on from a checkpoint.
 
     Attributes:
-        phases: By the name of a phase `steps`, `seconds` (data and callbacks included, validation left out),
-            `data_seconds` (of these, waiting for data) and `flops` (of a step on one device, forward and backward, by
-            torch's counter; None where it was not counted).
+        phases: By the name of a phase `steps` (of the optimizer), `batches` (more, where gradients are accumulated),
+            `seconds` (data and callbacks included, validation left out), `data_seconds` (of these, waiting for data)
+            and `flops` (of a batch on one device, forward and backward, by torch's counter; None where it was not
+            counted).
     """
 
     def __init__(self) -> None:
@@ -57,15 +58,16 @@ class Bill:
         self._waited = 0.0 if self._last is None else now - self._last
         self._last = now
         entry = self._of(phase)
-        if countable and entry["flops"] is None and entry["steps"] == _COUNTED - 1:
+        if countable and entry["flops"] is None and entry["batches"] == _COUNTED - 1:
             self._counted, self._counter = phase, FlopCounterMode(display=False)
             self._counter.__enter__()  # type: ignore[no-untyped-call]
 
-    def end(self, phase: int) -> None:
-        """The step is through.
+    def end(self, phase: int, steps: int) -> None:
+        """The batch is through.
 
         Args:
             phase: What it was: a batch that was on its way when the phase changed still belongs to the one before.
+            steps: Steps of the optimizer that it made; 0 where its gradient is kept for a later one.
         """
         now, flops, entry = time.perf_counter(), self.stop_counting(), self._of(phase)
         if phase == self._counted and flops is not None:
@@ -74,12 +76,13 @@ class Bill:
             entry["data_seconds"] += self._waited
             entry["seconds"] += self._waited + now - self._last
         self._last = now
-        entry["steps"] += 1
+        entry["steps"] += steps
+        entry["batches"] += 1
         self.phases[list(PHASES)[phase]] = entry
 
     def _of(self, phase: int) -> dict[str, Any]:
         """What there is of a phase."""
-        empty = {"steps": 0, "seconds": 0.0, "data_seconds": 0.0, "flops": None}
+        empty = {"steps": 0, "batches": 0, "seconds": 0.0, "data_seconds": 0.0, "flops": None}
         return self.phases.get(list(PHASES)[phase], empty)
 
     def stop_counting(self) -> int | None:
@@ -114,7 +117,7 @@ class Bill:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.phases = {name: dict(entry) for name, entry in state["phases"].items()}
+        self.phases = {name: {"batches": entry["steps"], **entry} for name, entry in state["phases"].items()}
         self.energy = float(state["joules"] or 0.0)
         self._highest = state.get("peak_bytes")
 
@@ -144,7 +147,12 @@ def total_flops(bill: Mapping[str, Any]) -> float | None:
     phases = bill["phases"].values()
     if not phases or any(entry["flops"] is None for entry in phases):
         return None
-    return float(sum(entry["steps"] * entry["flops"] for entry in phases))
+    return float(sum(_batches(entry) * entry["flops"] for entry in phases))
+
+
+def _batches(entry: Mapping[str, Any]) -> int:
+    """Batches of a phase; earlier records have them as its steps alone."""
+    return int(entry.get("batches", entry["steps"]))
 
 
 def mean_bill(bills: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -154,6 +162,7 @@ def mean_bill(bills: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     phases = {
         name: {
             "steps": round(statistics.fmean(bill["phases"][name]["steps"] for bill in bills)),
+            "batches": round(statistics.fmean(_batches(bill["phases"][name]) for bill in bills)),
             "seconds": statistics.fmean(bill["phases"][name]["seconds"] for bill in bills),
             "data_seconds": statistics.fmean(bill["phases"][name]["data_seconds"] for bill in bills),
             "flops": bills[0]["phases"][name]["flops"],

@@ -48,6 +48,7 @@ class RunRecord(Callback):
         self._random: dict[str, Any] | None = None
         self._named: Path | None = None  # the checkpoint in the record
         self._bill = Bill()
+        self._steps = 0  # of the optimizer, before the batch under way
         self._device = torch.device("cpu")
         self._compiled = False
 
@@ -109,12 +110,13 @@ class RunRecord(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """A batch is there: what was waited for is put down."""
+        self._steps = trainer.global_step
         self._bill.begin(_number(_phase(trainer)), countable=self._alone and not self._compiled)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Put the step down; note when transport ended."""
         phase = _phase(trainer)
-        self._bill.end(_number(phase))
+        self._bill.end(_number(phase), trainer.global_step - self._steps)
         if self._switched is None and phase is not None and phase.weights == SSL_ONLY:
             self._switched = round(self.seconds, 3)
 
