@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch.utils.data import IterableDataset
+from torchvision.datasets import VisionDataset
 from torchvision.transforms import v2
 
 from rela_lightning import build_targets, load_prior
@@ -142,3 +144,20 @@ def test_targets_too_large_for_half_precision_are_refused(tmp_path):
     with pytest.raises(TargetError, match=r"storage_dtype=torch\.float32"):
         build_targets(prior, Digits(), tmp_path / "t", standardise="none")
     assert build_targets(prior, Digits(), tmp_path / "t").dim == 20
+
+
+class Joint(VisionDataset):
+    """As torchvision's VOC: it has a `transform`, and applies another."""
+
+    def __len__(self) -> int:
+        return 9
+
+    def __getitem__(self, row: int) -> Any:
+        return self.transforms(torch.full((3, 8, 8), row / 9), row)
+
+
+@pytest.mark.parametrize("image", [None, "0"])
+def test_an_error_names_the_users_own_class(image: str | None, tmp_path: Path) -> None:
+    dataset = Joint(tmp_path, transform=lambda tensor: (tensor + torch.rand(())).clamp(max=1))
+    with pytest.raises(DataError, match=r"found: +Joint, which augments in a place other than"):
+        build_targets(pixel_prior(), dataset, tmp_path / "t", image=image)

@@ -108,6 +108,13 @@ class AsItIs(Dataset[Any]):
         return self.dataset[row]
 
 
+def own_class(dataset: Any) -> str:
+    """Name of the class of a user's data set, without what is put around it here."""
+    while isinstance(dataset, (AsItIs, ImageAt)):
+        dataset = dataset.dataset
+    return type(dataset).__name__
+
+
 def past_cache(dataset: Any) -> Any:
     """A data set that may be read with its transforms set aside: another one would keep what was read, for training.
 
@@ -140,7 +147,7 @@ def check_length(dataset: Any) -> int:
         raise DataError(
             "Targets are found by the index of a sample, so the data set needs a length and indices.",
             expected="a map-style data set: len(dataset) and dataset[i]",
-            found=type(dataset).__name__,
+            found=own_class(dataset),
             do="for iterable data compute targets on the fly, ReLACallback(prior=...), or give each sample a key: "
             "build_targets finds the targets of a stream by key",
         )
@@ -149,7 +156,7 @@ def check_length(dataset: Any) -> int:
         raise DataError(
             "The data set is empty." if rows == 0 else "One row has no variance to learn a projection from.",
             expected="at least 2 rows",
-            found=f"{rows} in {type(dataset).__name__}",
+            found=f"{rows} in {own_class(dataset)}",
             do="check its path and split",
         )
     return rows

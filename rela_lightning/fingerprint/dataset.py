@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rela_lightning.data.copies import copied
-from rela_lightning.data.raw import has_transform, pixels, raw_image
+from rela_lightning.data.raw import has_transform, own_class, pixels, raw_image
 from rela_lightning.errors import DataError
 
 SAMPLED_ROWS = 64
@@ -87,7 +87,7 @@ def take_sample(dataset: Any, length: int) -> Sample:
         raise DataError(
             f"Row {changing[0]} of the data set has other pixels each time it is read.",
             expected="images without random augmentation",
-            found=f"{type(dataset).__name__}, which augments in a place other than `transform`",
+            found=f"{own_class(dataset)}, which augments in a place other than `transform`",
             do="label the same data set built without its augmentation",
         )
     return sample

@@ -15,6 +15,7 @@ from torch.utils.data import default_collate
 
 from rela_lightning.data.device.memory import originals
 from rela_lightning.data.find_key import find_key
+from rela_lightning.data.raw import own_class
 from rela_lightning.data.swap import has_rows
 from rela_lightning.devices import home_of
 from rela_lightning.errors import TargetError
@@ -139,7 +140,7 @@ def _verify_length(store: TargetStore, dataset: Any) -> None:
         raise TargetError(
             "The targets are not of this data set: the lengths differ.",
             expected=f"{len(store)} rows (targets at {store.path})",
-            found=f"{length} rows ({type(dataset).__name__})" if length is not None else "no length",
+            found=f"{length} rows ({own_class(dataset)})" if length is not None else "no length",
             do="build targets for this data set, or train on the one that was labelled",
         )
 
@@ -176,7 +177,7 @@ def _of_other_data(dataset: Any, moved: list[str], other: list[int], sampled: in
     return TargetError(
         f"The targets are not of this data set: {problem}.",
         expected=f"the images that were labelled, in their order ({sampled} rows are compared by their pixels)",
-        found=f"{' and '.join(found) or 'other pixels between the sampled rows'}, in {type(dataset).__name__}",
+        found=f"{' and '.join(found) or 'other pixels between the sampled rows'}, in {own_class(dataset)}",
         do=f"build targets for this data set{do}",
     )
 
