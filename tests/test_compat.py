@@ -22,6 +22,7 @@ from rela_lightning import compat
 from rela_lightning.cli.messages import ReadableParser
 from rela_lightning.errors import ReLAError
 
+QUIET = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
 TREES = [import_module(name) for name in compat.NAMESPACES]
 _OURS, _HUGGING_FACE = "rela_lightning/compat.py", "fingerprint/leaves.py"  # data sets, read if they have them
 both = pytest.mark.parametrize("tree", TREES, ids=lambda tree: tree.__name__)
@@ -65,8 +66,9 @@ def test_planned_steps(tree: Any, plan: dict[str, int], length: int | None, step
     assert found == [steps]
 
 
-@both
-def test_the_loaders_of_fit(tree: Any) -> None:
+def linear(tree: Any) -> Any:
+    """A module of either tree that trains."""
+
     class Net(tree.LightningModule):  # type: ignore[name-defined, misc]
         def __init__(self) -> None:
             super().__init__()
@@ -78,10 +80,14 @@ def test_the_loaders_of_fit(tree: Any) -> None:
         def configure_optimizers(self) -> Any:
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    trainer, loader = tree.Trainer(max_steps=1, **quiet), DataLoader(torch.ones(4, 2))
+    return Net()
+
+
+@both
+def test_the_loaders_of_fit(tree: Any) -> None:
+    trainer, loader = tree.Trainer(max_steps=1, **QUIET), DataLoader(torch.ones(4, 2))
     assert compat.training_loaders(trainer) is None
-    trainer.fit(Net(), loader)
+    trainer.fit(linear(tree), loader)
     combined = compat.training_loaders(trainer)
     assert combined.flattened == [loader]
     compat.show_loaders(combined, ["another"])
@@ -90,22 +96,11 @@ def test_the_loaders_of_fit(tree: Any) -> None:
 
 @both
 def test_the_step_that_loggers_are_given(tree: Any) -> None:
-    class Net(tree.LightningModule):  # type: ignore[name-defined, misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(2, 1)
-
-        def training_step(self, batch: torch.Tensor) -> torch.Tensor:
-            found.append(compat.logged_step(self.trainer))
-            return self.layer(batch).sum()
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=0.1)
-
     found: list[int] = []
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    trainer = tree.Trainer(max_epochs=1, accumulate_grad_batches=2, **quiet)
-    trainer.fit(Net(), DataLoader(torch.ones(4, 2)))
+    module = linear(tree)
+    module.layer.register_forward_pre_hook(lambda *_: found.append(compat.logged_step(module.trainer)))
+    trainer = tree.Trainer(max_epochs=1, accumulate_grad_batches=2, **QUIET)
+    trainer.fit(module, DataLoader(torch.ones(4, 2)))
     assert found == [0, 0, 1, 1]
 
 

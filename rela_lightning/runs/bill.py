@@ -117,7 +117,7 @@ class Bill:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from there."""
-        self.phases = {name: {"batches": entry["steps"], **entry} for name, entry in state["phases"].items()}
+        self.phases = {name: {**entry, "batches": _batches(entry)} for name, entry in state["phases"].items()}
         self.energy = float(state["joules"] or 0.0)
         self._highest = state.get("peak_bytes")
 
